@@ -1,0 +1,72 @@
+"""The seams of the library, named.
+
+Every room agrees with its neighbours through the aliases below, so a newcomer can read the data flow from their names.
+`B` is the batch, `H, W, C` the height, width and channels of an image or of a feature map, `K` the number of classes,
+`S` the number of guarded sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key: jax.random.key(seed)
+
+# images -> outputs, or (images, key) -> outputs when the network is stochastic. The outputs are logits [B, K], or any
+# pytree that the loss accepts.
+LogitsFn = Callable[..., Any]
+
+# (outputs, labels) -> one number per example, larger is worse for the network: attacks climb it.
+LossFn = Callable[[Any, Array], Array]
+
+
+class Attack(Protocol):
+    """An attack whose options are bound: images in, images of the same shape out."""
+
+    def __call__(self, logits_fn: LogitsFn, key: Key, images: Array, labels: Array) -> Array: ...
+
+
+class Batch(NamedTuple):
+    """Images [B, H, W, C], integer labels [B], and a boolean mask [B] that is False where an example is padding."""
+
+    images: Array
+    labels: Array
+    mask: Array
+
+
+class Outputs(NamedTuple):
+    """What a network returns.
+
+    Attributes:
+        logits: float32 [B, K].
+        auxiliary: logits of the guards' heads by kind ("probe", or "robust", "nonrobust", "recalibrated"), each
+            [S, B, K]; empty without a defense that has heads.
+        features: what the network passed on at each named site, [B, H, W, C] or [B, C].
+    """
+
+    logits: Array
+    auxiliary: Mapping[str, Array]
+    features: Mapping[str, Array]
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong. The message is one line: what, where, expected, received, how to mend it.
+
+    The command lines print it and exit with status 2; everything else is a defect and keeps its traceback.
+    """
+
+
+class Guard(Protocol):
+    """A defense at one named site of a network.
+
+    `labels` are the true labels in training and None in inference. Returns the features that the network goes on with
+    (same shape and dtype) and the logits [B, K] of the guard's own heads by kind, empty when it has none. A stochastic
+    guard draws from the rng stream "defense".
+    """
+
+    def __call__(
+        self, features: Array, labels: Array | None = None, train: bool = False
+    ) -> tuple[Array, Mapping[str, Array]]: ...

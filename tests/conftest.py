@@ -1,0 +1,28 @@
+"""Tests run under the strictest settings: what passes here does not depend on silent promotion or on one device."""
+
+import os
+
+# Before jax starts its backend: four devices, so that every sharded path is exercised on any machine.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def tfds_dir():
+    """A data_dir with prepared MNIST and CIFAR-10; tests that need it are marked `real_data`."""
+    directory = os.environ.get("TFDS_DATA_DIR", "")
+    missing = [name for name in ("mnist", "cifar10") if not os.path.isdir(os.path.join(directory, name))]
+    if not directory or missing:
+        pytest.skip(f"TFDS_DATA_DIR={directory!r} holds no prepared {', '.join(missing) or 'data'}")
+    return directory
