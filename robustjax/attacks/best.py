@@ -1,0 +1,41 @@
+"""The strongest point an attack has found so far, per example."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from robustjax.types import Array
+
+
+class Best(NamedTuple):
+    """Images with how well they do, ranked by (share of draws misclassified, loss).
+
+    The loss alone would be wrong: an example may be misclassified at a lower cross-entropy than another that is not.
+
+    Attributes:
+        images: [B, ...].
+        share: float32 [B], in [0, 1]; -1 where nothing was found yet.
+        loss: float32 [B].
+    """
+
+    images: Array
+    share: Array
+    loss: Array
+
+    @classmethod
+    def none(cls, images: Array) -> Best:
+        """Images that anything beats."""
+        per_example = jnp.zeros_like(images[(slice(None),) + (0,) * (images.ndim - 1)], dtype=jnp.float32)
+        return cls(images, jnp.full_like(per_example, -1.0), jnp.full_like(per_example, -jnp.inf))
+
+    def or_better(self, images: Array, share: Array, loss: Array) -> Best:
+        """Each example's better of self and the given; the earlier one on a tie."""
+        better = (share > self.share) | ((share == self.share) & (loss > self.loss))
+        keep = better.reshape(better.shape + (1,) * (images.ndim - 1))
+        return Best(
+            jnp.where(keep, images, self.images),
+            jnp.where(better, share, self.share),
+            jnp.where(better, loss, self.loss),
+        )

@@ -1,0 +1,125 @@
+"""What an attack climbs: one number per example, larger is worse for the network.
+
+Every loss takes logits [B, K] and labels, either integers [B] or, where said, a distribution [B, K], and returns
+float32 [B]. Logits of any float dtype are computed on in float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from robustjax.types import Array
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    r"""Cross-entropy, exact where the usual form has long saturated.
+
+    .. math:: -\log p_y = \log\Bigl(1 + \sum_{k \ne y} e^{z_k - z_y}\Bigr)
+
+    The usual `logsumexp(z) - z_y` is exactly 0, and so is its gradient, once the network is sure by some 17 nats in
+    float32: an attack then stands still and the network looks robust. The form above keeps value and gradient down to
+    gaps of about 87.
+
+    Args:
+        logits: [B, K].
+        labels: integers [B].
+
+    Returns:
+        float32 [B], in [0, inf).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cross_entropy(jnp.array([[0.0, 0.0], [50.0, 0.0]]), jnp.array([0, 0]))
+        Array([6.9314718e-01, 1.9287499e-22], dtype=float32)
+    """
+    return jax.nn.softplus(jax.nn.logsumexp(_without_true(logits, labels), axis=-1) - _true(logits, labels))
+
+
+def margin(logits: Array, labels: Array, *, confidence: float = float("inf")) -> Array:
+    r"""The margin loss of Carlini and Wagner (2017, arXiv 1608.04644), with the sign of an ascent.
+
+    .. math:: \min\bigl(\max_{k \ne y} z_k - z_y,\; \kappa\bigr)
+
+    Positive exactly where the example is misclassified; at `confidence` the gradient stops.
+
+    Args:
+        logits: [B, K].
+        labels: integers [B].
+        confidence: :math:`\kappa`, at least 0.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]))
+        Array([-1.], dtype=float32)
+    """
+    gap = jnp.max(_without_true(logits, labels), axis=-1) - _true(logits, labels)
+    return jnp.minimum(gap, confidence)
+
+
+def dlr(logits: Array, labels: Array) -> Array:
+    r"""Difference-of-logits ratio of Croce and Hein (2020, arXiv 2003.01690): invariant to shift and scale of logits.
+
+    .. math:: -\frac{z_y - \max_{k \ne y} z_k}{z_{\pi_1} - z_{\pi_3}}
+
+    where :math:`\pi` sorts the logits in falling order. Needs three classes.
+
+    Args:
+        logits: [B, K], K >= 3.
+        labels: integers [B].
+
+    Returns:
+        float32 [B]: in [-1, 0] where the label is ranked first, in (0, inf) where another class is.
+
+    Raises:
+        ValueError: for fewer than three classes, where the ratio is undefined; use `margin`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dlr(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0])).round(3)
+        Array([-0.5], dtype=float32)
+    """
+    num_classes = logits.shape[-1]
+    if num_classes < 3:
+        raise ValueError(f"dlr needs logits of at least 3 classes, got {num_classes}; use losses.margin instead")
+    top = jax.lax.top_k(logits.astype(jnp.float32), 3)[0]
+    # The constant is the reference's guard against three equal logits.
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl(logits: Array, labels: Array) -> Array:
+    r"""Kullback-Leibler divergence from a target distribution to the network's, the inner loss of TRADES.
+
+    .. math:: \sum_k q_k (\log q_k - \log p_k), \quad p = \mathrm{softmax}(z)
+
+    Args:
+        logits: [B, K].
+        labels: the target distribution q as probabilities [B, K]; or integers [B], whose one-hot distribution makes
+            this the cross-entropy.
+
+    Returns:
+        float32 [B], in [0, inf).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> logits = jnp.array([[1.0, -1.0]])
+        >>> bool(abs(kl(logits, jax.nn.softmax(logits))[0]) < 1e-6)
+        True
+    """
+    if labels.ndim == 1:
+        return cross_entropy(logits, labels)
+    target = labels.astype(jnp.float32)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jnp.sum(jax.scipy.special.xlogy(target, target) - target * log_probabilities, axis=-1)
+
+
+def _true(logits: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(logits.astype(jnp.float32), labels[:, None], axis=-1)[:, 0]
+
+
+def _without_true(logits: Array, labels: Array) -> Array:
+    is_true = jnp.arange(logits.shape[-1])[None, :] == labels[:, None]
+    return jnp.where(is_true, -jnp.inf, logits.astype(jnp.float32))
