@@ -112,8 +112,9 @@ def kl(logits: Array, labels: Array) -> Array:
     if labels.ndim == 1:
         return cross_entropy(logits, labels)
     target = labels.astype(jnp.float32)
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jnp.sum(jax.scipy.special.xlogy(target, target) - target * log_probabilities, axis=-1)
+    # The inner `where` keeps the gradient to a target of probability 0 finite: TRADES differentiates both sides.
+    log_target = jnp.log(jnp.where(target > 0, target, 1.0))
+    return jnp.sum(target * (log_target - jax.nn.log_softmax(logits.astype(jnp.float32))), axis=-1)
 
 
 def _true(logits: Array, labels: Array) -> Array:

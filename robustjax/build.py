@@ -1,0 +1,239 @@
+"""From a config to functions: the only place where a string becomes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from robustjax import attacks, data, models, objectives
+from robustjax.attacks import losses
+from robustjax.data import augment
+from robustjax.training import loop, optim, state, step
+from robustjax.types import Array, Attack, InputError, Key, LogitsFn
+
+# Each takes config.attack, the loss to climb and the random start, and returns
+# attack(logits_fn, key, images, labels, scale): epsilon and step size are multiplied by scale, traced.
+TRAINING_ATTACKS = {
+    "pgd": lambda config, loss, start: _scaled(
+        partial(attacks.pgd, num_steps=config.num_steps, random_start=start, norm=config.norm, loss=loss),
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+    ),
+    "fgsm": lambda config, loss, start: _scaled(
+        # From the image itself, unless the loss has no gradient there.
+        partial(attacks.fgsm, random_start=start if start == "gaussian" else False, norm=config.norm, loss=loss),
+        epsilon=config.epsilon,
+    ),
+    "rs_fgsm": lambda config, loss, start: _scaled(
+        partial(attacks.pgd, num_steps=1, random_start=True, norm=config.norm, loss=loss),
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+    ),
+    "n_fgsm": lambda config, loss, start: _scaled(partial(attacks.n_fgsm, loss=loss), epsilon=config.epsilon),
+}
+
+INNER_LOSSES = {"cross_entropy": losses.cross_entropy, "kl": losses.kl}
+
+OBJECTIVES = {
+    "standard": lambda config: objectives.standard_objective(label_smoothing=config.label_smoothing),
+    "adversarial": lambda config: objectives.adversarial_objective(label_smoothing=config.label_smoothing),
+    "trades": lambda config: objectives.trades_objective(beta=config.beta, label_smoothing=config.label_smoothing),
+    "mart": lambda config: objectives.mart_objective(beta=config.beta),
+}
+
+SCHEDULES = optim.SCHEDULES
+
+
+class Protocol(NamedTuple):
+    """An attack of an evaluation with what its record says of it; `attack` is None for clean accuracy."""
+
+    attack: Attack | None
+    num_steps: int
+    num_restarts: int
+
+
+# The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
+EVALUATION_ATTACKS = {
+    "clean": lambda epsilon, norm: Protocol(None, 0, 0),
+    "fgsm": lambda epsilon, norm: Protocol(partial(attacks.fgsm, epsilon=epsilon, norm=norm), 1, 1),
+    "pgd20": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 20, losses.cross_entropy),
+    "cw": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 30, partial(losses.margin, confidence=50.0)),
+    "pgd100": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 100, losses.cross_entropy),
+}
+
+
+def datasets(config: ConfigDict) -> dict[str, data.Dataset]:
+    """The training and validation splits of a run."""
+    load = partial(
+        data.load,
+        config.data.name,
+        data_dir=config.data.data_dir,
+        validation_examples=config.data.validation_examples,
+    )
+    return {"train": load("train", num_examples=config.data.train_examples), "validation": load("validation")}
+
+
+def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data.Dataset:
+    """The test split, or its first examples."""
+    return data.load(config.data.name, "test", data_dir=config.data.data_dir, num_examples=num_examples)
+
+
+def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
+    """The network of a config, computing in the config's dtype unless another is given."""
+    options = {option: config.model[option] for option in ("depth", "width") if config.model[option] is not None}
+    return models.create(
+        config.model.name,
+        num_classes=num_classes,
+        mean=tuple(config.model.mean),
+        std=tuple(config.model.std),
+        dtype=dtype or config.model.dtype,
+        **options,
+    )
+
+
+def objective(config: ConfigDict) -> objectives.Objective:
+    """What the run minimises."""
+    return OBJECTIVES[config.objective.name](config.objective)
+
+
+def training_attack(
+    config: ConfigDict, goal: objectives.Objective
+) -> Callable[[LogitsFn, Key, Array, Array, Array], Array] | None:
+    """The inner maximisation of an objective, or None for one without."""
+    if goal.inner is None:
+        return None
+    # TRADES and MART publish a start of 0.001 N(0, 1): at the image itself, the divergence has no gradient.
+    start = "gaussian" if "natural" in goal.views else config.attack.random_start
+    return TRAINING_ATTACKS[config.attack.name](config.attack, INNER_LOSSES[goal.inner], start)
+
+
+def augmentation(config: ConfigDict) -> step.Augment:
+    """Crop, flip and cutout, in this order, as far as the config asks for them."""
+    parts = []
+    if config.data.crop_padding:
+        parts.append(partial(augment.random_crop, padding=config.data.crop_padding))
+    if config.data.flip:
+        parts.append(augment.random_flip)
+    if config.data.cutout:
+        parts.append(partial(augment.cutout, size=config.data.cutout))
+
+    def augmented(key: Key, images: Array) -> Array:
+        for i, part in enumerate(parts):
+            images = part(jax.random.fold_in(key, i), images)
+        return images
+
+    return augmented
+
+
+def initial_state(
+    config: ConfigDict, module: Any, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> Callable[[], state.TrainState]:
+    """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
+    return partial(
+        state.create,
+        module,
+        optimizer,
+        seed=config.seed,
+        image_shape=image_shape,
+        averaged=config.train.ema_decay > 0,
+        sum_names=step.metric_names(objective(config)),
+    )
+
+
+def experiment(config: ConfigDict) -> loop.Experiment:
+    """A whole run.
+
+    Raises:
+        InputError: the data set is not there, or network and images do not fit each other.
+    """
+    splits = datasets(config)
+    train = splits["train"]
+    if len(train.labels) < config.train.batch_size:
+        raise InputError(
+            f"train.batch_size must be at most the {len(train.labels)} training examples, got {config.train.batch_size}"
+        )
+    steps_per_epoch = len(train.labels) // config.train.batch_size
+    module = model(config, train.num_classes)
+    goal = objective(config)
+    optimizer, schedule = optim.create(
+        config.optimizer, num_epochs=config.train.num_epochs, steps_per_epoch=steps_per_epoch
+    )
+    create_state = initial_state(config, module, optimizer, train.images.shape[1:])
+    jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
+    warmup_steps = config.attack.warmup_epochs * steps_per_epoch
+    return loop.Experiment(
+        config=plain(config),
+        train=train,
+        validation=splits["validation"],
+        module=module,
+        create_state=create_state,
+        step=step.make_step(
+            module,
+            goal,
+            training_attack(config, goal),
+            optimizer,
+            augment=augmentation(config),
+            ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
+            attack_statistics=config.batch_norm.attack,
+            update_statistics=config.batch_norm.update,
+            ema_decay=config.train.ema_decay,
+        ),
+        schedule=schedule,
+        validation_attacks=validation_attacks(config),
+    )
+
+
+def validation_attacks(config: ConfigDict) -> dict[str, Attack | None]:
+    """What a run is measured by while it trains."""
+    threat = {"epsilon": config.attack.epsilon, "norm": config.attack.norm}
+    return {
+        "clean": None,
+        "fgsm": partial(attacks.fgsm, **threat),
+        "pgd": partial(
+            attacks.pgd, step_size=config.attack.epsilon / 4, num_steps=config.validation.num_steps, **threat
+        ),
+    }
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
+    return json.loads(config.to_json_best_effort())
+
+
+def evaluation_attacks(names: list[str], *, epsilon: float, norm: str) -> dict[str, Protocol]:
+    """The attacks of an evaluation by name, in the given order.
+
+    Raises:
+        InputError: naming every unknown attack and the known ones.
+    """
+    unknown = [name for name in names if name not in EVALUATION_ATTACKS]
+    if unknown or not names:
+        raise InputError(f"attacks must be some of {', '.join(EVALUATION_ATTACKS)}, got {', '.join(unknown) or 'none'}")
+    return {name: EVALUATION_ATTACKS[name](epsilon, norm) for name in names}
+
+
+def _scaled(attack: Callable, **lengths: float) -> Callable[[LogitsFn, Key, Array, Array, Array], Array]:
+    def scaled(logits_fn: LogitsFn, key: Key, images: Array, labels: Array, scale: Array) -> Array:
+        return attack(logits_fn, key, images, labels, **{name: scale * length for name, length in lengths.items()})
+
+    return scaled
+
+
+def _pgd_protocol(epsilon: float, norm: str, num_steps: int, loss) -> Protocol:
+    attack = partial(
+        attacks.pgd,
+        epsilon=epsilon,
+        step_size=epsilon / 10,
+        num_steps=num_steps,
+        norm=norm,
+        random_start=False,
+        loss=loss,
+    )
+    return Protocol(attack, num_steps, 1)

@@ -1,0 +1,39 @@
+"""What the command lines share: one line and exit status 2 for what a user got wrong, a traceback for a defect."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+from robustjax.types import InputError
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Parses the flags, calls main and exits with what it returns, or with 2 and one line on stderr for bad input."""
+
+    def guarded(arguments: Sequence[str]) -> int | None:
+        if len(arguments) > 1:
+            return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
+        try:
+            return main()
+        except InputError as error:
+            return _refuse(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> Sequence[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(_refuse(str(error)))
+    except Exception as error:  # a config file is the user's Python and may raise anything
+        sys.exit(_refuse(f"--config: {type(error).__name__}: {error}"))
+
+
+def _refuse(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2

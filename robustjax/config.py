@@ -1,0 +1,234 @@
+"""Every key of a run, with its default and meaning; and `validate`, which finds every mistake before anything starts.
+
+A config file in `configs/` calls `base()` and assigns what differs. The result is locked: an unknown key is an error
+that names the nearest one, and a value keeps its type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from robustjax import build, models
+from robustjax.types import InputError
+
+
+def base() -> ConfigDict:
+    """PGD adversarial training of `small_cnn` on scikit-learn's handwritten digits."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # "digits" (embedded) or any prepared tfds image-classification data set
+    config.data.data_dir = config_dict.placeholder(
+        str
+    )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default
+    config.data.validation_examples = 200  # carved from the training split, never from the test split
+    config.data.train_examples = config_dict.placeholder(int)  # use only the first so many; None: all
+    config.data.crop_padding = 0  # random crop after zero padding by so many pixels; 0: off
+    config.data.flip = False  # random left-right flip
+    config.data.cutout = 0  # side of a random square set to 0; 0: off
+
+    config.model = ConfigDict()
+    config.model.name = "small_cnn"  # one of robustjax.models.NAMES
+    config.model.depth = config_dict.placeholder(int)  # wide_resnet only: 6n + 4
+    config.model.width = config_dict.placeholder(int)  # wide_resnet only: widening factor
+    config.model.mean = (0.0,)  # subtracted from pixels in [0, 1] by the first layer: one number, or one per channel
+    config.model.std = (1.0,)  # divided by
+    config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
+
+    config.attack = (
+        ConfigDict()
+    )  # the inner maximisation of training; its epsilon and norm are also the threat evaluated
+    config.attack.name = "pgd"  # "pgd", "fgsm", "rs_fgsm" (Wong 2020) or "n_fgsm" (de Jorge 2022)
+    config.attack.norm = "linf"  # "linf", "l2" or "l1"
+    config.attack.epsilon = 0.2  # radius in units of pixels in [0, 1]
+    config.attack.step_size = 0.05  # same units; for rs_fgsm usually 1.25 epsilon; unused by fgsm and n_fgsm
+    config.attack.num_steps = 10  # pgd only
+    config.attack.random_start = True  # pgd only; TRADES and MART start from 0.001 N(0, 1) whatever this says
+    config.attack.warmup_epochs = 0.0  # epsilon and step_size grow linearly from 0 over so many epochs
+
+    config.objective = ConfigDict()
+    config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades" or "mart"
+    config.objective.beta = 6.0  # weight of the robust term of trades (6) and mart (5)
+    config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
+
+    config.batch_norm = ConfigDict()  # which statistics; batches are global, however many devices share them
+    config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
+    config.batch_norm.update = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
+
+    config.optimizer = ConfigDict()  # stochastic gradient descent
+    config.optimizer.learning_rate = 0.1  # peak
+    config.optimizer.schedule = "cosine"  # "constant", "piecewise", "cosine" or "cyclic" (linear up, then down to 0)
+    config.optimizer.boundaries = (75.0, 90.0)  # piecewise only: epochs at which the rate is multiplied by factor
+    config.optimizer.factor = 0.1  # piecewise only
+    config.optimizer.warmup_epochs = 0.0  # linear from 0 (cyclic: where the peak is)
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 5e-4  # added to the gradient, before momentum
+    config.optimizer.decay_norms_and_biases = False  # apply weight_decay to BatchNorm and biases too
+
+    config.train = ConfigDict()
+    config.train.num_epochs = 30
+    config.train.batch_size = 128  # over all devices
+    config.train.ema_decay = (
+        0.0  # of an exponential moving average of the weights, which is then what is judged; 0: off
+    )
+    config.train.log_every_steps = 100  # a line of metrics.jsonl
+    config.train.keep_checkpoints = 2  # newest ones kept, besides the best by robust validation accuracy
+
+    config.validation = ConfigDict()  # clean, FGSM and PGD accuracy on the validation split, during training
+    config.validation.every_epochs = 1  # also how often a checkpoint is written
+    config.validation.batch_size = 500
+    config.validation.num_steps = 10  # of PGD with step epsilon / 4 and a random start
+    return config.lock()
+
+
+def read(workdir: str | Path) -> ConfigDict:
+    """The config that a run was started with.
+
+    Raises:
+        InputError: workdir holds no run, or its config.json is damaged or of another version.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(
+            f"{workdir} is not the folder of a run: it has no config.json; give --workdir of a training run"
+        )
+    config = base()
+    try:
+        config.update(_tuples(json.loads(path.read_text())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a config of this version: {error}") from error
+    validate(config)
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value and how values go together.
+
+    Raises:
+        InputError: one line that lists every problem.
+
+    Example:
+        >>> config = base()
+        >>> config.attack.epsilon = 8.0
+        >>> config.model.name = "resnet81"
+        >>> validate(config)
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: config has 2 problems: model.name must be one of lenet5, preact_resnet18, resnet18,
+        resnet20, small_cnn, vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be in
+        (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
+    """
+    problems = list(_problems(config))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"config has {count}: " + "; ".join(problems))
+
+
+def _problems(config: ConfigDict) -> Iterator[str]:
+    choices = {
+        "model.name": models.NAMES,
+        "model.dtype": ("float32", "bfloat16"),
+        "attack.name": build.TRAINING_ATTACKS,
+        "attack.norm": ("linf", "l2", "l1"),
+        "objective.name": build.OBJECTIVES,
+        "batch_norm.attack": ("running", "batch"),
+        "batch_norm.update": ("batch", "running"),
+        "optimizer.schedule": build.SCHEDULES,
+    }
+    for path, valid in choices.items():
+        value = _get(config, path)
+        if value not in valid:
+            yield f"{path} must be one of {', '.join(sorted(valid))}, got {value!r}{_nearest(value, valid)}"
+
+    # path: (least, most, whether the least itself is allowed)
+    inf = math.inf
+    ranges = {
+        "seed": (0, 2**31 - 1, True),
+        "data.validation_examples": (1, inf, True),
+        "data.train_examples": (1, inf, True),
+        "data.crop_padding": (0, inf, True),
+        "data.cutout": (0, inf, True),
+        "attack.step_size": (0, inf, False),
+        "attack.num_steps": (1, inf, True),
+        "attack.warmup_epochs": (0, inf, True),
+        "objective.beta": (0, inf, True),
+        "optimizer.learning_rate": (0, inf, False),
+        "optimizer.factor": (0, 1, False),
+        "optimizer.warmup_epochs": (0, inf, True),
+        "optimizer.momentum": (0, 1, True),
+        "optimizer.weight_decay": (0, inf, True),
+        "train.num_epochs": (1, inf, True),
+        "train.batch_size": (1, inf, True),
+        "train.log_every_steps": (1, inf, True),
+        "train.keep_checkpoints": (1, inf, True),
+        "validation.every_epochs": (1, inf, True),
+        "validation.batch_size": (1, inf, True),
+        "validation.num_steps": (1, inf, True),
+    }
+    for path, (least, most, closed) in ranges.items():
+        value = _get(config, path)
+        if value is None:
+            continue  # a placeholder left open
+        if not (least <= value if closed else least < value) or not value <= most or math.isinf(value):
+            upper = f"<= {most}" if most < inf else "finite"
+            yield f"{path} must be {'>=' if closed else '>'} {least} and {upper}, got {value}"
+    for path in ("objective.label_smoothing", "train.ema_decay"):
+        value = _get(config, path)
+        if not 0 <= value < 1:
+            yield f"{path} must be in [0, 1), got {value}"
+
+    yield from _threat_problems(config.attack)
+    if len(config.model.mean) != len(config.model.std):
+        lengths = f"{len(config.model.mean)} and {len(config.model.std)}"
+        yield f"model.mean and model.std must be of one length, got {lengths}"
+    if not all(value > 0 for value in config.model.std):
+        yield f"model.std must be positive, got {tuple(config.model.std)}"
+    for option in ("depth", "width"):
+        given = config.model[option] is not None
+        if given != (config.model.name == "wide_resnet"):
+            yield f"model.{option} must {'be left None' if given else 'be set'} for {config.model.name}"
+    if config.optimizer.schedule in ("cosine", "cyclic") and config.optimizer.warmup_epochs >= config.train.num_epochs:
+        yield (
+            f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "
+            f"got {config.optimizer.warmup_epochs}"
+        )
+    boundaries = tuple(config.optimizer.boundaries)
+    if list(boundaries) != sorted(set(boundaries)) or not all(epoch > 0 for epoch in boundaries):
+        yield f"optimizer.boundaries must be positive and rising, got {boundaries}"
+
+
+def _threat_problems(attack: ConfigDict) -> Iterator[str]:
+    most = 1.0 if attack.norm == "linf" else math.inf
+    if not 0 < attack.epsilon <= most or math.isinf(attack.epsilon):
+        interval = "(0, 1] for linf on pixels in [0, 1]" if attack.norm == "linf" else "(0, inf)"
+        hint = f" ({attack.epsilon:g}/255 is {attack.epsilon / 255:g})" if 1 < attack.epsilon <= 255 else ""
+        yield f"attack.epsilon must be in {interval}, got {attack.epsilon}{hint}"
+    if attack.norm != "linf" and attack.name == "n_fgsm":
+        yield f"attack.name 'n_fgsm' is defined for attack.norm 'linf' only, got {attack.norm!r}"
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _get(config: ConfigDict, path: str):
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def _nearest(value: object, valid) -> str:
+    near = difflib.get_close_matches(str(value), list(valid), n=1)
+    return f" (nearest: {near[0]!r})" if near else ""

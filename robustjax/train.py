@@ -1,0 +1,35 @@
+"""Trains a network: `python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]`.
+
+The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
+files.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_flags
+
+from robustjax import build, cli
+from robustjax import config as config_lib
+from robustjax.training import loop
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+
+
+def main() -> int:
+    """Runs the training that the flags describe."""
+    config_lib.validate(CONFIG.value)
+    stopped = loop.run(build.experiment(CONFIG.value), WORKDIR.value)
+    if stopped.complete:
+        print(f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={WORKDIR.value}")
+    else:
+        print(
+            f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

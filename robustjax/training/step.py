@@ -1,0 +1,133 @@
+"""One training step, attack and update in a single compiled program, and several such steps per dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax.objectives import Objective
+from robustjax.training.sharding import Layout
+from robustjax.training.state import TrainState
+from robustjax.types import Array, Key, LogitsFn, Outputs
+
+# (key, float images) -> float images
+Augment = Callable[[Key, Array], Array]
+# (logits_fn, key, images, labels, scale of epsilon) -> images
+ScaledAttack = Callable[[LogitsFn, Key, Array, Array, Array], Array]
+Step = Callable[[TrainState, Array, Array], TrainState]
+
+
+def metric_names(objective: Objective) -> tuple[str, ...]:
+    """The metrics whose sums a step adds to, "steps" counting them."""
+    return ("steps", "loss", "gradient_norm", *(f"{view}_accuracy" for view in objective.views))
+
+
+def make_step(
+    module: Any,
+    objective: Objective,
+    attack: ScaledAttack | None,
+    optimizer: optax.GradientTransformation,
+    *,
+    augment: Augment,
+    ramp: Callable[[Array], Array],
+    attack_statistics: str,
+    update_statistics: str,
+    ema_decay: float,
+) -> Step:
+    """The pure function `(state, images float32 [B, H, W, C], labels [B]) -> state` of one update.
+
+    Args:
+        module: the network.
+        objective: what to minimise.
+        attack: the inner maximisation, None where the objective needs none.
+        optimizer: of the parameters.
+        augment: of the images, before the attack.
+        ramp: step -> factor in (0, 1] on the attack's epsilon.
+        attack_statistics: BatchNorm during the attack, "running" or "batch".
+        update_statistics: BatchNorm during the update, "batch" or "running" (which leaves them as they are).
+        ema_decay: d of the average a <- d a + (1 - d) w, or 0 for none. Early on d is min(d, (1 + t) / (10 + t)).
+    """
+
+    def apply(variables: Mapping[str, Any], images: Array, labels: Array | None, key: Key, statistics: str):
+        """Outputs and the running statistics that follow from them."""
+        call = partial(module.apply, variables, images, labels, rngs={"defense": key})
+        if statistics == "running":
+            return call(train=False), variables["batch_stats"]
+        outputs, updated = call(train=True, mutable=["batch_stats"])
+        return outputs, updated.get("batch_stats", {})
+
+    def maximise(state: TrainState, key: Key, images: Array, labels: Array) -> Array:
+        key_attack, key_defense = jax.random.split(key)
+
+        def logits_fn(points: Array) -> Array:
+            return apply(state.variables, points, None, key_defense, attack_statistics)[0].logits
+
+        target = jax.nn.softmax(logits_fn(images)) if objective.inner == "kl" else labels
+        return jax.lax.stop_gradient(attack(logits_fn, key_attack, images, target, ramp(state.step)))
+
+    def step(state: TrainState, images: Array, labels: Array) -> TrainState:
+        key_augment, key_attack, key_defense = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        inputs = {"natural": augment(key_augment, images)}
+        if attack is not None:
+            inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels)
+
+        def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Outputs], Any]]:
+            statistics = state.variables["batch_stats"]
+            views = {}
+            for i, view in enumerate(objective.views):
+                variables = {"params": params, "batch_stats": statistics}
+                key = jax.random.fold_in(key_defense, i)
+                views[view], statistics = apply(variables, inputs[view], labels, key, update_statistics)
+            return jnp.mean(objective.loss(views, labels)), (views, statistics)
+
+        params = state.variables["params"]
+        (loss, (views, statistics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
+
+        metrics = {"steps": jnp.ones((), jnp.float32), "loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        for view, outputs in views.items():
+            metrics[f"{view}_accuracy"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels, dtype=jnp.float32)
+        return TrainState(
+            state.step + 1,
+            state.key,
+            variables,
+            optimizer_state,
+            _averaged(state.average, variables, state.step, ema_decay),
+            jax.tree.map(jnp.add, state.sums, metrics),
+        )
+
+    return step
+
+
+def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array, Array, int], TrainState]:
+    """Several steps in one compiled loop: `(state, all images, all labels, order [L, B], count) -> state`.
+
+    The state is donated. The data set stays on the device as it is (uint8) and `order` says which examples make a
+    batch. Only the first `count` rows are used; as the loop's length is not part of the program, any count up to L runs
+    without compiling again.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def dispatch(state: TrainState, images: Array, labels: Array, order: Array, count: Array) -> TrainState:
+        def body(i: Array, state: TrainState) -> TrainState:
+            chosen = layout.constrain_batch(order[i])
+            batch = images[chosen].astype(jnp.float32) / 255.0
+            return step(state, *layout.constrain_batch((batch, labels[chosen])))
+
+        return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, count, body, state), layout.replicated)
+
+    return dispatch
+
+
+def _averaged(average: Any, variables: Any, step: Array, decay: float) -> Any:
+    if average is None:
+        return None
+    t = step.astype(jnp.float32)
+    weight = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return jax.tree.map(lambda a, v: weight * a + (1.0 - weight) * v, average, variables)

@@ -1,0 +1,72 @@
+"""Clean, FGSM and PGD accuracy during training, and what their comparison says of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import data
+from robustjax.attacks.verify import survives
+from robustjax.training.sharding import Layout
+from robustjax.types import Attack, Batch, Key
+
+# Catastrophic overfitting (Wong et al. 2020): the network learns to fool the one-step attack and loses PGD accuracy
+# within an epoch. An honest network's gap between the two stays small.
+OVERFITTING_GAP = 0.2
+OVERFITTING_SHARE_OF_BEST = 0.7
+
+
+def make_validation(
+    module: Any, attacks: Mapping[str, Attack | None], dataset: data.Dataset, *, batch_size: int, layout: Layout
+) -> Callable[[Any, Key], dict[str, float]]:
+    """`(variables, key) -> accuracies by attack`, over the whole data set, compiled once.
+
+    Args:
+        module: the network, judged in inference mode.
+        attacks: by the name under which the accuracy is reported; None for clean accuracy.
+        dataset: validation split.
+        batch_size: examples at a time, shared by the devices.
+        layout: of the devices.
+    """
+
+    @jax.jit
+    def count(variables: Any, key: Key, batch: Batch) -> dict[str, jax.Array]:
+        key_attack, key_defense = jax.random.split(key)
+
+        def logits_fn(points: jax.Array) -> jax.Array:
+            return module.apply(variables, points, train=False, rngs={"defense": key_defense}).logits
+
+        images = data.to_float(batch.images)
+        return {
+            name: jnp.sum(survives(logits_fn, attack, key_attack, images, batch.labels) & batch.mask)
+            for name, attack in attacks.items()
+        }
+
+    batches = [layout.split_batch(batch) for batch in data.batches(dataset, batch_size)]
+
+    def validate(variables: Any, key: Key) -> dict[str, float]:
+        counts = [count(variables, jax.random.fold_in(key, i), batch) for i, batch in enumerate(batches)]
+        totals = jax.tree.map(lambda *values: int(np.sum(values)), *jax.device_get(counts))
+        return {f"{name}_accuracy": total / len(dataset.labels) for name, total in totals.items()}
+
+    return validate
+
+
+def catastrophic_overfitting(history: list[Mapping[str, float]]) -> bool:
+    """Whether the newest of a run's validations shows catastrophic overfitting: FGSM accuracy far above PGD accuracy,
+    which has fallen well below its own best.
+
+    Example:
+        >>> good = {"fgsm_accuracy": 0.5, "pgd_accuracy": 0.45}
+        >>> collapsed = {"fgsm_accuracy": 0.8, "pgd_accuracy": 0.01}
+        >>> catastrophic_overfitting([good, good]), catastrophic_overfitting([good, collapsed])
+        (False, True)
+    """
+    newest = history[-1]
+    best = max(line["pgd_accuracy"] for line in history)
+    gap = newest["fgsm_accuracy"] - newest["pgd_accuracy"]
+    return gap > OVERFITTING_GAP and newest["pgd_accuracy"] < OVERFITTING_SHARE_OF_BEST * best
