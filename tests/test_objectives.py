@@ -1,0 +1,104 @@
+"""Training objectives against NumPy in float64, and their gradients against finite differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import objectives
+from robustjax.types import Outputs
+
+RNG = np.random.default_rng(1)
+NATURAL = RNG.normal(0, 2, (32, 5))
+ADVERSARIAL = NATURAL + RNG.normal(0, 1, (32, 5))
+LABELS = RNG.integers(0, 5, 32)
+ROWS = np.arange(32)
+
+
+def _probabilities(logits):
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def _jax(*arrays):
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+def _trades(natural, adversarial, beta, smoothing=0.0):
+    p, q = _probabilities(natural), _probabilities(adversarial)
+    target = (1 - smoothing) * np.eye(5)[LABELS] + smoothing / 5
+    return -np.sum(target * np.log(p), 1) + beta * np.sum(p * np.log(p / q), 1)
+
+
+def _mart(natural, adversarial, beta):
+    p, q = _probabilities(natural), _probabilities(adversarial)
+    wrong = np.where(np.eye(5)[LABELS] == 1, 0, q).max(1)
+    boosted = -np.log(q[ROWS, LABELS]) - np.log(1.0001 - wrong + 1e-12)
+    return boosted + beta * np.sum(p * np.log(p / q), 1) * (1 - p[ROWS, LABELS])
+
+
+ORACLES = [
+    (partial(objectives.trades, beta=6.0), lambda a, b: _trades(a, b, 6.0)),
+    (partial(objectives.trades, beta=1.0, label_smoothing=0.1), lambda a, b: _trades(a, b, 1.0, 0.1)),
+    (partial(objectives.mart, beta=5.0), lambda a, b: _mart(a, b, 5.0)),
+]
+
+
+@pytest.mark.parametrize(("objective", "oracle"), ORACLES)
+def test_values_and_gradients_match_numpy(objective, oracle):
+    natural, adversarial = _jax(NATURAL, ADVERSARIAL)
+    labels = jnp.asarray(LABELS)
+    np.testing.assert_allclose(objective(natural, adversarial, labels), oracle(NATURAL, ADVERSARIAL), rtol=1e-4)
+    gradients = jax.grad(lambda a, b: objective(a, b, labels).sum(), argnums=(0, 1))(natural, adversarial)
+    for i, gradient in enumerate(gradients):
+        direction = RNG.normal(size=NATURAL.shape)
+        step = 1e-5 * direction
+        pair = lambda sign, i=i, step=step: [  # noqa: E731
+            logits + sign * step * (i == j) for j, logits in enumerate((NATURAL, ADVERSARIAL))
+        ]
+        slope = (oracle(*pair(1)) - oracle(*pair(-1))) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * direction, 1), slope, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("beta", [1.0, 6.0])
+def test_without_a_perturbation_only_the_natural_term_is_left(beta):
+    (natural,), labels = _jax(NATURAL), jnp.asarray(LABELS)
+    expected = objectives.smoothed_cross_entropy(natural, labels)
+    np.testing.assert_allclose(objectives.trades(natural, natural, labels, beta=beta), expected, atol=1e-5)
+    expected = objectives.mart(natural, natural, labels, beta=0.0)
+    np.testing.assert_allclose(objectives.mart(natural, natural, labels, beta=beta), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [partial(objectives.trades, beta=6.0), partial(objectives.mart, beta=5.0)])
+def test_extreme_logits_keep_values_and_gradients_finite(objective):
+    natural, adversarial = jnp.array([[500.0, 0.0, -500.0]] * 2), jnp.array([[-500.0, 0.0, 500.0]] * 2)
+    value, gradients = jax.value_and_grad(lambda a, b: objective(a, b, jnp.array([0, 2])).sum(), argnums=(0, 1))(
+        natural, adversarial
+    )
+    assert bool(jnp.isfinite(value)) and all(bool(jnp.all(jnp.isfinite(gradient))) for gradient in gradients)
+
+
+def test_label_smoothing_is_cross_entropy_against_soft_labels():
+    (logits,), labels = _jax(NATURAL), jnp.asarray(LABELS)
+    expected = -np.sum((0.8 * np.eye(5)[LABELS] + 0.04) * np.log(_probabilities(NATURAL)), 1)
+    np.testing.assert_allclose(
+        objectives.smoothed_cross_entropy(logits, labels, label_smoothing=0.2), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "views", "inner"),
+    [
+        (objectives.standard_objective(label_smoothing=0.0), ("natural",), None),
+        (objectives.adversarial_objective(label_smoothing=0.0), ("adversarial",), "cross_entropy"),
+        (objectives.trades_objective(beta=6.0, label_smoothing=0.0), ("natural", "adversarial"), "kl"),
+        (objectives.mart_objective(beta=5.0), ("natural", "adversarial"), "cross_entropy"),
+    ],
+)
+def test_objectives_need_the_views_they_name_and_no_more(objective, views, inner):
+    assert (objective.views, objective.inner) == (views, inner)
+    logits = dict(zip(("natural", "adversarial"), _jax(NATURAL, ADVERSARIAL), strict=True))
+    outputs = {view: Outputs(logits[view], {}, {}) for view in views}
+    assert objective.loss(outputs, jnp.asarray(LABELS)).shape == (32,)
