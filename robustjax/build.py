@@ -132,14 +132,17 @@ def augmentation(config: ConfigDict) -> step.Augment:
     return augmented
 
 
-def initial_state(
-    config: ConfigDict, module: Any, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
-) -> Callable[[], state.TrainState]:
+def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and its learning-rate schedule."""
+    return optim.create(config.optimizer, num_epochs=config.train.num_epochs, steps_per_epoch=steps_per_epoch)
+
+
+def initial_state(config: ConfigDict, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
     """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
     return partial(
         state.create,
         module,
-        optimizer,
+        optimizer(config, steps_per_epoch=1)[0],  # a schedule has no state of its own
         seed=config.seed,
         image_shape=image_shape,
         averaged=config.train.ema_decay > 0,
@@ -162,10 +165,8 @@ def experiment(config: ConfigDict) -> loop.Experiment:
     steps_per_epoch = len(train.labels) // config.train.batch_size
     module = model(config, train.num_classes)
     goal = objective(config)
-    optimizer, schedule = optim.create(
-        config.optimizer, num_epochs=config.train.num_epochs, steps_per_epoch=steps_per_epoch
-    )
-    create_state = initial_state(config, module, optimizer, train.images.shape[1:])
+    transform, schedule = optimizer(config, steps_per_epoch)
+    create_state = initial_state(config, module, train.images.shape[1:])
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
     warmup_steps = config.attack.warmup_epochs * steps_per_epoch
     return loop.Experiment(
@@ -178,7 +179,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             module,
             goal,
             training_attack(config, goal),
-            optimizer,
+            transform,
             augment=augmentation(config),
             ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
             attack_statistics=config.batch_norm.attack,

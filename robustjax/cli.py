@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from robustjax.types import InputError
 
@@ -17,6 +17,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     def guarded(arguments: Sequence[str]) -> int | None:
         if len(arguments) > 1:
             return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
         try:
             return main()
         except InputError as error:

@@ -90,6 +90,25 @@ def base() -> ConfigDict:
     return config.lock()
 
 
+def cifar10() -> ConfigDict:
+    """ResNet-18 on CIFAR-10 under linf 8/255, in the setting that the CAS, CIFS and TRADES papers share."""
+    config = base()
+    config.data.name = "cifar10"
+    config.data.validation_examples = 1000
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.model.name = "resnet18"
+    config.attack.epsilon = 8 / 255
+    config.attack.step_size = 2 / 255
+    config.attack.num_steps = 10
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "piecewise"
+    config.optimizer.boundaries = (75.0, 90.0)
+    config.optimizer.weight_decay = 2e-4
+    config.train.num_epochs = 120
+    return config
+
+
 def read(workdir: str | Path) -> ConfigDict:
     """The config that a run was started with.
 

@@ -45,8 +45,7 @@ def main() -> int:
     module = build.model(config, dataset.num_classes, dtype="float32")  # whatever it was trained in
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.find(CHECKPOINT.value)
-        optimizer, _ = build.optimizer(config, steps_per_epoch=1)
-        abstract = jax.eval_shape(build.initial_state(config, module, optimizer, dataset.images.shape[1:]))
+        abstract = jax.eval_shape(build.initial_state(config, module, dataset.images.shape[1:]))
         variables = checkpoints.restore(step, abstract, layout).judged
 
     run = runner.make_runner(

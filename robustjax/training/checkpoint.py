@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from robustjax.types import InputError
 
 # What "best" means: the metric of a validation by which checkpoints are ranked.
 BEST_BY = "pgd_accuracy"
-
-# Orbax reports every file operation at INFO and keeps handlers of its own; a run's output is ours.
-logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Checkpoints(contextlib.AbstractContextManager):

@@ -1,0 +1,102 @@
+"""Configs: every mistake is found at once, and every shipped config is right."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from robustjax import build, config
+from robustjax.types import InputError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_say_how_to_run_them(path):
+    module = load(path)
+    config.validate(module.get_config())
+    assert f"--config=configs/{path.name}" in module.__doc__
+
+
+def test_every_problem_is_listed_at_once():
+    wrong = config.base()
+    wrong.attack.epsilon = 8.0
+    wrong.attack.name = "pdg"
+    wrong.objective.label_smoothing = 1.0
+    wrong.train.batch_size = 0
+    wrong.model.mean = (0.5, 0.5)
+    with pytest.raises(InputError) as caught:
+        config.validate(wrong)
+    message = str(caught.value)
+    assert message.startswith("config has 5 problems: ") and "\n" not in message
+    for part in ("8/255 is 0.0313725", "(nearest: 'pgd')", "label_smoothing", "batch_size must be >= 1", "2 and 1"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("attack.epsilon", 0.0, "attack.epsilon must be in (0, 1]"),
+        ("attack.epsilon", float("nan"), "attack.epsilon"),
+        ("attack.norm", "l0", "attack.norm must be one of l1, l2, linf"),
+        ("attack.step_size", 0.0, "attack.step_size must be > 0"),
+        ("attack.num_steps", 0, "attack.num_steps must be >= 1"),
+        ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate"),
+        ("optimizer.schedule", "linear", "optimizer.schedule must be one of"),
+        ("optimizer.boundaries", (90.0, 75.0), "optimizer.boundaries must be positive and rising"),
+        ("optimizer.warmup_epochs", 30.0, "optimizer.warmup_epochs must be less than train.num_epochs"),
+        ("model.name", "wide_resnet", "model.depth must be set for wide_resnet"),
+        ("model.depth", 28, "model.depth must be left None for small_cnn"),
+        ("model.std", (0.0,), "model.std must be positive"),
+        ("objective.name", "madry", "objective.name must be one of"),
+        ("train.ema_decay", 1.0, "train.ema_decay must be in [0, 1)"),
+        ("seed", -1, "seed must be >= 0"),
+        ("data.validation_examples", 0, "data.validation_examples must be >= 1"),
+    ],
+)
+def test_each_wrong_value_is_named(path, value, message):
+    wrong = config.base()
+    section, _, key = path.rpartition(".")
+    (wrong[section] if section else wrong)[key] = value
+    with pytest.raises(InputError) as caught:
+        config.validate(wrong)
+    assert message in str(caught.value)
+
+
+def test_n_fgsm_is_refused_outside_linf():
+    wrong = config.base()
+    wrong.attack.name, wrong.attack.norm = "n_fgsm", "l2"
+    with pytest.raises(InputError, match="linf"):
+        config.validate(wrong)
+
+
+def test_unknown_keys_are_refused_with_the_nearest():
+    with pytest.raises(AttributeError, match="num_steps"):
+        config.base().attack.num_step = 3
+
+
+def test_a_config_survives_its_json_file(tmp_path):
+    original = config.cifar10()
+    original.model.mean = (0.1, 0.2, 0.3)
+    original.model.std = (1.0, 2.0, 3.0)
+    (tmp_path / "config.json").write_text(json.dumps(build.plain(original)))
+    assert config.read(tmp_path).to_dict() == original.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "not the folder of a run"), ("{", "cannot be read"), ('{"attack": {"epsilom": 1}}', "epsilom")],
+)
+def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        config.read(tmp_path)

@@ -1,0 +1,59 @@
+"""Checkpoints come back bit for bit, and the right ones are kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robustjax.training import sharding
+from robustjax.training.checkpoint import Checkpoints
+from robustjax.training.state import TrainState
+from robustjax.types import InputError
+
+
+def make_state(step=0, seed=0):
+    params = {"dense": {"kernel": jax.random.normal(jax.random.key(seed), (3, 2))}}
+    variables = {"params": params, "batch_stats": {}}
+    optimizer = optax.sgd(0.1, momentum=0.9).init(params)
+    sums = {"steps": jnp.ones(()), "loss": jnp.full((), 1 / 3)}
+    return TrainState(jnp.asarray(step, jnp.int32), jax.random.key(seed + 1), variables, optimizer, None, sums)
+
+
+def test_a_state_comes_back_as_it_was_on_every_device(tmp_path):
+    layout = sharding.layout()
+    state = layout.replicate(make_state(7))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(7, jax.eval_shape(make_state), layout)
+    assert isinstance(restored, TrainState) and jax.tree.structure(restored) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype and ours.sharding == theirs.sharding
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.6, 0.2]):
+            checkpoints.save(step, make_state(step), {"pgd_accuracy": accuracy})
+        checkpoints.save(5, make_state(5))  # stopped by a signal: nothing measured
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1, 4, 5]
+        assert (checkpoints.best(), checkpoints.latest()) == (1, 5)
+        assert [checkpoints.find(name) for name in ("best", "last", "4")] == [1, 5, 4]
+        with pytest.raises(InputError, match=r"one of 1, 4, 5, got '3'"):
+            checkpoints.find("3")
+
+
+def test_without_a_validation_the_best_is_the_newest(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, make_state(3))
+        assert checkpoints.best() == 3
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoints.find("best")

@@ -1,0 +1,58 @@
+"""Schedules at the epochs where they are known, and the update against NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robustjax import config as config_lib
+from robustjax.training import optim
+
+PER_EPOCH = 10
+
+
+def _create(**options):
+    config = config_lib.base().optimizer
+    config.update({"learning_rate": 0.4, **options})
+    return optim.create(config, num_epochs=30, steps_per_epoch=PER_EPOCH)
+
+
+def _rate(epoch, **options):
+    return float(_create(**options)[1](round(epoch * PER_EPOCH)))
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "constant"}, {0: 0.4, 29: 0.4}),
+        ({"schedule": "piecewise", "boundaries": (10.0, 20.0)}, {9.9: 0.4, 10.1: 0.04, 20.1: 0.004}),
+        ({"schedule": "cosine"}, {0: 0.4, 15: 0.2, 30: 0.0}),
+        ({"schedule": "cyclic", "warmup_epochs": 12.0}, {0: 0.0, 6: 0.2, 12: 0.4, 21: 0.2, 30: 0.0}),
+        ({"schedule": "cosine", "warmup_epochs": 10.0}, {5: 0.2, 10: 0.4, 20: 0.2, 30: 0.0}),
+        (
+            {"schedule": "piecewise", "boundaries": (10.0, 20.0), "warmup_epochs": 4.0},
+            {0: 0.0, 2: 0.2, 4: 0.4, 9.9: 0.4, 10.1: 0.04},
+        ),
+    ],
+)
+def test_schedules(options, rates):
+    for epoch, rate in rates.items():
+        np.testing.assert_allclose(_rate(epoch, **options), rate, atol=1e-6)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_two_updates_match_numpy(everywhere):
+    transform, _ = _create(schedule="constant", weight_decay=0.1, decay_norms_and_biases=everywhere)
+    params = {"conv": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 3.0)}}
+    gradient = {"conv": {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, -0.5)}}
+    state = transform.init(params)
+    for _ in range(2):
+        updates, state = transform.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+
+    for name, start, slope, decay in (("kernel", 2.0, 0.5, 0.1), ("bias", 3.0, -0.5, 0.1 * everywhere)):
+        value, momentum = start, 0.0
+        for _ in range(2):
+            momentum = 0.9 * momentum + slope + decay * value
+            value -= 0.4 * momentum
+        np.testing.assert_allclose(params["conv"][name], value, rtol=1e-6)

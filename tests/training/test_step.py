@@ -1,0 +1,141 @@
+"""The step by what it must not depend on (devices, dispatches) and what it must (seed, policy)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import build, config, data
+from robustjax.training import loop, sharding, step
+
+SIZE = 16
+
+
+def make_config(**changes):
+    c = config.base()
+    c.data.train_examples = 64
+    c.train.batch_size = SIZE
+    c.attack.num_steps = 2
+    c.attack.warmup_epochs = 1.0
+    c.model.name = "small_cnn"
+    for path, value in changes.items():
+        section, key = path.split("__")
+        c[section][key] = value
+    return c
+
+
+def run_steps(experiment, counts, *, devices=1):
+    """The state after dispatches of the given numbers of steps."""
+    layout = sharding.layout(jax.devices()[:devices])
+    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    dispatch = step.make_dispatch(experiment.step, layout)
+    images, labels = layout.replicate((experiment.train.images, experiment.train.labels))
+    order = data.epoch_order(0, 0, 64).reshape(4, SIZE)
+    done = 0
+    for count in counts:
+        rows = np.concatenate([order[done:], order[:done]])  # as many rows every time, so nothing is compiled again
+        state = dispatch(state, images, labels, rows, count)
+        done += count
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key))), dispatch
+
+
+def assert_equal(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance) if tolerance else np.testing.assert_array_equal(x, y)
+
+
+def test_how_steps_are_dispatched_changes_nothing_and_compiles_nothing():
+    experiment = build.experiment(make_config())
+    once, _ = run_steps(experiment, [4])
+    several, dispatch = run_steps(experiment, [1, 2, 1])
+    assert_equal(once, several)
+    assert once.step == 4 and once.sums["steps"] == 4
+    assert dispatch._cache_size() == 1
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_compute_what_one_does(devices):
+    experiment = build.experiment(make_config(train__ema_decay=0.5))
+    one, _ = run_steps(experiment, [2])
+    many, _ = run_steps(experiment, [2], devices=devices)
+    assert_equal(one, many, rtol=2e-4, atol=2e-5)
+
+
+def test_the_average_lags_behind_the_weights():
+    experiment = build.experiment(make_config(train__ema_decay=0.999))
+    state, _ = run_steps(experiment, [1])
+    start = jax.device_get(experiment.create_state())
+    for a, w, v in zip(*(jax.tree.leaves(s) for s in (state.average, start.variables, state.variables)), strict=True):
+        np.testing.assert_allclose(a, 0.1 * w + 0.9 * v, rtol=1e-5, atol=1e-6)  # (1 + 0) / (10 + 0) of the start
+    assert state.judged is state.average
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective__name": "standard"},
+        {"objective__name": "trades"},
+        {"objective__name": "mart", "attack__name": "fgsm"},
+        {"attack__name": "rs_fgsm", "attack__step_size": 0.25},
+        {"attack__name": "n_fgsm", "objective__label_smoothing": 0.1},
+        {"attack__norm": "l2", "attack__epsilon": 1.0, "data__flip": True, "data__crop_padding": 1, "data__cutout": 2},
+    ],
+    ids=str,
+)
+def test_every_objective_and_attack_lowers_its_loss(changes):
+    experiment = build.experiment(make_config(**changes))
+    one, _ = run_steps(experiment, [1])
+    # The same four batches again and again: whatever the objective, its loss on them falls.
+    state, _ = run_steps(experiment, [4, 4, 4, 4])
+    assert np.isfinite(state.sums["loss"]) and state.sums["loss"] / 16 < one.sums["loss"]
+
+
+def test_epsilon_grows_over_the_first_epochs():
+    experiment = build.experiment(make_config())
+    seen = []
+    # warmup_epochs = 1 and four steps an epoch: a quarter of epsilon, then a half, and from the fourth step on all.
+    attack = build.training_attack(make_config(), build.objective(make_config()))
+    module = experiment.module
+    state = experiment.create_state()
+    images = data.to_float(experiment.train.images[:SIZE])
+    labels = jnp.asarray(experiment.train.labels[:SIZE])
+    logits_fn = lambda points: module.apply(state.variables, points).logits  # noqa: E731
+    for scale in (0.25, 0.5, 1.0):
+        adversarial = attack(logits_fn, state.key, images, labels, jnp.asarray(scale))
+        seen.append(float(jnp.max(jnp.abs(adversarial - images))))
+    np.testing.assert_allclose(seen, [0.05, 0.1, 0.2], rtol=1e-5)
+
+
+def test_batch_norm_policies_differ_where_they_should():
+    base = make_config(model__name="resnet20", attack__num_steps=1)
+    module = build.model(base, 10)
+    statistics = {}
+    for attack in ("running", "batch"):
+        for update in ("batch", "running"):
+            c = make_config(
+                model__name="resnet20", attack__num_steps=1, batch_norm__attack=attack, batch_norm__update=update
+            )
+            state, _ = run_steps(build.experiment(c), [1])
+            statistics[attack, update] = state.variables["batch_stats"]
+    start = jax.device_get(jax.jit(partial(module.init, jax.random.key(0)))(jnp.zeros((1, 8, 8, 1))))["batch_stats"]
+    flat = {name: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(s)]) for name, s in statistics.items()}
+    fresh = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(start)])
+    np.testing.assert_array_equal(flat["running", "running"], fresh)
+    np.testing.assert_array_equal(flat["batch", "running"], fresh)
+    assert not np.array_equal(flat["running", "batch"], fresh)
+    assert not np.array_equal(flat["running", "batch"], flat["batch", "batch"])  # another attack, other images
+
+
+def test_pace_grows_to_a_dispatch_of_a_second_and_no_further_than_a_line():
+    pace = loop.Pace(most=50)
+    assert pace.steps() == 1
+    pace.record(1, 30.0)  # compilation
+    assert pace.steps() == 1
+    pace.record(1, 0.1)
+    assert pace.steps() == 10
+    pace.record(10, 0.01)
+    assert pace.steps() == 50
+    pace.record(50, 5000.0)
+    assert pace.steps() == 1
