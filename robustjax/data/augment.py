@@ -1,0 +1,97 @@
+"""Random crops, flips and cut-outs of a batch: pure functions that run inside a jitted training step.
+
+Every function takes `(key, images)`, images [B, H, W, C] of any real dtype, and returns images of the same shape and
+dtype. Every example has its own draw. Bind the options with `functools.partial`, and give each function its own key.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from robustjax.types import Array, InputError, Key
+
+
+def _check_size(name: str, value: int) -> None:
+    if value < 0:
+        raise InputError(f"{name}: expected a number of pixels >= 0, received {value}")
+
+
+def random_crop(key: Key, images: Array, *, padding: int) -> Array:
+    """Shifts every image by whole pixels, uniform in [-padding, padding]^2; what moves in from outside is 0.
+
+    That is: a margin of `padding` zeros on all sides, then a random crop of the original size.
+
+    Args:
+        key: a typed key.
+        images: [B, H, W, C].
+        padding: the largest shift in pixels; 0 returns the images as they are. 4 is usual for CIFAR (He et al. 2016,
+            arXiv:1512.03385).
+
+    Returns:
+        The shifted images, [B, H, W, C].
+
+    Raises:
+        InputError: `padding` is negative.
+
+    >>> random_crop(jax.random.key(0), jnp.ones((4, 8, 8, 3)), padding=2).shape
+    (4, 8, 8, 3)
+    """
+    _check_size("padding", padding)
+    batch, *shape = images.shape
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    # On the CPU twice as fast as a gather by pixel and five times as fast as a product with one-hot matrices.
+    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))(
+        padded, corners
+    )
+
+
+def random_flip(key: Key, images: Array) -> Array:
+    """Mirrors every image left to right with probability 1/2.
+
+    Args:
+        key: a typed key.
+        images: [B, H, W, C].
+
+    Returns:
+        The images, [B, H, W, C].
+
+    >>> random_flip(jax.random.key(0), jnp.ones((4, 8, 8, 3))).shape
+    (4, 8, 8, 3)
+    """
+    flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def cutout(key: Key, images: Array, *, size: int) -> Array:
+    """Sets one square of size x size pixels of every image to 0 (DeVries and Taylor 2017, arXiv:1708.04552).
+
+    The centre is uniform over the pixels, so the square may reach over the border and then covers less. For a centre
+    (y, x) it spans the rows y - size // 2 to y - size // 2 + size - 1, and the columns likewise.
+
+    Args:
+        key: a typed key.
+        images: [B, H, W, C].
+        size: the side of the square in pixels; 0 returns the images as they are.
+
+    Returns:
+        The images, [B, H, W, C].
+
+    Raises:
+        InputError: `size` is negative.
+
+    >>> int((cutout(jax.random.key(0), jnp.ones((1, 9, 9, 1)), size=1) == 0).sum())
+    1
+    """
+    _check_size("size", size)
+    batch, height, width, _ = images.shape
+    row_key, column_key = jax.random.split(key)
+
+    def covered(key: Key, length: int) -> Array:
+        first = jax.random.randint(key, (batch, 1), 0, length) - size // 2
+        offset = jnp.arange(length)[None, :] - first
+        return (offset >= 0) & (offset < size)
+
+    square = covered(row_key, height)[:, :, None, None] & covered(column_key, width)[:, None, :, None]
+    return jnp.where(square, jnp.zeros_like(images), images)

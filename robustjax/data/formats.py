@@ -1,0 +1,124 @@
+"""The original file formats of the usual data sets, read from bytes.
+
+Every reader takes the contents of a data set's archives, in the order of its table of archives, and returns columns by
+split: arrays or lists of one length, by feature. Nothing is unpickled and nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robustjax.types import InputError
+
+# "image": uint8 [N, H, W, C]; labels: integer arrays [N]; "id", where tfds has one: N strings.
+Columns = dict[str, Any]
+
+
+class File(NamedTuple):
+    """The content of a file, and its name for messages."""
+
+    name: str
+    content: bytes
+
+
+def read_mnist(files: Sequence[File]) -> dict[str, Columns]:
+    """MNIST's format: gzipped IDX files, in the order train images, train labels, test images, test labels."""
+    train_images, train_labels, test_images, test_labels = files
+    return {
+        "train": {"image": _idx(train_images, rank=3)[..., None], "label": _idx(train_labels, rank=1)},
+        "test": {"image": _idx(test_images, rank=3)[..., None], "label": _idx(test_labels, rank=1)},
+    }
+
+
+def read_cifar10(files: Sequence[File]) -> dict[str, Columns]:
+    """CIFAR-10's binary version: one tar.gz with five training batches and a test batch."""
+    train = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _cifar(*files, {"train": train, "test": ["test_batch.bin"]}, labels=["label"])
+
+
+def read_cifar100(files: Sequence[File]) -> dict[str, Columns]:
+    """CIFAR-100's binary version: one tar.gz; every record starts with the coarse and the fine label."""
+    return _cifar(*files, {"train": ["train.bin"], "test": ["test.bin"]}, labels=["coarse_label", "label"])
+
+
+def read_svhn(files: Sequence[File]) -> dict[str, Columns]:
+    """SVHN's cropped digits: MATLAB files with X [32, 32, 3, N] and y [N, 1], where the digit 0 has the label 10."""
+    return {split: _svhn(file, split) for split, file in zip(("train", "test"), files, strict=True)}
+
+
+def _idx(file: File, rank: int) -> np.ndarray:
+    """A gzipped IDX file of unsigned bytes: 0, 0, type 8, the rank, then the sizes (big-endian), then the bytes."""
+    try:
+        content = gzip.decompress(file.content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file.name}: expected a whole gzip file, received {_reason(error)}") from error
+    header = 4 * (1 + rank)
+    if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
+        raise InputError(f"{file.name}: expected an IDX file of unsigned bytes with {rank} dimensions")
+    shape = struct.unpack(f">{rank}I", content[4:header])
+    if len(content) != header + math.prod(shape):
+        raise InputError(f"{file.name}: expected {shape} bytes after the header, received {len(content) - header}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _cifar(file: File, batches: dict[str, list[str]], labels: list[str]) -> dict[str, Columns]:
+    """Batches of records: one byte per label, then the red, green and blue 32 x 32 planes, row by row."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(file.content), mode="r:gz") as tar:
+            # Members are read by their base names into memory, so no path in the archive can lead anywhere.
+            content = {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file.name}: expected a whole tar.gz archive, received {_reason(error)}") from error
+
+    def split_columns(split: str, names: list[str]) -> Columns:
+        missing = [name for name in names if name not in content]
+        if missing:
+            raise InputError(
+                f"{file.name}: expected the binary version, with {', '.join(names)}; received an archive without "
+                f"{', '.join(missing)}"
+            )
+        size = len(labels) + 3 * 32 * 32
+        for name in names:
+            if not content[name] or len(content[name]) % size:
+                raise InputError(
+                    f"{file.name}: expected records of {size} bytes in {name}, received {len(content[name])} bytes"
+                )
+        records = np.frombuffer(b"".join(content[name] for name in names), np.uint8).reshape(-1, size)
+        return {
+            "id": [f"{split}_{index:05d}" for index in range(len(records))],
+            "image": records[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+            **{label: records[:, column] for column, label in enumerate(labels)},
+        }
+
+    return {split: split_columns(split, names) for split, names in batches.items()}
+
+
+def _svhn(file: File, split: str) -> Columns:
+    from scipy import io as scipy_io
+
+    try:
+        arrays = scipy_io.loadmat(io.BytesIO(file.content), variable_names=("X", "y"))
+        images, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64)
+    except Exception as error:  # whatever SciPy's parser raises on bytes that are not a MATLAB file
+        raise InputError(f"{file.name}: expected a MATLAB file with X and y, received {_reason(error)}") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(f"{file.name}: expected X uint8 [32, 32, 3, N], received {images.dtype} {images.shape}")
+    return {
+        "id": [f"{split}_{index:06d}" for index in range(len(labels))],
+        "image": images.transpose(3, 0, 1, 2),
+        "label": np.where(labels == 10, 0, labels),
+    }
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

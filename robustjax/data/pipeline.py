@@ -1,0 +1,44 @@
+"""From a data set in memory to the batches of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax.data.sources import Dataset
+from robustjax.types import Array, Batch, InputError
+
+
+def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """The data set in order, cut into batches of one fixed size: uint8 images, int32 labels, bool mask, all NumPy.
+
+    The last batch is filled up with black images of class 0 whose mask is False: averages over a batch weigh by the
+    mask, and one compilation serves every batch.
+
+    >>> from robustjax.data import load
+    >>> test = load("digits", "test")
+    >>> [int(batch.mask.sum()) for batch in batches(test, 200)]
+    [200, 160]
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, received {batch_size}")
+    for start in range(0, len(dataset.labels), batch_size):
+        images = dataset.images[start : start + batch_size]
+        labels = dataset.labels[start : start + batch_size]
+        padding = batch_size - len(labels)
+        yield Batch(
+            images=np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0))),
+            labels=np.pad(labels, (0, padding)),
+            mask=np.arange(batch_size) < len(labels),
+        )
+
+
+def to_float(images: Array) -> Array:
+    """Images as networks and attacks take them: x / 255 up to the last bit, float32 in [0, 1], from uint8 in 0..255.
+
+    >>> to_float(np.array([0, 255], np.uint8))
+    Array([0., 1.], dtype=float32)
+    """
+    return jnp.asarray(images, jnp.float32) / 255

@@ -1,0 +1,163 @@
+"""Reading prepared tfds data sets (ArrayRecord) without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from robustjax.data.known import KNOWN
+from robustjax.types import InputError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of an image with so many channels
+_CHUNK = 1024  # encoded records in memory at a time, beside the decoded images
+
+
+class Source(NamedTuple):
+    """One stored split whose examples are still to be read.
+
+    Attributes:
+        num_examples: how many it holds.
+        label_names: one per class.
+        read: indices [N] -> uint8 images [N, H, W, C] and int32 labels [N].
+    """
+
+    num_examples: int
+    label_names: tuple[str, ...]
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
+    """Where data sets lie: `data_dir`, or else TFDS_DATA_DIR, or else ~/tensorflow_datasets, as tfds has it."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find_prepared(directory: Path) -> dict[str, Path]:
+    """The folder of every prepared data set, by "name[/config]:version" and, for the newest, by "name[/config]"."""
+    folders = [path.parent for levels in ("*/*", "*/*/*") for path in directory.glob(levels + "/features.json")]
+    versions = [(_version(folder.name), folder) for folder in folders if _version(folder.name)]
+    found = {}
+    for _, folder in sorted(versions):
+        name = folder.parent.relative_to(directory).as_posix()
+        found[name] = found[f"{name}:{folder.name}"] = folder
+    return found
+
+
+def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Source:
+    """Opens a split of a prepared data set; its images are decoded by `Source.read`.
+
+    Raises:
+        InputError: there is no such data set or split, it is not image classification, or its files cannot be read.
+    """
+    directory = resolve_data_dir(data_dir)
+    found = find_prepared(directory)
+    if name not in found:
+        raise InputError(_not_found(name, directory, found))
+    folder = found[name]
+
+    import tensorflow_datasets as tfds  # half a second, and the embedded digits do without
+
+    with _blaming(f"{folder}: expected a readable tfds data set"):
+        builder = tfds.builder_from_directory(folder)
+        features, splits = dict(builder.info.features), list(builder.info.splits)
+    if split not in splits:
+        raise InputError(f"{folder}: expected a split {split!r}, received only {', '.join(map(repr, splits))}")
+    image_key, label_key = _supervised_keys(builder.info.supervised_keys)
+    image, label = features.get(image_key), features.get(label_key)
+    if not (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and image.shape[-1] in _MODES
+        and isinstance(label, tfds.features.ClassLabel)
+        and label.num_classes
+    ):
+        received = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        raise InputError(
+            f"{folder}: expected image classification, a uint8 image of 1, 3 or 4 channels and a class label, "
+            f"received the features {received}"
+        )
+    where = f"{folder}, split {split!r}"
+    with _blaming(f"{where}: expected ArrayRecord files with examples"):
+        # The images stay encoded: tfds would decode them more slowly, and with OpenCV wherever that is installed.
+        records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = None, np.empty(len(indices), np.int32)
+        for start in range(0, len(indices), _CHUNK):
+            chunk = indices[start : start + _CHUNK].tolist()
+            with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
+                examples = records.__getitems__(chunk)
+            for position, (index, example) in enumerate(zip(chunk, examples, strict=True), start):
+                with _blaming(f"{where}, record {index}: expected an encoded image"):
+                    pixels = _decode(example[image_key], image.shape[-1])
+                if images is None:
+                    images = np.empty((len(indices), *pixels.shape), np.uint8)
+                if pixels.shape != images.shape[1:]:
+                    raise InputError(
+                        f"{where}: expected images of one size, {images.shape[1:3]} as the first, received "
+                        f"{pixels.shape[:2]} in record {index}"
+                    )
+                images[position], labels[position] = pixels, example[label_key]
+        if labels.min() < 0 or labels.max() >= label.num_classes:
+            raise InputError(
+                f"{where}: expected labels in 0..{label.num_classes - 1}, received {labels.min()}..{labels.max()} "
+                "(-1 marks examples without a label)"
+            )
+        return images, labels
+
+    return Source(len(records), tuple(label.names), read)
+
+
+def _version(name: str) -> tuple[int, ...]:
+    """(3, 0, 2) of "3.0.2"; () of anything else."""
+    parts = name.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
+def _supervised_keys(declared: Any) -> tuple[str, str]:
+    """The names of the image and of the label: as the data set declares them, or else the usual ones."""
+    if isinstance(declared, tuple) and all(isinstance(key, str) for key in declared[:2]):
+        return declared[:2]
+    return "image", "label"
+
+
+def _decode(encoded: bytes, channels: int) -> np.ndarray:
+    """The pixels of a PNG or JPEG, uint8 [H, W, channels]."""
+    # In one thread: on images so small Pillow mostly holds the interpreter's lock, and two threads are no faster.
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.asarray(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Turns whatever tfds, ArrayRecord or Pillow raise on files that are not what they should be into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+
+
+def _not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
+    if not directory.is_dir():
+        there = "no such folder"
+    else:
+        there = "prepared there: " + (", ".join(known for known in found if ":" not in known) or "nothing")
+    base, *_ = name.replace(":", "/").split("/")
+    if base in KNOWN:
+        mend = f"prepare it with: python -m robustjax.data prepare {base} --data_dir={directory}"
+    elif nearest := difflib.get_close_matches(name, ["digits", *KNOWN, *found], n=1):
+        mend = f"did you mean {nearest[0]!r}?"
+    else:
+        mend = (
+            f"give digits, or one of {', '.join(KNOWN)} (python -m robustjax.data prepare NAME), or another data set "
+            "that tfds has prepared in the array_record format"
+        )
+    return f"data set {name!r} not found in {directory} ({there}); {mend}"

@@ -1,0 +1,299 @@
+"""What `load` promises of every data set, seen on the embedded one, and of prepared tfds data sets, good and bad."""
+
+import hashlib
+import io
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from robustjax import data
+from robustjax.types import InputError
+
+DIGESTS = {
+    "train": "4392769c780ccac9aa4f21b7d776c5cb980fade2b6d35749d6641b0ae5fa668c",
+    "validation": "e7568d1434d85ed91e5ad7d4a3c55f2a9c46c5bb5932298baa4ad77fceba49c1",
+    "test": "200839e6a3ca244a4e0a83226cfcb3fbd4b41b53c1b57dc5c7c7b186f79a7d58",
+}
+
+
+def encode(image, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image if image.ndim == 3 and image.shape[-1] > 1 else image.reshape(image.shape[:2])).save(
+        buffer, **({"format": "PNG"} | options)
+    )
+    return buffer.getvalue()
+
+
+def write(folder, features, splits, supervised=("image", "label"), file_format="array_record"):
+    """A prepared tfds data set from encoded examples; `folder` is data_dir/name[/config]/version."""
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(features)
+    features.save_config(folder)
+    name = folder.relative_to(folder.parents[1]).parts[0]
+    infos = []
+    for split, examples in splits.items():
+        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.{file_format}-00000-of-00001"), "group_size:1")
+        for example in examples:
+            writer.write(features.serialize_example(example))
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        infos.append({"name": split, "filepathTemplate": template, "shardLengths": [str(len(examples))]})
+    info = {"name": name, "version": folder.name, "fileFormat": file_format, "splits": infos}
+    if supervised:
+        info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": key} for key in supervised]}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def classification(shape, num_classes=3):
+    return {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=num_classes)}
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def shapes(tmp_path, pixels):
+    """The data set "shapes": eight training images of 6 x 5 and four test images."""
+    examples = [{"image": encode(image), "label": index % 3} for index, image in enumerate(pixels)]
+    write(tmp_path / "shapes/1.0.0", classification((6, 5, 3)), {"train": examples[:8], "test": examples[8:]})
+    return tmp_path
+
+
+# The embedded digits
+
+
+def test_digits_are_pinned():
+    """They must never change: neither the pixels nor the split."""
+    for split, digest in DIGESTS.items():
+        dataset = data.load("digits", split, validation_examples=200)
+        assert hashlib.sha256(dataset.images.tobytes() + dataset.labels.tobytes()).hexdigest() == digest, split
+
+
+def test_digits_are_all_of_scikit_learns_digits_rescaled_and_stratified():
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    expected = np.array([[round(value * 255 / 16) for value in row] for row in pixels], np.uint8)
+    parts = [data.load("digits", split) for split in ("train", "test")]
+    assert [len(part.labels) for part in parts] == [1437, 360]
+    for part in parts:
+        assert part.images.shape[1:] == (8, 8, 1) and part.images.dtype == np.uint8 and part.labels.dtype == np.int32
+        assert (part.num_classes, part.label_names) == (10, tuple("0123456789"))
+    rows = np.concatenate([np.c_[part.images.reshape(-1, 64), part.labels] for part in parts])
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, np.c_[expected, labels]))
+    counts = np.bincount(parts[1].labels) / np.bincount(labels)
+    assert np.all(np.abs(counts - 0.2) < 0.01)
+
+
+def test_validation_is_cut_from_train_and_from_nothing_else():
+    def rows(split, size):
+        return [image.tobytes() for image in data.load("digits", split, validation_examples=size).images]
+
+    whole, test = rows("train", 0), rows("test", 0)
+    train, validation = rows("train", 200), rows("validation", 200)
+    assert len(validation) == 200 and sorted(train + validation) == sorted(whole)
+    places = iter(whole)
+    assert all(row in places for row in train)  # in the order of the data set
+    assert rows("test", 200) == test
+    assert set(rows("validation", 50)) < set(validation)  # a longer validation set keeps the shorter one
+    share = np.bincount(data.load("digits", "validation", validation_examples=200).labels, minlength=10)
+    assert share.min() > 8  # random, so about 20 of each class
+
+
+def test_num_examples_keeps_the_first():
+    some, all_ = (data.load("digits", "train", validation_examples=200, num_examples=number) for number in (30, None))
+    assert np.array_equal(some.images, all_.images[:30]) and np.array_equal(some.labels, all_.labels[:30])
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        ("valid", {}, "train, validation, test"),
+        ("validation", {}, "validation_examples"),
+        ("train", {"validation_examples": -1}, "validation_examples"),
+        ("train", {"validation_examples": 1437}, "1437"),
+        ("train", {"num_examples": 1438}, "1 to 1437"),
+        ("train", {"num_examples": 1400, "validation_examples": 100}, "1 to 1337"),
+        ("test", {"num_examples": 0}, "1 to 360"),
+    ],
+)
+def test_impossible_splits_are_refused(split, options, message):
+    with pytest.raises(InputError, match=message):
+        data.load("digits", split, **options)
+
+
+# Prepared tfds data sets
+
+
+class NoTensorFlow:
+    """A finder that makes importing TensorFlow a failure, installed or not."""
+
+    @staticmethod
+    def find_spec(name, *_):
+        assert name.split(".")[0] != "tensorflow"
+
+
+def test_a_prepared_data_set_gives_its_pixels_without_tensorflow(shapes, pixels, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [NoTensorFlow, *sys.meta_path])
+    for split, part in (("train", slice(0, 8)), ("test", slice(8, 12))):
+        dataset = data.load("shapes", split, data_dir=shapes)
+        assert np.array_equal(dataset.images, pixels[part])
+        assert dataset.labels.tolist() == [index % 3 for index in range(12)][part]
+        assert (dataset.num_classes, dataset.label_names) == (3, ("0", "1", "2"))
+    train, validation = (
+        data.load("shapes", split, data_dir=shapes, validation_examples=3).images for split in ("train", "validation")
+    )
+    assert sorted(map(bytes, [*train, *validation])) == sorted(map(bytes, pixels[:8]))
+
+
+def test_the_data_dir_is_found_as_tfds_finds_it(shapes, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shapes))
+    assert len(data.load("shapes", "train").labels) == 8
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(shapes.parent))
+    os.rename(shapes, shapes.parent / "tensorflow_datasets")
+    assert len(data.load("shapes", "train").labels) == 8
+
+
+def test_names_may_carry_a_config_and_a_version(tmp_path, pixels):
+    for number, folder in enumerate(["kinds/small/2.9.0", "kinds/small/2.10.0"]):
+        examples = [{"image": encode(pixels[number]), "label": number}]
+        write(tmp_path / folder, classification((6, 5, 3)), {"train": examples})
+    for name, label in (("kinds/small", 1), ("kinds/small:2.10.0", 1), ("kinds/small:2.9.0", 0)):
+        assert data.load(name, "train", data_dir=tmp_path).labels.tolist() == [label]
+
+
+def test_the_declared_supervised_features_are_used_and_channels_converted(tmp_path, pixels):
+    features = {
+        "picture": tfds.features.Image(shape=(None, None, 3)),
+        "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+        "image": tfds.features.Text(),
+    }
+    grey, palette = pixels[0, ..., 0], Image.fromarray(pixels[1]).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    examples = [
+        {"picture": encode(grey), "kind": 1, "image": "no image"},
+        {"picture": buffer.getvalue(), "kind": 0, "image": "neither"},
+    ]
+    write(tmp_path / "pets/1.0.0", features, {"train": examples}, supervised=("picture", "kind"))
+    dataset = data.load("pets", "train", data_dir=tmp_path)
+    assert np.array_equal(dataset.images, [np.repeat(grey[..., None], 3, -1), np.asarray(palette.convert("RGB"))])
+    assert dataset.labels.tolist() == [1, 0] and dataset.label_names == ("cat", "dog")
+
+
+def test_a_missing_data_set_is_named_with_what_is_there_and_how_to_get_it(shapes, tmp_path):
+    cases = [
+        ("mnist", shapes, ["mnist", str(shapes), "shapes", f"data prepare mnist --data_dir={shapes}"]),
+        ("mnist", tmp_path / "nowhere", ["no such folder", str(tmp_path / "nowhere")]),
+        ("shape", shapes, ["did you mean 'shapes'"]),
+        ("minst", shapes, ["did you mean 'mnist'"]),
+        ("shapes:2.0.0", shapes, ["shapes:1.0.0"]),
+        ("../shapes", shapes, ["not found"]),
+        ("imagenet2012", shapes, ["array_record"]),
+    ]
+    for name, directory, expected in cases:
+        with pytest.raises(InputError) as caught:
+            data.load(name, "train", data_dir=directory)
+        assert all(text in str(caught.value) for text in expected), str(caught.value)
+
+
+def _truncate(folder):
+    os.truncate(folder / "shapes-train.array_record-00000-of-00001", 66000)
+
+
+def _empty(folder):
+    os.truncate(folder / "shapes-train.array_record-00000-of-00001", 0)
+
+
+def _remove(folder):
+    os.remove(folder / "shapes-train.array_record-00000-of-00001")
+
+
+def _flip(folder):
+    path = folder / "shapes-train.array_record-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[200:240] = bytes(40)
+    path.write_bytes(content)
+
+
+def _promise_more(folder):
+    path = folder / "dataset_info.json"
+    path.write_text(path.read_text().replace('"8"', '"9"'))
+
+
+def _break_info(folder):
+    (folder / "dataset_info.json").write_text("{")
+
+
+def _break_features(folder):
+    (folder / "features.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _remove, _flip, _promise_more, _break_info, _break_features])
+def test_damaged_files_are_reported_in_one_line(shapes, damage):
+    folder = shapes / "shapes/1.0.0"
+    damage(folder)
+    with pytest.raises(InputError) as caught:
+        data.load("shapes", "train", data_dir=shapes)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _bad(name, pixels):
+    """A data set that cannot be used, by what is wrong: (features, examples of "train", other arguments, message)."""
+    good = [{"image": encode(image), "label": 0} for image in pixels[:3]]
+    text = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+    any_size = classification((None, None, 3))
+    return {
+        "no image": (text, [{"text": "a", "label": 0}], {"supervised": ("text", "label")}, "text (Text)"),
+        "no label": ({"image": any_size["image"]}, [{"image": good[0]["image"]}], {"supervised": None}, "class label"),
+        "deep pixels": (
+            any_size | {"image": tfds.features.Image(shape=(6, 5, 1), dtype=np.uint16)},
+            good,
+            {},
+            "uint8",
+        ),
+        "sizes": (any_size, [*good, {"image": encode(pixels[0, :4]), "label": 0}], {}, "(4, 5) in record 3"),
+        "not an image": (any_size, [*good, {"image": b"GIF no", "label": 0}], {}, "record 3"),
+        "cut image": (any_size, [*good, {"image": good[0]["image"][:60], "label": 0}], {}, "record 3"),
+        "unlabelled": (any_size, [*good, {"image": good[0]["image"], "label": -1}], {}, "-1..0"),
+        "nothing": (any_size, [], {}, "with examples"),
+        "tfrecord": (any_size, good, {"file_format": "tfrecord"}, "ArrayRecord"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no image", "no label", "deep pixels", "sizes", "not an image", "cut image", "unlabelled", "nothing", "tfrecord"],
+)
+def test_data_sets_that_cannot_be_used_are_refused_with_the_reason(tmp_path, pixels, name):
+    features, examples, options, message = _bad(name, pixels)
+    write(tmp_path / "odd/1.0.0", features, {"train": examples}, **options)
+    with pytest.raises(InputError) as caught:
+        data.load("odd", "train", data_dir=tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path, pixels):
+    write(tmp_path / "half/1.0.0", classification((6, 5, 3)), {"train": [{"image": encode(pixels[0]), "label": 0}]})
+    with pytest.raises(InputError, match=r"'test'.*'train'"):
+        data.load("half", "test", data_dir=tmp_path)
+
+
+@pytest.mark.real_data
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_real_images_are_those_that_tfds_decodes(tfds_dir, name):
+    dataset = data.load(name, "test", data_dir=tfds_dir, num_examples=300)
+    examples = tfds.data_source(name, split="test", data_dir=tfds_dir, download=False).__getitems__(range(300))
+    assert np.array_equal(dataset.images, [example["image"] for example in examples])
+    assert np.array_equal(dataset.labels, [example["label"] for example in examples])
+    assert len(np.unique(dataset.labels)) == dataset.num_classes == 10
