@@ -183,7 +183,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             augment=augmentation(config),
             ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
             attack_statistics=config.batch_norm.attack,
-            update_statistics=config.batch_norm.update,
+            update_statistics=config.batch_norm.training,
             ema_decay=config.train.ema_decay,
         ),
         schedule=schedule,

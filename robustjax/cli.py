@@ -10,6 +10,8 @@ from absl import app, flags, logging
 
 from robustjax.types import InputError
 
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Parses the flags, calls main and exits with what it returns, or with 2 and one line on stderr for bad input."""

@@ -61,7 +61,7 @@ def base() -> ConfigDict:
 
     config.batch_norm = ConfigDict()  # which statistics; batches are global, however many devices share them
     config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
-    config.batch_norm.update = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
+    config.batch_norm.training = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
 
     config.optimizer = ConfigDict()  # stochastic gradient descent
     config.optimizer.learning_rate = 0.1  # peak
@@ -160,7 +160,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         "attack.norm": ("linf", "l2", "l1"),
         "objective.name": build.OBJECTIVES,
         "batch_norm.attack": ("running", "batch"),
-        "batch_norm.update": ("batch", "running"),
+        "batch_norm.training": ("batch", "running"),
         "optimizer.schedule": build.SCHEDULES,
     }
     for path, valid in choices.items():

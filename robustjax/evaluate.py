@@ -22,7 +22,6 @@ from robustjax.training import sharding
 from robustjax.training.checkpoint import Checkpoints
 from robustjax.training.progress import Display
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
 ATTACKS = flags.DEFINE_list("attacks", "clean,fgsm,pgd20,cw,pgd100", "Attacks, in the order in which they run.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Judge only the first so many test images.", lower_bound=1)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step.")
@@ -34,7 +33,7 @@ NUM_SHOWN = 8
 
 def main() -> int:
     """Runs the evaluation that the flags describe."""
-    workdir = Path(WORKDIR.value)
+    workdir = Path(cli.WORKDIR.value)
     config = config_lib.read(workdir)
     attack = config.attack
     protocols = build.evaluation_attacks(ATTACKS.value, epsilon=attack.epsilon, norm=attack.norm)

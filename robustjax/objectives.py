@@ -100,8 +100,8 @@ def mart(natural_logits: Array, adversarial_logits: Array, labels: Array, *, bet
 
     Example:
         >>> import jax.numpy as jnp
-        >>> mart(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=0.0).round(3)
-        Array([4.253], dtype=float32)
+        >>> mart(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=0.0).round(2)
+        Array([4.25], dtype=float32)
     """
     natural = jax.nn.softmax(natural_logits.astype(jnp.float32))
     adversarial = jax.nn.softmax(adversarial_logits.astype(jnp.float32))

@@ -14,15 +14,16 @@ from robustjax import config as config_lib
 from robustjax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
 
 def main() -> int:
     """Runs the training that the flags describe."""
     config_lib.validate(CONFIG.value)
-    stopped = loop.run(build.experiment(CONFIG.value), WORKDIR.value)
+    stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
     if stopped.complete:
-        print(f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={WORKDIR.value}")
+        print(
+            f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        )
     else:
         print(
             f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there"

@@ -70,3 +70,11 @@ class Guard(Protocol):
     def __call__(
         self, features: Array, labels: Array | None = None, train: bool = False
     ) -> tuple[Array, Mapping[str, Array]]: ...
+
+
+class Defense(Protocol):
+    """Chooses guards for a network that knows nothing of defenses but its own sites."""
+
+    def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
+        """Site -> guard module, for a network's sites by role: "activation", "late", "final"."""
+        ...

@@ -1,0 +1,88 @@
+"""Networks in flax.linen: `create(name, ...)`, then `init` and `apply`, which returns `types.Outputs`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from robustjax.models.convolution import conv2d
+from robustjax.models.layers import Network
+from robustjax.models.resnet import PreActResNet, ResNet
+from robustjax.models.small import LeNet5, SmallCNN
+from robustjax.models.vgg import VGG16
+from robustjax.types import Defense, InputError
+
+
+def _resnet20(**options: Any) -> Network:
+    return PreActResNet(blocks=(3, 3, 3), widths=(16, 32, 64), stem_width=16, **options)
+
+
+def _wide_resnet(*, depth: int, width: int, **options: Any) -> Network:
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise InputError(
+            f"wide_resnet needs depth 6 n + 4 from 10 on and width from 1 on, got {depth} and {width} "
+            f"(nearest depth: {max(10, round((depth - 4) / 6) * 6 + 4)})"
+        )
+    widths = (16 * width, 32 * width, 64 * width)
+    return PreActResNet(blocks=((depth - 4) // 6,) * 3, widths=widths, stem_width=16, **options)
+
+
+MODELS = {
+    "lenet5": LeNet5,
+    "preact_resnet18": PreActResNet,
+    "resnet18": ResNet,
+    "resnet20": _resnet20,
+    "small_cnn": SmallCNN,
+    "vgg16": VGG16,
+    "wide_resnet": _wide_resnet,
+}
+NAMES = tuple(MODELS)
+OPTIONS = ("mean", "std", "dtype")
+
+
+def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, **options: Any) -> Network:
+    """A network by its name.
+
+    Args:
+        name: one of `NAMES`.
+        num_classes: K, at least 2.
+        defense: guards some of the network's sites.
+        **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
+            ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width.
+
+    Returns:
+        A module. `module.init(key, images)` gives variables; `module.apply(variables, images, labels=None,
+        train=False, rngs={"defense": key}, mutable=...)` gives `Outputs`. Images are floating-point [B, H, W, C].
+
+    Raises:
+        InputError: for an unknown name or option, or a wrong value. Images that do not fit are found by `init`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> module = create("small_cnn", num_classes=3)
+        >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        >>> module.apply(variables, jnp.zeros((2, 8, 8, 1))).logits.shape
+        (2, 3)
+    """
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f" (nearest: {nearest[0]!r})" if nearest else ""
+        raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{hint}")
+    allowed = (*OPTIONS, "depth", "width") if name == "wide_resnet" else OPTIONS
+    unknown = sorted(set(options) - set(allowed))
+    missing = sorted({"depth", "width"} - set(options)) if name == "wide_resnet" else []
+    if unknown or missing:
+        raise InputError(
+            f"{name} takes the options {', '.join(allowed)}"
+            + (f"; got {', '.join(unknown)}" if unknown else "")
+            + (f"; needs {', '.join(missing)}" if missing else "")
+        )
+    if options.get("dtype", "float32") not in ("float32", "bfloat16"):
+        raise InputError(f"dtype must be float32 or bfloat16, got {options['dtype']!r}")
+    if num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    network = MODELS[name](num_classes=num_classes, **options)
+    return network if defense is None else network.clone(guards=defense.guards(network.sites(), num_classes))
+
+
+__all__ = ["NAMES", "Network", "conv2d", "create"]

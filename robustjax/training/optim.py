@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+from robustjax.types import Array
 
 
 def _constant(config: ConfigDict, total: int, per_epoch: int) -> optax.Schedule:
@@ -42,13 +45,17 @@ def create(
     """
     after = SCHEDULES[config.schedule](config, num_epochs * steps_per_epoch, steps_per_epoch)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    schedule = after
+    whole = after
     if warmup_steps and config.schedule == "piecewise":  # its boundaries count from the start of the run
         warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
-        schedule = lambda step: warmup(step) * after(step)  # noqa: E731
+        whole = lambda step: warmup(step) * after(step)  # noqa: E731
     elif warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
-        schedule = optax.join_schedules([warmup, after], [warmup_steps])
+        whole = optax.join_schedules([warmup, after], [warmup_steps])
+
+    def schedule(step: Array | int) -> Array:
+        return whole(jnp.asarray(step, jnp.float32))  # optax mixes integers and floats, which strict promotion refuses
+
     transform = optax.chain(
         optax.add_decayed_weights(config.weight_decay, None if config.decay_norms_and_biases else is_kernel),
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),

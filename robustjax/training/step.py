@@ -90,7 +90,7 @@ def make_step(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
         variables = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
 
-        metrics = {"steps": jnp.ones((), jnp.float32), "loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"steps": jnp.ones((), jnp.float32), "loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         for view, outputs in views.items():
             metrics[f"{view}_accuracy"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels, dtype=jnp.float32)
         return TrainState(

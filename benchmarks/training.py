@@ -1,0 +1,84 @@
+"""How fast a config trains: images/s, TFLOP/s and seconds per epoch of the compiled step, data on the device.
+
+python benchmarks/training.py --config=configs/cifar10_at.py [--steps=20] [--repetitions=5] [--config.KEY=VALUE ...]
+
+The work is counted, not measured: K attack steps and the update cost 2 K + 3 forward passes an image, and 3 more for
+each further view of the objective; a forward pass costs what XLA counts for it. Compilation is timed apart.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from robustjax import build, cli, config, data
+from robustjax.evaluation import records
+from robustjax.training import sharding, step
+
+CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "quickstart.py"), "What to train.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps of a dispatch.", lower_bound=1)
+REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Timed dispatches.", lower_bound=1)
+
+
+def main() -> int:
+    """Times dispatches and prints one line for each figure."""
+    config.validate(CONFIG.value)
+    settings = CONFIG.value
+    experiment = build.experiment(settings)
+    layout = sharding.layout()
+    layout.check_batch_size("train.batch_size", settings.train.batch_size)
+    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    dispatch = step.make_dispatch(experiment.step, layout)
+    images, labels = layout.replicate((experiment.train.images, experiment.train.labels))
+    size = settings.train.batch_size
+    order = data.epoch_order(0, 0, len(labels))[: len(labels) // size * size].reshape(-1, size)
+    count = min(STEPS.value, len(order))
+
+    def timed(state, count):
+        started = time.perf_counter()
+        state = jax.block_until_ready(dispatch(state, images, labels, order, count))
+        return state, time.perf_counter() - started
+
+    state, first = timed(state, 1)
+    seconds = []
+    for _ in range(REPETITIONS.value):
+        state, elapsed = timed(state, count)
+        seconds.append(elapsed / count)
+    median = statistics.median(seconds)
+
+    passes = _passes(settings, experiment)
+    flops = _forward_flops(experiment, settings) * passes
+    print(f"{settings.model.name}, batch {size}, {settings.model.dtype}, {passes} forward passes of work an image")
+    print(f"hardware {records.conditions()['hardware']}, versions {records.conditions()['versions']}")
+    print(f"first step with compilation: {first:.1f} s")
+    print(f"a step: {1e3 * median:.2f} ms (median of {REPETITIONS.value} dispatches of {count}; {_spread(seconds)})")
+    print(f"images/s: {size / median:,.0f}")
+    print(f"TFLOP/s: {flops * size / median / 1e12:.3f}")
+    print(f"an epoch: {median * experiment.steps_per_epoch:.1f} s ({experiment.steps_per_epoch} steps)")
+    return 0
+
+
+def _passes(settings, experiment) -> int:
+    goal = build.objective(settings)
+    attack_steps = 0 if goal.inner is None else settings.attack.num_steps if settings.attack.name == "pgd" else 1
+    return 2 * attack_steps + 3 * len(goal.views)
+
+
+def _forward_flops(experiment, settings) -> float:
+    """Of one image, by XLA's count."""
+    batch = jax.ShapeDtypeStruct((8, *experiment.train.images.shape[1:]), jnp.float32)
+    variables = jax.eval_shape(experiment.create_state).variables
+    forward = jax.jit(lambda variables, images: experiment.module.apply(variables, images).logits)
+    return forward.lower(variables, batch).compile().cost_analysis()["flops"] / 8
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{1e3 * min(seconds):.2f} to {1e3 * max(seconds):.2f}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,157 @@
+"""What the networks are built from: one `Pass` per forward pass offers layers by name and keeps what sites yield."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robustjax.models.convolution import conv2d
+from robustjax.types import Array, InputError, Outputs
+
+# Role -> names of sites; see `Network.sites`.
+Sites = dict[str, tuple[str, ...]]
+
+KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
+
+
+class Network(nn.Module):
+    """What all networks have in common.
+
+    Attributes:
+        num_classes: K, at least 2.
+        mean, std: subtracted from and divided into the pixels by the first layer; one number, or one per channel.
+        dtype: of the computation, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        guards: site -> module obeying `types.Guard`.
+    """
+
+    num_classes: int = 10
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    dtype: str = "float32"
+    guards: Mapping[str, nn.Module] | None = None
+
+    def sites(self) -> Sites:
+        """The named sites by role, each in the order in which the network passes them.
+
+        "activation" is every ReLU's output, "late" the last stage's sites at which CAS and CIFS sit, "final" the one at
+        which FSR sits.
+        """
+        raise NotImplementedError
+
+    def divisor(self) -> int:
+        """What image sides must be at least for the strides to leave something."""
+        return 1
+
+
+class Pass:
+    """One forward pass: layers under flat names, and what the sites pass on.
+
+    Args:
+        network: the module whose compact method is running.
+        images: checked and normalised; the first layer's input is `self.images`.
+        labels, train: handed to guards and BatchNorm.
+    """
+
+    def __init__(self, network: Network, images: Array, labels: Array | None, train: bool):
+        self._network, self._labels, self._train = network, labels, train
+        self._dtype = jnp.dtype(network.dtype)
+        self._features: dict[str, Array] = {}
+        self._auxiliary: dict[str, list[Array]] = {}
+        self.images = self._normalised(images)
+
+    def conv(
+        self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int | None = None
+    ):
+        """A convolution without bias, padded to keep the size (at stride 1) unless told otherwise."""
+        return _Convolution(channels, size, stride, size // 2 if padding is None else padding, name=name)(features)
+
+    def biased_conv(self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int):
+        """A convolution with a bias, for networks without BatchNorm."""
+        return _Convolution(channels, size, stride, padding, use_bias=True, name=name)(features)
+
+    def norm(self, name: str, features: Array) -> Array:
+        """BatchNorm: batch statistics in training, running ones in inference."""
+        return nn.BatchNorm(
+            use_running_average=not self._train, momentum=0.9, epsilon=1e-5, dtype=self._dtype, name=name
+        )(features)
+
+    def dense(self, name: str, features: Array, channels: int) -> Array:
+        """A fully connected layer with a bias."""
+        return nn.Dense(channels, dtype=self._dtype, name=name)(features)
+
+    def relu(self, site: str, features: Array) -> Array:
+        """A ReLU, its output a site."""
+        return self.site(site, jax.nn.relu(features))
+
+    def site(self, name: str, features: Array) -> Array:
+        """A named place: its guard, if there is one, may change what the network goes on with."""
+        guards = self._network.guards or {}
+        if name in guards:
+            features, heads = guards[name](features, self._labels, self._train)
+            for kind, logits in heads.items():
+                self._auxiliary.setdefault(kind, []).append(logits)
+        self._features[name] = features
+        return features
+
+    def outputs(self, features: Array) -> Outputs:
+        """The classifier on the last features [B, C]."""
+        logits = self.dense("head", features, self._network.num_classes).astype(jnp.float32)
+        unknown = sorted(set(self._network.guards or {}) - set(self._features))
+        if unknown:
+            raise InputError(f"no site {', '.join(unknown)} to guard; sites are {', '.join(self._features)}")
+        return Outputs(logits, {kind: jnp.stack(logits) for kind, logits in self._auxiliary.items()}, self._features)
+
+    def _normalised(self, images: Array) -> Array:
+        network = self._network
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images must be floating-point [B, H, W, C], got {images.dtype} {images.shape}")
+        if min(images.shape[1:3]) < network.divisor():
+            least = network.divisor()
+            raise InputError(
+                f"{type(network).__name__} needs images of at least {least} x {least}, got {images.shape[1:3]}"
+            )
+        for name, constants in (("mean", network.mean), ("std", network.std)):
+            if len(constants) not in (1, images.shape[-1]):
+                raise InputError(
+                    f"{name} must have one number or one for each of {images.shape[-1]} channels, got {len(constants)}"
+                )
+        mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (network.mean, network.std))
+        return ((images.astype(jnp.float32) - mean) / std).astype(self._dtype)
+
+
+class _Convolution(nn.Module):
+    channels: int
+    size: int
+    stride: int
+    padding: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        shape = (self.size, self.size, features.shape[-1], self.channels)
+        kernel = self.param("kernel", KERNEL, shape).astype(features.dtype)
+        outputs = conv2d(features, kernel, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
+            outputs = outputs + bias.astype(features.dtype)[None, None, None, :]
+        return outputs
+
+
+def max_pool(features: Array) -> Array:
+    """Maximum of each two by two pixels; a last odd row or column is left out. A reshape: its gradient is a select."""
+    batch, height, width, channels = features.shape
+    even = features[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def average_pool(features: Array) -> Array:
+    """Mean over positions, [B, H, W, C] to [B, C]."""
+    return jnp.mean(features, axis=(1, 2))
+
+
+def flatten(features: Array) -> Array:
+    """[B, H, W, C] to [B, H W C]."""
+    return features.reshape(features.shape[0], -1)

@@ -1,0 +1,89 @@
+"""Residual networks with CIFAR's stem: post-activation (He et al. 2015, arXiv 1512.03385), pre-activation (2016, arXiv
+1603.05027), and wide ones (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+
+from robustjax.models.layers import Network, Pass, Sites, average_pool
+from robustjax.types import Array, Outputs
+
+
+class ResNet(Network):
+    """Post-activation residual network; the defaults are ResNet-18.
+
+    Attributes:
+        blocks: how many in each stage; every stage but the first halves the resolution.
+        widths: channels of each stage.
+    """
+
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+
+    def sites(self) -> Sites:
+        names = [name for name, _, _ in _plan(self.blocks, self.widths)]
+        activations = [site for name in names for site in (f"{name}_act1", name)]
+        late = names[-self.blocks[-1] :]
+        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+
+    @nn.compact
+    def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
+        net = Pass(self, images, labels, train)
+        x = net.relu("stem", net.norm("stem_norm", net.conv("stem_conv", net.images, self.widths[0], 3)))
+        for name, width, stride in _plan(self.blocks, self.widths):
+            shortcut = x
+            if stride > 1 or x.shape[-1] != width:
+                shortcut = net.conv(f"{name}_shortcut_conv", x, width, 1, stride=stride)
+                shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
+            x = net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 3, stride=stride))
+            x = net.relu(f"{name}_act1", x)
+            x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3))
+            x = net.relu(name, x + shortcut)
+        return net.outputs(average_pool(x))
+
+
+class PreActResNet(Network):
+    """Pre-activation residual network; the defaults are PreActResNet-18.
+
+    Attributes:
+        blocks: how many in each stage; every stage but the first halves the resolution.
+        widths: channels of each stage.
+        stem_width: channels of the first convolution.
+    """
+
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem_width: int = 64
+
+    def sites(self) -> Sites:
+        names = [name for name, _, _ in _plan(self.blocks, self.widths)]
+        activations = [f"{name}_act{i}" for name in names for i in (1, 2)]
+        return {
+            "activation": (*activations, "final"),
+            "late": (f"{names[-1]}_act1", "final"),
+            "final": ("final",),
+        }
+
+    @nn.compact
+    def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
+        net = Pass(self, images, labels, train)
+        x = net.conv("stem_conv", net.images, self.stem_width, 3)
+        for name, width, stride in _plan(self.blocks, self.widths):
+            active = net.relu(f"{name}_act1", net.norm(f"{name}_norm1", x))
+            shortcut = x
+            if stride > 1 or x.shape[-1] != width:
+                shortcut = net.conv(f"{name}_shortcut_conv", active, width, 1, stride=stride)
+            x = net.conv(f"{name}_conv1", active, width, 3, stride=stride)
+            x = net.relu(f"{name}_act2", net.norm(f"{name}_norm2", x))
+            x = net.site(name, net.conv(f"{name}_conv2", x, width, 3) + shortcut)
+        x = net.relu("final", net.norm("final_norm", x))
+        return net.outputs(average_pool(x))
+
+
+def _plan(blocks: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
+    """(name, channels, stride) of every block."""
+    for stage, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
+        for block in range(1, count + 1):
+            yield f"stage{stage}_block{block}", width, 2 if block == 1 and stage > 1 else 1

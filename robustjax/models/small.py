@@ -1,0 +1,49 @@
+"""Networks for small images, without BatchNorm."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from robustjax.models.layers import Network, Pass, Sites, flatten, max_pool
+from robustjax.types import Array, Outputs
+
+
+class SmallCNN(Network):
+    """The network of Wong and Kolter (2018, arXiv 1711.00851): two strided 4 x 4 convolutions, two dense layers."""
+
+    def sites(self) -> Sites:
+        return {"activation": ("conv1", "conv2", "dense"), "late": ("conv1", "conv2"), "final": ("conv2",)}
+
+    def divisor(self) -> int:
+        return 4
+
+    @nn.compact
+    def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
+        net = Pass(self, images, labels, train)
+        x = net.relu("conv1", net.biased_conv("conv1", net.images, 16, 4, stride=2, padding=1))
+        x = net.relu("conv2", net.biased_conv("conv2", x, 32, 4, stride=2, padding=1))
+        x = net.relu("dense", net.dense("dense", flatten(x), 100))
+        return net.outputs(x)
+
+
+class LeNet5(Network):
+    """LeNet-5 (LeCun et al. 1998) as it is used today: ReLU and max pooling."""
+
+    def sites(self) -> Sites:
+        return {
+            "activation": ("conv1", "conv2", "dense1", "dense2"),
+            "late": ("conv1", "conv2"),
+            "final": ("conv2",),
+        }
+
+    def divisor(self) -> int:
+        return 12
+
+    @nn.compact
+    def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
+        net = Pass(self, images, labels, train)
+        x = max_pool(net.relu("conv1", net.biased_conv("conv1", net.images, 6, 5, padding=2)))
+        x = max_pool(net.relu("conv2", net.biased_conv("conv2", x, 16, 5, padding=0)))
+        x = net.relu("dense1", net.dense("dense1", flatten(x), 120))
+        x = net.relu("dense2", net.dense("dense2", x, 84))
+        return net.outputs(x)
