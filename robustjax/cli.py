@@ -35,7 +35,10 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
     except flags.Error as error:
         sys.exit(_refuse(str(error)))
     except Exception as error:  # a config file is the user's Python and may raise anything
-        sys.exit(_refuse(f"--config: {type(error).__name__}: {error}"))
+        # ml_collections wraps a KeyError, whose own text would be quoted twice.
+        cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+        text = cause.args[0] if isinstance(cause, KeyError) else cause
+        sys.exit(_refuse(f"--config: {type(error).__name__}: {text}"))
 
 
 def _refuse(message: str) -> int:

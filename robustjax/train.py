@@ -12,13 +12,17 @@ from ml_collections import config_flags
 from robustjax import build, cli
 from robustjax import config as config_lib
 from robustjax.training import loop
+from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 
 
 def main() -> int:
     """Runs the training that the flags describe."""
-    config_lib.validate(CONFIG.value)
+    try:
+        config_lib.validate(CONFIG.value)
+    except OSError as error:  # a config file that could not be read says so when it is first looked into
+        raise InputError(f"--config: {error}") from error
     stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
     if stopped.complete:
         print(

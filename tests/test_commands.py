@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "--config=configs/quickstart.py",
     "--config.train.num_epochs=3",
+    "--config.validation.every_epochs=1",
     "--config.data.train_examples=256",
     "--config.train.batch_size=32",
     "--config.train.log_every_steps=3",
@@ -22,7 +23,7 @@ SMALL = [
 
 
 def command(module, *arguments):
-    return [sys.executable, "-W", "error", "-m", f"robustjax.{module}", *map(str, arguments)]
+    return [sys.executable, "-m", f"robustjax.{module}", *map(str, arguments)]
 
 
 def run(module, *arguments, **environment):
