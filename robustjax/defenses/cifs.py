@@ -1,0 +1,204 @@
+"""Channel-wise importance-based feature selection, CIFS (Yan et al., ICML 2021, arXiv 2102.05311)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robustjax.defenses.convention import Defense, Mode, joint_loss
+from robustjax.ops import global_average_pool, scale_channels
+from robustjax.types import Array, InputError
+
+Importance = Literal["softmax", "sigmoid", "softplus"]
+
+MASKS: dict[str, Callable[[Array], Array]] = {
+    "softmax": jax.nn.softmax,  # over channels
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+}
+
+
+def probe(layers: Sequence[tuple[Array, Array]], features: Array) -> Array:
+    r"""The published probe networks: GAP, then linear layers with softplus(5t)/5 between them.
+
+    Args:
+        layers: (kernel [in, out], bias [out]) of each; one or more.
+        features: [B, ..., C].
+
+    Returns:
+        Logits, float32 [B, K].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> probe([(jnp.eye(2), jnp.ones(2))], jnp.ones((1, 3, 3, 2)))
+        Array([[2., 2.]], dtype=float32)
+    """
+    hidden = global_average_pool(features)
+    for kernel, bias in layers[:-1]:
+        hidden = jax.nn.softplus(5.0 * (hidden @ kernel + bias[None, :])) / 5.0
+    kernel, bias = layers[-1]
+    return hidden @ kernel + bias[None, :]
+
+
+def importance(
+    probe_fn: Callable[[Array], Array], features: Array, labels: Array | None = None, *, top_k: int = 2
+) -> Array:
+    r"""How much each channel matters to the probe's likeliest classes.
+
+    .. math:: g_c = \sum_{h,w} \frac{\partial (a_{(1)} + \dots + a_{(k)})}{\partial z_{hwc}}
+
+    where :math:`a_{(1)} \ge a_{(2)} \ge \dots` are the probe's logits; in training the true label's logit stands for
+    the first of them, also where the label is ranked second and so counts twice. Differentiable in features and in
+    whatever `probe_fn` closes over.
+
+    Args:
+        probe_fn: float32 features like those given -> logits [B, K], each example's its own function.
+        features: z, [B, ..., C].
+        labels: integers [B] in training, None in inference.
+        top_k: k, at least 1 and at most K.
+
+    Returns:
+        g, float32 [B, C].
+
+    Raises:
+        InputError: `top_k` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear = lambda z: z.mean((1, 2)) @ jnp.array([[1.0, 2.0, 4.0]])
+        >>> importance(linear, jnp.ones((1, 2, 2, 1)))
+        Array([[6.]], dtype=float32)
+        >>> importance(linear, jnp.ones((1, 2, 2, 1)), jnp.array([0]))
+        Array([[3.]], dtype=float32)
+    """
+
+    def score(points: Array) -> Array:
+        logits = probe_fn(points)
+        if not 1 <= top_k <= logits.shape[-1]:
+            raise InputError(f"cifs: top_k must be in [1, {logits.shape[-1]}], the number of classes, got {top_k}")
+        classes = jax.lax.top_k(jax.lax.stop_gradient(logits), top_k)[1]
+        if labels is not None:
+            classes = classes.at[:, 0].set(labels.astype(classes.dtype))
+        return jnp.sum(jnp.take_along_axis(logits, classes, axis=-1))
+
+    gradient = jax.grad(score)(features.astype(jnp.float32))
+    return jnp.sum(gradient, axis=tuple(range(1, features.ndim - 1)))
+
+
+def select(
+    probe_fn: Callable[[Array], Array],
+    features: Array,
+    labels: Array | None = None,
+    *,
+    top_k: int = 2,
+    importance: Importance = "softmax",
+    differentiate_mask: bool = False,
+) -> tuple[Array, Array]:
+    r"""Multiplies each channel by a mask computed from its importance to the probe.
+
+    .. math:: \tilde z_{hwc} = m_c z_{hwc}, \qquad m = \mathrm{softmax}_c(g)
+
+    The mask trains the probe: its gradient reaches whatever `probe_fn` closes over, through the second derivative. By
+    default it does not reach the features, as in the published code; that hides gradients from an attacker, so
+    evaluate with `differentiate_mask=True`. Equal importance is plain scaling: by 1/C with softmax.
+
+    Args:
+        probe_fn: as for `importance`.
+        features: z, [B, ..., C].
+        labels: integers [B] in training, None in inference.
+        top_k: as for `importance`.
+        importance: function from g to m: "softmax" over channels, "sigmoid" or "softplus".
+        differentiate_mask: let the mask's gradient through to the features; the value stays.
+
+    Returns:
+        Features like those given, and the probe's logits, float32 [B, K], always differentiable in the features.
+
+    Raises:
+        InputError: `importance` or `top_k` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear = lambda z: z.mean((1, 2)) @ jnp.ones((2, 3))
+        >>> select(linear, jnp.ones((1, 1, 1, 2)))
+        (Array([[[[0.5, 0.5]]]], dtype=float32), Array([[2., 2., 2.]], dtype=float32))
+    """
+    _check(importance)
+    source = features if differentiate_mask else jax.lax.stop_gradient(features)
+    mask = MASKS[importance](_importance(probe_fn, source, labels, top_k=top_k))
+    return scale_channels(features, mask), probe_fn(features.astype(jnp.float32))
+
+
+_importance = importance  # `select` has an argument of that name
+
+
+def _check(importance: str) -> None:
+    if importance not in MASKS:
+        raise InputError(f"cifs: importance must be one of {', '.join(MASKS)}, got {importance!r}")
+
+
+def defense(*, beta: float = 2.0, top_k: int = 2, importance: Importance = "softmax", hidden: int = 128) -> Defense:
+    """`select` at the sites of the last stage: a probe with one hidden layer at each but the last, which is linear.
+
+    Args:
+        beta: weight of the probes' mean loss, in training and in its attack; the whole loss is scaled by
+            3 / (beta + 1), as published.
+        top_k, importance: as for `select`.
+        hidden: width of the hidden layers: 128 for ResNet-18, 240 for WideResNet-28-10.
+
+    Example:
+        >>> defense().joint
+        True
+    """
+    if beta < 0:
+        raise InputError(f"cifs: beta must be at least 0, got {beta}")
+    if hidden < 1 or top_k < 1:
+        raise InputError(f"cifs: hidden and top_k must be at least 1, got {hidden} and {top_k}")
+    _check(importance)
+    return Defense(
+        name="cifs",
+        role="late",
+        build=lambda sites, num_classes, mode: {
+            site: CIFS(num_classes, None if site == sites[-1] else hidden, top_k, importance, mode) for site in sites
+        },
+        gradient="the mask is computed from detached features; the surrogate differentiates it",
+        loss=partial(joint_loss, kind="probe", beta=beta, scale=3 / (beta + 1)),
+        heads=("probe",),
+        joint=True,
+    )
+
+
+class CIFS(nn.Module):
+    """A guard that holds the probe; `hidden` is the width of its hidden layer, None for a linear probe."""
+
+    num_classes: int
+    hidden: int | None = None
+    top_k: int = 2
+    importance: Importance = "softmax"
+    mode: Mode = "active"
+
+    @nn.compact
+    def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
+        # Arrays and a pure function, not submodules: Linen leaks tracers when its calls are differentiated in place.
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        widths = [features.shape[-1], *([self.hidden] if self.hidden else []), self.num_classes]
+        layers = [
+            (
+                self.param(f"kernel_{i}", uniform, (widths[i], widths[i + 1])),
+                self.param(f"bias_{i}", nn.initializers.zeros_init(), (widths[i + 1],)),
+            )
+            for i in range(len(widths) - 1)
+        ]
+        selected, logits = select(
+            partial(probe, layers),
+            features,
+            labels,
+            top_k=self.top_k,
+            importance=self.importance,
+            differentiate_mask=self.mode == "surrogate",
+        )
+        return (features if self.mode == "off" else selected), {"probe": logits}

@@ -1,0 +1,205 @@
+"""Feature separation and recalibration, FSR (Kim et al., CVPR 2023, arXiv 2303.13846)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robustjax.defenses.convention import Defense, Mode, Term, Views, own_loss
+from robustjax.ops import global_average_pool, straight_through
+from robustjax.types import Array, InputError, Key
+
+
+def separate(
+    scores: Array,
+    features: Array,
+    *,
+    key: Key | None = None,
+    temperature: float = 0.1,
+    backward_temperature: float | None = None,
+) -> tuple[Array, Array, Array]:
+    r"""Splits features into a robust and a non-robust part by a soft mask.
+
+    .. math:: z^+ = m \odot z, \quad z^- = (1 - m) \odot z, \quad m = \sigma\bigl((s + g_1 - g_2) / \tau\bigr)
+
+    which is the Gumbel-softmax over (keep, drop) with probabilities :math:`\sigma(s), 1 - \sigma(s)`. Training adds the
+    Gumbel noise g; inference has none. The two parts add up to the features. As all scores grow, every feature is
+    robust: the plain network.
+
+    Args:
+        scores: s, like features.
+        features: z, of any shape.
+        key: for the noise, in training; None in inference.
+        temperature: tau, above 0.
+        backward_temperature: the gradient takes the mask at this temperature (an attacker's choice, as 0.1
+            saturates); the value stays. None: `temperature`.
+
+    Returns:
+        Robust and non-robust part, like features, and the mask m, float32.
+
+    Raises:
+        InputError: a temperature is not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> robust, nonrobust, mask = separate(jnp.array([[9.0, 0.0]]), jnp.array([[2.0, 2.0]]))
+        >>> robust, nonrobust
+        (Array([[2., 1.]], dtype=float32), Array([[0., 1.]], dtype=float32))
+    """
+    for value in (temperature, backward_temperature):
+        if value is not None and not value > 0:
+            raise InputError(f"fsr: temperatures must be above 0, got {value}")
+    logits = scores.astype(jnp.float32)
+    if key is not None:
+        logits = logits + jax.random.logistic(key, scores.shape)  # the law of a difference of two Gumbels
+    mask = jax.nn.sigmoid(logits / temperature)
+    if backward_temperature is not None:
+        mask = straight_through(mask, jax.nn.sigmoid(logits / backward_temperature))
+    values = features.astype(jnp.float32)
+    return (mask * values).astype(features.dtype), ((1.0 - mask) * values).astype(features.dtype), mask
+
+
+def recalibrate(nonrobust: Array, correction: Array, mask: Array) -> Array:
+    r"""Adds a correction to the non-robust features where the mask dropped them.
+
+    .. math:: \tilde z^- = z^- + (1 - m) \odot r(z^-)
+
+    A correction of zero is the plain network: robust and recalibrated features then add up to the features.
+
+    Args:
+        nonrobust: :math:`z^-`, of any shape.
+        correction: :math:`r(z^-)`, like nonrobust.
+        mask: m, in [0, 1], of the same shape.
+
+    Returns:
+        An array like nonrobust.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> recalibrate(jnp.array([1.0, 1.0]), jnp.array([4.0, 4.0]), jnp.array([1.0, 0.5]))
+        Array([1., 3.], dtype=float32)
+    """
+    added = (1.0 - mask.astype(jnp.float32)) * correction.astype(jnp.float32)
+    return (nonrobust.astype(jnp.float32) + added).astype(nonrobust.dtype)
+
+
+def loss(
+    views: Views, labels: Array, *, term: Term, separation_weight: float = 1.0, recalibration_weight: float = 1.0
+) -> Array:
+    r"""The objective's own term, and cross-entropy of the three heads on the images that the update trains on.
+
+    .. math:: J + \lambda_{sep} [CE(a^+, y) + CE(a^-, y')] + \lambda_{rec} CE(\tilde a^-, y)
+
+    where y' is the most confident wrong class of the network's own logits. The heads are trained on the adversarial
+    images if the objective has any, else on the natural ones.
+
+    Args:
+        views: view -> outputs with the heads "robust", "nonrobust" and "recalibrated".
+        labels: integers [B].
+        term: J.
+        separation_weight, recalibration_weight: the two lambdas.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from robustjax.types import Outputs
+        >>> head = jnp.zeros((1, 1, 2))
+        >>> heads = {"robust": head, "nonrobust": head, "recalibrated": head}
+        >>> loss({"natural": Outputs(jnp.zeros((1, 2)), heads, {})}, jnp.array([0]), term=lambda *_: 0.0).round(4)
+        Array([2.0794], dtype=float32)
+    """
+    outputs = views["adversarial"] if "adversarial" in views else views["natural"]
+    is_true = jnp.arange(outputs.logits.shape[-1])[None, :] == labels[:, None]
+    strongest_wrong = jnp.argmax(jnp.where(is_true, -jnp.inf, outputs.logits.astype(jnp.float32)), axis=-1)
+
+    def cross_entropy(kind: str, classes: Array) -> Array:
+        log_probabilities = jax.nn.log_softmax(outputs.auxiliary[kind].astype(jnp.float32))
+        return -jnp.mean(jnp.take_along_axis(log_probabilities, classes[None, :, None], axis=-1)[..., 0], axis=0)
+
+    separation = cross_entropy("robust", labels) + cross_entropy("nonrobust", strongest_wrong)
+    recalibration = cross_entropy("recalibrated", labels)
+    own = own_loss(views, labels, term=term)
+    return own + separation_weight * separation + recalibration_weight * recalibration
+
+
+def defense(
+    *, temperature: float = 0.1, separation_weight: float = 1.0, recalibration_weight: float = 1.0, width: int = 64
+) -> Defense:
+    """Separation and recalibration of the last feature map.
+
+    Args:
+        temperature: as for `separate`.
+        separation_weight, recalibration_weight: as for `loss`.
+        width: channels inside the two networks.
+
+    Example:
+        >>> defense().heads
+        ('robust', 'nonrobust', 'recalibrated')
+    """
+    if not temperature > 0:
+        raise InputError(f"fsr: temperature must be above 0, got {temperature}")
+    if separation_weight < 0 or recalibration_weight < 0:
+        raise InputError(
+            f"fsr: separation_weight and recalibration_weight must be at least 0, "
+            f"got {separation_weight} and {recalibration_weight}"
+        )
+    if width < 1:
+        raise InputError(f"fsr: width must be at least 1, got {width}")
+    return Defense(
+        name="fsr",
+        role="final",
+        build=lambda sites, num_classes, mode: {site: FSR(num_classes, temperature, width, mode) for site in sites},
+        gradient="the mask saturates at a low temperature; the surrogate has temperature 1 in the backward pass",
+        loss=partial(loss, separation_weight=separation_weight, recalibration_weight=recalibration_weight),
+        heads=("robust", "nonrobust", "recalibrated"),
+    )
+
+
+class FSR(nn.Module):
+    """A guard that holds the two networks and the linear head that the three kinds of features share."""
+
+    num_classes: int
+    temperature: float = 0.1
+    width: int = 64
+    mode: Mode = "active"
+
+    @nn.compact
+    def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
+        scores = _ConvNet(self.width, name="separation")(features, train)
+        robust, nonrobust, mask = separate(
+            scores,
+            features,
+            key=self.make_rng("defense") if train else None,
+            temperature=self.temperature,
+            backward_temperature=1.0 if self.mode == "surrogate" else None,
+        )
+        correction = _ConvNet(self.width, name="recalibration")(nonrobust, train)
+        recalibrated = recalibrate(nonrobust, correction, mask)
+        head = nn.Dense(self.num_classes, name="auxiliary")
+        logits = {
+            "robust": head(global_average_pool(robust)),
+            "nonrobust": head(global_average_pool(nonrobust)),
+            "recalibrated": head(global_average_pool(recalibrated)),
+        }
+        return (features if self.mode == "off" else robust + recalibrated), logits
+
+
+class _ConvNet(nn.Module):
+    """Two hidden convolutions with batch normalisation and a linear third, back to the channels of the input."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool) -> Array:
+        conv = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=features.dtype)
+        hidden = features
+        for i in range(2):
+            hidden = conv(self.width, name=f"conv_{i}")(hidden)
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"norm_{i}")
+            hidden = nn.relu(norm(hidden.astype(jnp.float32))).astype(features.dtype)
+        return conv(features.shape[-1], name="conv_2")(hidden)

@@ -1,0 +1,139 @@
+"""Stochastic activation pruning, SAP (Dhillon et al., ICLR 2018, arXiv 1803.01442)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robustjax.defenses.convention import Defense, Mode
+from robustjax.ops import straight_through
+from robustjax.types import Array, InputError, Key
+
+Sampler = Literal["multinomial", "bernoulli"]
+
+
+def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Array:
+    r"""Keeps the activations that a lottery weighted by their magnitudes draws, rescaled; zeroes the rest.
+
+    Of the n entries of one example's map, r = round(fraction n) are drawn with replacement with probabilities
+    :math:`p_j = |h_j| / \sum_k |h_k|`; an entry that is drawn at all becomes
+
+    .. math:: \frac{h_j}{1 - (1 - p_j)^r}
+
+    and every other 0, so the expectation is h. Mask and scale are constants for the gradient. Published for inference
+    with an already trained network, without fine-tuning. Dhillon and Carlini (arXiv 2010.00071) break it with
+    `ops.bpda` and the identity, so judge it by more than its own gradient. As `fraction` grows, the plain network
+    returns.
+
+    Args:
+        key: every example draws from its own part of it.
+        activations: [B, ...], one map per example, of any rank and sign. A map of zeros stays zero.
+        fraction: draws for each entry of the map, above 0; 1 is the paper's SAP-100.
+        sampler: "multinomial" is exact. "bernoulli" keeps each entry with the same probability but independently of the
+            others, so the number kept varies more; cheaper.
+
+    Returns:
+        An array like activations.
+
+    Raises:
+        InputError: `fraction` or `sampler` is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> prune(jax.random.key(0), jnp.array([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0]]))
+        Array([[0., 3., 0.],
+               [0., 0., 0.]], dtype=float32)
+    """
+    _check(fraction, sampler)
+    maps = jax.lax.stop_gradient(activations).astype(jnp.float32).reshape(activations.shape[0], -1)
+    num_draws = max(1, round(fraction * maps.shape[1]))
+    magnitudes = jnp.abs(maps)
+    totals = jnp.sum(magnitudes, axis=1, keepdims=True)
+    probabilities = magnitudes / jnp.where(totals > 0, totals, 1.0)
+    kept_probability = -jnp.expm1(num_draws * jnp.log1p(-probabilities))
+    if sampler == "multinomial":
+        keys = jax.random.split(key, len(maps))
+        kept = jax.vmap(partial(_drawn, num_draws=num_draws))(keys, probabilities)
+    else:
+        kept = jax.random.uniform(key, maps.shape) < kept_probability
+    # Rounding may draw an entry of probability 0: its scale is 0, as is the entry.
+    scale = jnp.where(kept & (kept_probability > 0), 1.0 / kept_probability, 0.0)
+    return (activations.astype(jnp.float32) * scale.reshape(activations.shape)).astype(activations.dtype)
+
+
+def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
+    """Which entries [n] come up in so many draws with replacement, exact in law, in a few passes over the map.
+
+    Let the draws arrive as a Poisson process of unit rate. Entry j first comes up at time E_j / p_j, the E_j being
+    independent standard exponentials: one comparison each says who has come up by a time t. Running to a t a little
+    short of `num_draws` leaves only some sqrt(num_draws) draws to be made one by one: `num_draws` less the arrivals by
+    t, which are first ones and repeats.
+    """
+    key_first, key_gaps, key_missing = jax.random.split(key, 3)
+    # Eight standard deviations: arrivals by t exceed num_draws, or fall 2 slack short of it, in 1 of 10^13 maps.
+    slack = 8 * math.sqrt(num_draws)
+    due = max(num_draws - slack, 0.0) * probabilities
+    first = jax.random.exponential(key_first, probabilities.shape)
+    drawn = first < due
+
+    # Once entry j has come up it repeats at rate p_j, so all repeats by t are Poisson with this mean given the first
+    # arrivals. They are counted as the arrivals of a unit-rate process by that time. Its gaps come for free: what an
+    # entry not yet drawn has left to wait is again a standard exponential, and there are enough unless num_draws > n.
+    mean_repeats = jnp.sum(jnp.maximum(due - first, 0.0))
+    waits = jnp.where(drawn, 0.0, first - due)
+    more = jax.random.exponential(key_gaps, (max(num_draws - waits.size, 0),))
+    gaps = jnp.concatenate([waits, more])
+    repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size) < _first_beyond(gaps, mean_repeats)))
+
+    missing = num_draws - jnp.sum(drawn) - repeats
+    most = min(num_draws, math.ceil(2 * slack))
+    points = jax.random.uniform(key_missing, (most,)) * jnp.sum(probabilities)
+    return drawn.at[_first_beyond(probabilities, points)].max(jnp.arange(most) < missing, mode="drop")
+
+
+def _first_beyond(lengths: Array, points: Array) -> Array:
+    """With the lengths laid end to end from 0, the index of the one in which each point lies."""
+    return jnp.searchsorted(jnp.cumsum(lengths), points, side="right")
+
+
+def _check(fraction: float, sampler: str) -> None:
+    if not 0 < fraction < math.inf:
+        raise InputError(f"sap: fraction must be above 0 and finite, got {fraction}")
+    if sampler not in ("multinomial", "bernoulli"):
+        raise InputError(f"sap: sampler must be 'multinomial' or 'bernoulli', got {sampler!r}")
+
+
+def defense(*, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Defense:
+    """`prune` after every activation, at inference only; the options are those of `prune`.
+
+    Example:
+        >>> defense(fraction=0.5).stochastic
+        True
+    """
+    _check(fraction, sampler)
+    return Defense(
+        name="sap",
+        role="activation",
+        build=lambda sites, num_classes, mode: {site: SAP(fraction, sampler, mode) for site in sites},
+        gradient="mask and scale are random constants; the surrogate passes the gradient on as the identity does",
+        stochastic=True,
+    )
+
+
+class SAP(nn.Module):
+    """A guard that prunes at inference and does nothing in training: the paper's networks are trained dense."""
+
+    fraction: float
+    sampler: Sampler
+    mode: Mode = "active"
+
+    def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
+        if train or self.mode == "off":
+            return features, {}
+        pruned = prune(self.make_rng("defense"), features, fraction=self.fraction, sampler=self.sampler)
+        return (straight_through(pruned, features) if self.mode == "surrogate" else pruned), {}

@@ -1,0 +1,81 @@
+"""Small operations on arrays that several rooms share: gradients by substitution, and channels of a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from robustjax.types import Array
+
+
+@jax.custom_jvp
+def straight_through(value: Array, surrogate: Array) -> Array:
+    """The value of the one, exactly, with the gradient of the other (Bengio et al. 2013, arXiv 1308.3432).
+
+    The usual `surrogate + stop_gradient(value - surrogate)` rounds the value; this does not.
+
+    Args:
+        value: any shape; receives no gradient.
+        surrogate: same shape and dtype; receives all of it.
+
+    Returns:
+        value.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.value_and_grad(lambda x: straight_through(jnp.round(x), x**2))(1.4)
+        (Array(1., dtype=float32...), Array(2.8, dtype=float32...))
+    """
+    del surrogate
+    return value
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return straight_through(*primals), tangents[1]
+
+
+def bpda(forward: Callable[..., Array], backward: Callable[..., Array]) -> Callable[..., Array]:
+    """Backward-pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
+
+    Args:
+        forward: the function to attack, perhaps without a useful gradient.
+        backward: a differentiable approximation of it: same arguments, same shape and dtype of the result.
+
+    Returns:
+        A function with the values of `forward` and the derivatives of `backward`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> quantised = bpda(lambda x: jnp.round(4 * x) / 4, lambda x: x)
+        >>> jax.value_and_grad(quantised)(0.3)
+        (Array(0.25, dtype=float32...), Array(1., dtype=float32...))
+    """
+    return lambda *args: straight_through(forward(*args), backward(*args))
+
+
+def global_average_pool(features: Array) -> Array:
+    """Mean over positions: [B, ..., C] of any float dtype to float32 [B, C].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> global_average_pool(jnp.arange(4.0).reshape(1, 2, 1, 2))
+        Array([[1., 2.]], dtype=float32)
+    """
+    return jnp.mean(features.astype(jnp.float32), axis=tuple(range(1, features.ndim - 1)))
+
+
+def scale_channels(features: Array, weights: Array) -> Array:
+    """Each channel times its weight: features [B, ..., C], weights [B, C]; shape and dtype of the features.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scale_channels(jnp.ones((1, 1, 2, 2)), jnp.array([[2.0, 3.0]]))
+        Array([[[[2., 3.],
+                 [2., 3.]]]], dtype=float32)
+    """
+    batch, channels = weights.shape
+    weights = weights.reshape((batch,) + (1,) * (features.ndim - 2) + (channels,))
+    return (features.astype(jnp.float32) * weights.astype(jnp.float32)).astype(features.dtype)

@@ -1,0 +1,74 @@
+"""SNS against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from robustjax.defenses import sns
+from robustjax.types import InputError
+
+RNG = np.random.default_rng(0)
+BENIGN, ADVERSARIAL = RNG.normal(size=(2, 4, 3, 2, 6)).astype(np.float32)
+
+
+def test_equal_inputs_have_no_sensitivity():
+    np.testing.assert_array_equal(sns.sensitivity(jnp.asarray(BENIGN), jnp.asarray(BENIGN)), np.zeros(6))
+
+
+@pytest.mark.parametrize("index", [np.s_[:], np.s_[:, 0, 0]], ids=["maps", "dense"])
+def test_matches_numpy_and_opposite_movements_do_not_cancel(index):
+    benign, adversarial = BENIGN[index], ADVERSARIAL[index]
+    difference = np.abs(benign.astype(np.float64) - adversarial)
+    expected = difference.reshape(4, -1, 6).mean(1).mean(0)
+    np.testing.assert_allclose(sns.sensitivity(jnp.asarray(benign), jnp.asarray(adversarial)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 3), (1.0, 6)])
+def test_selects_exactly_the_most_sensitive(fraction, count):
+    values = np.array([0.3, 0.9, 0.3, 0.9, 0.1, 0.3], np.float32)
+    chosen = np.asarray(sns.select_sensitive(jnp.asarray(values), fraction=fraction))
+    expected = np.zeros(6, bool)
+    expected[np.argsort(-values, kind="stable")[:count]] = True
+    np.testing.assert_array_equal(chosen, expected)
+
+
+def test_loss_matches_numpy_over_layers_of_different_width():
+    benign = {"conv": BENIGN, "dense": BENIGN[:, 0, 0, :3]}
+    adversarial = {"conv": ADVERSARIAL, "dense": ADVERSARIAL[:, 0, 0, :3]}
+    sensitive = {"conv": np.array([1, 0, 1, 0, 0, 1], bool), "dense": np.array([0, 1, 0], bool)}
+    conv = np.abs(BENIGN - ADVERSARIAL).mean((0, 1, 2))[[0, 2, 5]].mean()
+    dense = np.abs(benign["dense"] - adversarial["dense"]).mean(0)[1]
+    to_jax = {"benign": benign, "adversarial": adversarial, "sensitive": sensitive}
+    value = sns.stabilizing_loss(**jax.tree.map(jnp.asarray, to_jax))
+    np.testing.assert_allclose(value, (conv + dense) / 2, rtol=1e-5)
+
+
+def test_gradients_match_finite_differences_in_both_branches():
+    sensitive = {"conv": jnp.array([True, False, True, False, False, True])}
+    check_grads(
+        lambda a, b: sns.stabilizing_loss({"conv": a}, {"conv": b}, sensitive),
+        (jnp.asarray(BENIGN), jnp.asarray(BENIGN + np.sign(ADVERSARIAL))),  # all differences well away from 0
+        order=1,
+        modes=["rev"],
+        eps=1e-2,
+        rtol=1e-2,
+    )
+    both = jax.grad(lambda a, b: sns.stabilizing_loss({"conv": a}, {"conv": b}, sensitive), argnums=(0, 1))(
+        jnp.asarray(BENIGN), jnp.asarray(ADVERSARIAL)
+    )
+    np.testing.assert_array_equal(both[0], -both[1])
+    assert np.all(np.asarray(both[0])[..., [1, 3, 4]] == 0) and np.all(np.asarray(both[0])[..., [0, 2, 5]] != 0)
+
+
+def test_bad_input_is_named():
+    features = jnp.asarray(BENIGN)
+    with pytest.raises(InputError, match="differ in shape"):
+        sns.sensitivity(features, features[:2])
+    with pytest.raises(InputError, match=r"fraction must be in \(0, 1\], got 0"):
+        sns.select_sensitive(jnp.ones(3), fraction=0)
+    with pytest.raises(InputError, match="missing late"):
+        sns.stabilizing_loss({"conv": features}, {"conv": features}, {"late": jnp.ones(6, bool)})
+    with pytest.raises(InputError, match="missing any site"):
+        sns.stabilizing_loss({}, {}, {})

@@ -1,0 +1,80 @@
+"""All pure functions, values and gradients, under every transformation: each must give what jit gives."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from robustjax.defenses import cas, cifs, fsr, kwta, sap, sns
+
+GROUPS, B, C, K = 4, 2, 6, 3
+RNG = np.random.default_rng(0)
+FEATURES, OTHERS = (jnp.asarray(array, jnp.float32) for array in RNG.normal(size=(2, GROUPS, B, 4, 4, C)))
+WEIGHTS, BIASES = jnp.asarray(RNG.normal(size=(C, K)), jnp.float32), jnp.asarray(RNG.normal(size=K), jnp.float32)
+LABELS = jnp.asarray(RNG.integers(0, K, (GROUPS, B)))
+KEYS = jax.random.split(jax.random.key(0), GROUPS)
+
+
+def _everything(key, features, others, labels):
+    robust, nonrobust, mask = fsr.separate(others, features, key=key, temperature=0.5)
+    sensitivity = sns.sensitivity(features, others)
+    sensitive = {"late": sns.select_sensitive(sensitivity, fraction=0.5)}
+    return {
+        "sap": sap.prune(key, features),
+        "sap bernoulli": sap.prune(key, features, sampler="bernoulli"),
+        "kwta": kwta.k_winners(features, fraction=0.3),
+        "cas training": cas.suppress(features, WEIGHTS, BIASES, labels),
+        "cas inference": cas.suppress(features, WEIGHTS, BIASES, differentiate_selection=True),
+        "cifs training": cifs.select(partial(cifs.probe, [(WEIGHTS, BIASES)]), features, labels),
+        "cifs inference": cifs.select(lambda z: cifs.probe([(WEIGHTS, BIASES)], z**2), others, differentiate_mask=True),
+        "fsr": (robust, nonrobust, mask, fsr.recalibrate(nonrobust, others, mask)),
+        "sns": sns.stabilizing_loss({"late": features}, {"late": others}, sensitive),
+    }
+
+
+def _values_and_gradients(key, features, others, labels):
+    def total(features, others):
+        outputs = _everything(key, features, others, labels)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), outputs
+
+    (_, outputs), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(features, others)
+    return outputs | {"gradients": gradients}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    compiled = jax.jit(_values_and_gradients)
+    groups = [compiled(KEYS[i], FEATURES[i], OTHERS[i], LABELS[i]) for i in range(GROUPS)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
+
+
+def _sharded(*arguments):
+    mesh = jax.make_mesh((GROUPS,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    parts = PartitionSpec("data")
+
+    def one(*shards):
+        result = _values_and_gradients(*(shard[0] for shard in shards))
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=(parts,) * 4, out_specs=parts))(*arguments)
+
+
+TRANSFORMED = {
+    "vmap": jax.jit(jax.vmap(_values_and_gradients)),
+    "pmap": jax.pmap(_values_and_gradients),
+    "shard_map": _sharded,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_every_transformation_gives_the_same(expected, name):
+    result = TRANSFORMED[name](KEYS, FEATURES, OTHERS, LABELS)
+    for key in expected:
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}"),
+            jax.tree.map(np.asarray, result[key]),
+            expected[key],
+        )

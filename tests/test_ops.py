@@ -1,0 +1,53 @@
+"""Gradients by substitution, and channels, under the transformations that attacks use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import ops
+
+
+def test_straight_through_has_the_one_value_bit_for_bit_and_the_other_gradient():
+    value, surrogate = jnp.array([1e-8, 3.0]), jnp.array([1e8, 2.0])
+    np.testing.assert_array_equal(ops.straight_through(value, surrogate), value)
+    by_value, by_surrogate = jax.grad(lambda v, s: jnp.sum(ops.straight_through(v, s)), argnums=(0, 1))(
+        value, surrogate
+    )
+    np.testing.assert_array_equal(by_value, [0.0, 0.0])
+    np.testing.assert_array_equal(by_surrogate, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.vmap(f, in_axes=0)])
+def test_bpda_under_transformations(transform):
+    sign = ops.bpda(jnp.sign, jnp.tanh)
+    points = jnp.array([-2.0, 0.5])
+    np.testing.assert_array_equal(transform(sign)(points), [-1.0, 1.0])
+    gradient = jax.grad(lambda x: jnp.sum(transform(sign)(x)))(points)
+    np.testing.assert_allclose(gradient, 1 - np.tanh(points) ** 2, rtol=1e-6)
+
+
+def test_bpda_in_forward_mode_and_in_second_derivatives():
+    sign = ops.bpda(jnp.sign, jnp.tanh)
+    _, tangent = jax.jvp(sign, (0.5,), (1.0,))
+    np.testing.assert_allclose(tangent, 1 - np.tanh(0.5) ** 2, rtol=1e-6)
+    second = jax.grad(jax.grad(sign))(0.5)
+    np.testing.assert_allclose(second, -2 * np.tanh(0.5) * (1 - np.tanh(0.5) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 5)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_channels_match_numpy(shape, dtype):
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.normal(size=shape), dtype)
+    weights = rng.normal(size=(2, 5)).astype(np.float32)
+    exact = np.asarray(features, np.float32)
+
+    pooled = ops.global_average_pool(features)
+    assert pooled.dtype == jnp.float32
+    np.testing.assert_allclose(pooled, exact.reshape(2, -1, 5).mean(1), rtol=1e-5, atol=1e-6)
+
+    scaled = ops.scale_channels(features, jnp.asarray(weights))
+    assert (scaled.dtype, scaled.shape) == (dtype, shape)
+    expected = np.einsum("b...c,bc->b...c", exact, weights)
+    np.testing.assert_allclose(np.asarray(scaled, np.float32), expected, rtol=1e-6 if dtype == jnp.float32 else 4e-3)
