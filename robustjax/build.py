@@ -52,11 +52,18 @@ SCHEDULES = optim.SCHEDULES
 
 
 class Protocol(NamedTuple):
-    """An attack of an evaluation with what its record says of it; `attack` is None for clean accuracy."""
+    """An attack of an evaluation with what its record says of it.
 
-    attack: Attack | None
+    Attributes:
+        attack: as `evaluation.runner` takes it; None for clean accuracy.
+        num_steps, num_restarts: of the attack; of the longest part of an ensemble.
+        whole: whether it takes the whole data set at once.
+    """
+
+    attack: Callable[..., Any] | None
     num_steps: int
     num_restarts: int
+    whole: bool = False
 
 
 # The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
@@ -66,6 +73,9 @@ EVALUATION_ATTACKS = {
     "pgd20": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 20, losses.cross_entropy),
     "cw": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 30, partial(losses.margin, confidence=50.0)),
     "pgd100": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 100, losses.cross_entropy),
+    "autoattack": lambda epsilon, norm: Protocol(  # its longest part is Square's 5000 queries
+        partial(attacks.autoattack, epsilon=epsilon, norm=norm, version="standard"), 5000, 1, whole=True
+    ),
 }
 
 

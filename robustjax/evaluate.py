@@ -68,10 +68,12 @@ def main() -> int:
     outcomes, entries = {}, []
     with Display("judging", total=run.num_batches * len(protocols)) as display:
         for i, (name, protocol) in enumerate(protocols.items()):
+            display.update(i * run.num_batches, name)
             outcome = run(
                 protocol.attack,
                 jax.random.fold_in(jax.random.key(SEED.value), i),
-                lambda done, i=i, name=name: display.update(i * run.num_batches + done, name),
+                whole=protocol.whole,
+                progress=lambda done, i=i, name=name: display.update(i * run.num_batches + done, name),
             )
             entry = records.record(
                 name,

@@ -76,14 +76,77 @@ def expected_outcome(
     def outcome(apply: Callable[[Array], Any]) -> tuple[Array, Array]:
         outputs = apply(images)
         value = loss(outputs, labels).astype(jnp.float32)
-        logits = getattr(outputs, "logits", outputs)
-        if not isinstance(logits, jax.Array) or logits.ndim != 2:
-            return jnp.zeros_like(value), value
-        classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
-        hit = jnp.argmax(logits, axis=-1) == classes
-        return (hit if targeted else ~hit).astype(jnp.float32), value
+        return _share(outputs, labels, value, targeted=targeted), value
 
     return _average(outcome, logits_fn, key, num_samples)
+
+
+def expected_gradient_and_outcome(
+    logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, num_samples: int
+) -> tuple[Array, Array, Array]:
+    """`expected_gradient` and, from the same passes, the (share, loss) of `expected_outcome`: half their price.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from robustjax.attacks import losses
+        >>> logits, labels = jnp.array([[2.0, 0.0]]), jnp.array([1])
+        >>> expected_gradient_and_outcome(lambda x: x, jax.random.key(0), logits, labels, loss=losses.margin,
+        ...                               num_samples=0)[0]
+        Array([[ 1., -1.]], dtype=float32)
+    """
+
+    def evaluate(apply: Callable[[Array], Any]) -> tuple[Array, tuple[Array, Array]]:
+        def total(points: Array) -> tuple[Array, tuple[Array, Array]]:
+            outputs = apply(points)
+            value = loss(outputs, labels).astype(jnp.float32)
+            return jnp.sum(value), (_share(outputs, labels, value, targeted=False), value)
+
+        return jax.grad(total, has_aux=True)(images)
+
+    gradient, (share, value) = _average(evaluate, logits_fn, key, num_samples)
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0), share, value
+
+
+def expected_logits_fn(logits_fn: LogitsFn, key: Key, *, num_samples: int) -> Callable[[Array], Array]:
+    """images -> logits, float32, averaged over draws that stay the same from call to call: a deterministic network.
+
+    For attacks that work on the logits themselves. Differentiable; the draws are recomputed rather than stored.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> noisy = lambda x, key: x + jax.random.normal(key, x.shape)
+        >>> mean = expected_logits_fn(noisy, jax.random.key(0), num_samples=1000)(jnp.zeros((1, 2)))
+        >>> bool((abs(mean) < 0.2).all())
+        True
+    """
+
+    def logits(apply: Callable[[Array], Any], images: Array) -> Array:
+        outputs = apply(images)
+        return getattr(outputs, "logits", outputs).astype(jnp.float32)
+
+    if num_samples == 0:
+        return lambda images: logits(logits_fn, images)
+
+    def expected(images: Array) -> Array:
+        @jax.checkpoint
+        def draw(i: Array | int) -> Array:
+            return logits(lambda points: logits_fn(points, jax.random.fold_in(key, i)), images)
+
+        zeros = jnp.zeros_like(jax.eval_shape(draw, 0))
+        total, _ = jax.lax.scan(lambda sums, i: (sums + draw(i), None), zeros, jnp.arange(num_samples))
+        return total / num_samples
+
+    return expected
+
+
+def _share(outputs: Any, labels: Array, value: Array, *, targeted: bool) -> Array:
+    """Where a draw is a hit for the attack, as float32 [B]; 0 throughout for outputs without a prediction."""
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, jax.Array) or logits.ndim != 2:
+        return jnp.zeros_like(value)
+    classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
+    hit = jnp.argmax(logits, axis=-1) == classes
+    return (hit if targeted else ~hit).astype(jnp.float32)
 
 
 def _average(evaluate: Callable[[Callable[[Array], Any]], Any], logits_fn: LogitsFn, key: Key, num_samples: int) -> Any:

@@ -90,6 +90,49 @@ def dlr(logits: Array, labels: Array) -> Array:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
+    """How far a chosen wrong class is ahead of the label: `z_t - z_y`, float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> targeted_margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]), jnp.array([1]))
+        Array([-2.], dtype=float32)
+    """
+    return _true(logits, targets) - _true(logits, labels)
+
+
+def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
+    r"""Targeted difference-of-logits ratio of Croce and Hein (2020, arXiv 2003.01690).
+
+    .. math:: -\frac{z_y - z_t}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
+
+    where :math:`\pi` sorts the logits in falling order. Needs four classes.
+
+    Args:
+        logits: [B, K], K >= 4.
+        labels: integers [B].
+        targets: integers [B], the wrong class t.
+
+    Returns:
+        float32 [B], positive exactly where the target is ahead of the label.
+
+    Raises:
+        ValueError: for fewer than four classes, where the ratio is undefined; use `targeted_margin`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> targeted_dlr(jnp.array([[4.0, 3.0, 1.0, 1.0]]), jnp.array([0]), jnp.array([1])).round(3)
+        Array([-0.333], dtype=float32)
+    """
+    num_classes = logits.shape[-1]
+    if num_classes < 4:
+        raise ValueError(
+            f"targeted_dlr needs logits of at least 4 classes, got {num_classes}; use losses.targeted_margin instead"
+        )
+    top = jax.lax.top_k(logits.astype(jnp.float32), 4)[0]
+    return targeted_margin(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
 def kl(logits: Array, labels: Array) -> Array:
     r"""Kullback-Leibler divergence from a target distribution to the network's, the inner loss of TRADES.
 

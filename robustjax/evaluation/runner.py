@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from robustjax import data
 from robustjax.attacks import verify
 from robustjax.training.sharding import Layout
-from robustjax.types import Array, Attack, Key
+from robustjax.types import Array, Attack, Batch, Key
 
 # How many adversarial images an outcome keeps, to be looked at.
 NUM_KEPT = 64
@@ -44,58 +45,79 @@ def make_runner(
     norm: str,
     batch_size: int,
     layout: Layout,
-) -> Callable[[Attack | None, Key, Callable[[int], None]], Outcome]:
-    """`(attack, key, progress) -> Outcome`; None as the attack gives clean accuracy, progress hears of each batch.
+) -> Callable[..., Outcome]:
+    """`(attack, key, *, whole=False, progress=...) -> Outcome`.
+
+    An attack takes a batch and is compiled here; with `whole`, one like `attacks.autoattack` takes the whole data set,
+    compiles by itself and returns a result with `images`. None as the attack gives clean accuracy. `progress` hears how
+    many batches are done.
 
     Args:
         logits_fn: (variables, images) -> float32 logits [B, K].
         variables: of the network.
         dataset: to be judged on.
-        epsilon, norm: every returned image is checked against them.
+        epsilon, norm: every adversarial image is checked against them.
         batch_size: examples at a time, shared by the devices.
         layout: of the devices.
     """
-    batches = [layout.split_batch(batch) for batch in data.batches(dataset, batch_size)]
     variables = layout.replicate(variables)
+    dataset = dataset._replace(images=np.asarray(data.to_float(dataset.images)))
+
+    def in_batches(images: np.ndarray) -> Iterator[Batch]:
+        return (layout.split_batch(batch) for batch in data.batches(dataset._replace(images=images), batch_size))
 
     @jax.jit
-    def classify(variables: Any, images: Array, labels: Array) -> tuple[Array, Array]:
-        logits = logits_fn(variables, images)
-        return verify.is_correct(logits, labels), logits.argmax(axis=-1)
+    def judge(variables: Any, images: Array, adversarial: Array, labels: Array) -> tuple[Array, Array, Array]:
+        logits = logits_fn(variables, adversarial)
+        valid = verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm)
+        return valid, verify.is_correct(logits, labels), logits.argmax(axis=-1)
 
-    def run(attack: Attack | None, key: Key, progress: Callable[[int], None]) -> Outcome:
+    def judged(adversarial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which are correctly classified, and the predictions; every image has to be valid."""
+        parts = [
+            [np.asarray(part)[batch.mask] for part in judge(variables, batch.images, moved.images, batch.labels)]
+            for batch, moved in zip(in_batches(dataset.images), in_batches(adversarial), strict=True)
+        ]
+        valid, correct, predictions = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if not valid.all():
+            raise RuntimeError(
+                f"an attack returned {np.sum(~valid)} images outside the {norm} ball of {epsilon} or the box, first "
+                f"of example {np.argmin(valid)}: its figure would be meaningless"
+            )
+        return correct, predictions
+
+    def perturbed(attack: Attack, key: Key, progress: Callable[[int], None]) -> np.ndarray:
         @jax.jit
-        def perturb(variables: Any, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:
-            adversarial = attack(lambda points: logits_fn(variables, points), key, images, labels)
-            return adversarial, verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm)
+        def perturb(variables: Any, key: Key, images: Array, labels: Array) -> Array:
+            return attack(lambda points: logits_fn(variables, points), key, images, labels)
 
-        started = time.perf_counter()
-        robust, before, after, kept = [], [], [], []
-        for i, batch in enumerate(batches):
-            images = data.to_float(batch.images)
-            correct, predicted = classify(variables, images, batch.labels)
-            before.append(np.asarray(predicted)[batch.mask])
-            if attack is not None:
-                images, valid = perturb(variables, jax.random.fold_in(key, i), images, batch.labels)
-                if not np.all(valid):
-                    raise RuntimeError(
-                        f"an attack returned {np.sum(~np.asarray(valid))} images outside the {norm} ball of {epsilon} "
-                        f"or the box, in batch {i}: its figure would be meaningless"
-                    )
-                still_correct, predicted = classify(variables, images, batch.labels)
-                correct = correct & still_correct
-            robust.append(np.asarray(correct)[batch.mask])
-            after.append(np.asarray(predicted)[batch.mask])
-            if i * batch_size < NUM_KEPT:
-                kept.append(np.asarray(images)[batch.mask])
+        done = []
+        for i, batch in enumerate(in_batches(dataset.images)):
+            images = perturb(variables, jax.random.fold_in(key, i), batch.images, batch.labels)
+            done.append(np.asarray(images)[batch.mask])
             progress(i + 1)
-        return Outcome(
-            np.concatenate(robust),
-            np.concatenate(before),
-            np.concatenate(after),
-            np.concatenate(kept)[:NUM_KEPT],
-            time.perf_counter() - started,
-        )
+        return np.concatenate(done)
 
-    run.num_batches = len(batches)
+    def run(
+        attack: Callable[..., Any] | None,
+        key: Key,
+        *,
+        whole: bool = False,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Outcome:
+        started = time.perf_counter()
+        correct, clean_predictions = judged(dataset.images)
+        adversarial, predictions = dataset.images, clean_predictions
+        if attack is not None:
+            if whole:
+                network = jax.tree_util.Partial(logits_fn, variables)
+                adversarial = attack(network, key, dataset.images, dataset.labels, batch_size=batch_size).images
+            else:
+                adversarial = perturbed(attack, key, progress)
+            still_correct, predictions = judged(adversarial)
+            correct = correct & still_correct
+        progress(run.num_batches)
+        return Outcome(correct, clean_predictions, predictions, adversarial[:NUM_KEPT], time.perf_counter() - started)
+
+    run.num_batches = math.ceil(len(dataset.labels) / batch_size)
     return run

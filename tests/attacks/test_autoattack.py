@@ -1,0 +1,194 @@
+"""AutoAttack as a whole: closed forms, networks known to be broken, and the driver's bookkeeping."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from robustjax.attacks import autoattack
+from robustjax.attacks import verify as verify_lib
+from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.types import InputError
+
+quick = partial(autoattack, batch_size=16)
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+def test_standard_breaks_exactly_what_lies_within_epsilon(norm, key):
+    distances, labels = toys.linear_distances(norm)
+    distances = np.where(distances > 1e-3, distances, np.inf)  # closer ones drown in rounding
+    epsilon = np.where(np.arange(16) % 2 == 0, 0.98, 1.02) * np.where(np.isfinite(distances), distances, 0.0)
+    result = quick(toys.linear, key, toys.IMAGES, labels, epsilon=epsilon, norm=norm)
+    expected = (np.arange(16) % 2 == 0) | ~np.isfinite(distances)
+    np.testing.assert_array_equal(result.robust, expected)
+    np.testing.assert_array_equal(is_correct(toys.linear(result.images), labels), expected)
+    assert bool(jnp.all(is_valid(toys.IMAGES, result.images, epsilon=epsilon, norm=norm)))
+    np.testing.assert_array_equal(result.images[expected], toys.IMAGES[expected])
+    assert list(result.by_attack) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    flags = np.stack(list(result.by_attack.values()))
+    assert np.all(flags[1:] <= flags[:-1]) and np.array_equal(flags[-1], result.robust)
+
+
+def test_a_certified_network_is_never_broken_inside_its_radius(key):
+    distances, labels = toys.voronoi_distances()
+    inside = quick(toys.nearest_centre, key, toys.IMAGES, labels, epsilon=0.99 * distances, norm="l2", version="plus")
+    assert inside.robust.all() and len(inside.by_attack) == 6
+    outside = quick(toys.nearest_centre, key, toys.IMAGES, labels, epsilon=1.02 * distances, norm="l2")
+    assert not outside.robust.any()
+
+
+def killing(images):
+    """No gradient anywhere."""
+    return jax.lax.stop_gradient(toys.binary(images))
+
+
+def quantised(images):
+    """Pixels rounded to 20 levels: the gradient is 0 almost everywhere."""
+    return toys.binary(jnp.round(images * 20) / 20)
+
+
+def saturated(images):
+    """Logits 1e4 apart, whose softmax is 1 and 0."""
+    return 1e5 * toys.binary(images)
+
+
+@pytest.mark.parametrize("network", [killing, quantised, saturated])
+def test_standard_breaks_what_only_hides_its_gradients(network, key):
+    distances, _ = toys.binary_distances("linf")
+    labels = jnp.argmax(network(toys.IMAGES), axis=1)
+    result = quick(network, key, toys.IMAGES, labels, epsilon=1.5 * distances + 0.05)
+    assert not result.robust.any()
+
+
+def noisy(images, key):
+    """The sign of the score is right in 7 of 10 draws, and so is the gradient's."""
+    sign = jnp.where(jax.random.bernoulli(key, 0.7, (images.shape[0], 1)), 1.0, -1.0)
+    return sign * toys.binary(images)
+
+
+def test_rand_breaks_what_hides_behind_noise_and_judges_by_fresh_draws(key):
+    distances, labels = toys.binary_distances("linf")
+    order = np.argsort(distances)[8:]  # the others are so near that draws decide
+    images, labels, distances = toys.IMAGES[order], labels[order], distances[order]
+    broken = quick(noisy, key, images, labels, epsilon=1.2 * distances, version="rand")
+    assert list(broken.by_attack) == ["apgd-ce", "apgd-dlr"]
+    assert broken.robust.sum() <= 1
+    # Inside the radius three draws of ten are wrong, and among many steps some get more: none may count.
+    assert quick(noisy, key, images, labels, epsilon=0.9 * distances, version="rand").robust.sum() >= 7
+
+
+def test_misclassified_images_are_not_attacked(key):
+    distances, labels = toys.linear_distances("linf")
+    wrong = labels.at[:5].set((labels[:5] + 1) % toys.NUM_CLASSES)
+    result = quick(toys.linear, key, toys.IMAGES, wrong, epsilon=0.5 * distances, version=["apgd-ce"])
+    np.testing.assert_array_equal(result.robust, np.arange(16) >= 5)
+    np.testing.assert_array_equal(result.images, toys.IMAGES)
+
+
+def test_neither_more_images_nor_other_weights_compile_anything_again(key):
+    traces = 0
+
+    def network(weights, images):
+        nonlocal traces
+        traces += 1
+        return jnp.tanh(images.reshape(images.shape[0], -1) @ weights) @ toys.READOUT
+
+    many = jnp.concatenate([toys.IMAGES, toys.IMAGES[:, ::-1], toys.IMAGES[:, :, ::-1]])
+    weights = toys.HIDDEN
+    counts = []
+    for images, scale in ((toys.IMAGES, 1.0), (many, 1.0), (many, 0.5)):
+        logits_fn = jax.tree_util.Partial(network, scale * weights)
+        labels = jnp.argmax(logits_fn(images), axis=1)
+        before = traces
+        quick(logits_fn, key, images, labels, epsilon=0.02, version=["apgd-ce", "square"])
+        counts.append(traces - before)
+    # Once each for the shapes, the clean pass, the check, and the two attacks.
+    assert counts[0] <= 5 and counts[1:] == [0, 0]
+
+
+def test_results_do_not_depend_on_the_batch_size(key):
+    labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
+    attack = partial(autoattack, toys.smooth, key, toys.IMAGES, labels, epsilon=0.03, version=["apgd-t", "square"])
+    small, large = attack(batch_size=4), attack(batch_size=16)
+    assert 0 < large.robust.sum() < 16
+    for name in large.by_attack:
+        np.testing.assert_array_equal(small.by_attack[name], large.by_attack[name])
+    np.testing.assert_allclose(small.images, large.images, atol=1e-5)
+
+
+def test_a_broken_image_costs_nothing_more(key):
+    passes = []
+
+    def counting(images):
+        jax.debug.callback(lambda: passes.append(images.shape[0]))
+        return toys.linear(images)
+
+    distances, labels = toys.linear_distances("linf")
+    labels = jnp.tile(labels, 8)
+    images = jnp.tile(toys.IMAGES, (8, 1, 1, 1))
+    spent = []
+    for factor in (1.5, 0.9):
+        passes.clear()
+        quick(counting, key, images, labels, epsilon=np.tile(factor * distances, 8), version=["apgd-t", "fab-t"])
+        jax.effects_barrier()
+        spent.append(sum(passes))
+    assert spent[1] > 128 * 4 * (101 + 2 * 100)
+    assert spent[0] < spent[1] / 10
+
+
+@pytest.mark.parametrize("lie", ["is_valid", "is_correct"])
+def test_nothing_counts_that_does_not_stand_a_second_look(lie, key, monkeypatch):
+    distances, labels = toys.linear_distances("linf")
+    monkeypatch.setattr(verify_lib, lie, lambda first, *rest, **options: jnp.full(first.shape[:1], lie == "is_correct"))
+    network = lambda images: toys.linear(images)  # noqa: E731  # a new one, so that it is compiled with the patch
+    result = quick(network, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-ce"])
+    assert result.robust.all() and np.array_equal(result.images, toys.IMAGES)
+
+
+def test_two_classes_another_box_and_images_that_are_not_square(key):
+    distances, labels = toys.binary_distances("linf")
+    wide = lambda images: toys.binary(images / 4.0 + 0.5)  # noqa: E731
+    images = 4.0 * (toys.IMAGES - 0.5)
+    epsilon = np.where(np.arange(16) < 8, 4.4, 3.6) * distances
+    result = quick(wide, key, images, labels, epsilon=epsilon, bounds=(-2.0, 2.0))
+    np.testing.assert_array_equal(result.robust, np.arange(16) >= 8)
+
+
+def test_the_bar_shows_images_left_and_accuracy(key, capsys):
+    distances, labels = toys.linear_distances("linf")
+    quick(toys.linear, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-t"], progress=True)
+    printed = capsys.readouterr().out
+    assert "0 images left, accuracy 0.00%" in printed and "ETA" in printed
+    quick(toys.linear, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-t"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": "fast"}, "version: expected one of standard, plus, rand"),
+        ({"version": ["pgd"]}, "version: expected one of"),
+        ({"version": []}, "version: expected one of"),
+        ({"norm": "l7"}, "norm: expected one of"),
+        ({"epsilon": -0.1}, "epsilon: expected at least 0"),
+        ({"epsilon": np.zeros(3)}, r"epsilon: expected a number or \[16\]"),
+        ({"images": 255 * toys.IMAGES}, r"images: expected pixels in \[0.0, 1.0\]"),
+        ({"images": toys.IMAGES.at[0, 0, 0, 0].set(jnp.nan)}, "images: expected pixels in"),
+        ({"images": toys.IMAGES[0]}, "images: expected floats"),
+        ({"labels": jnp.zeros(3, jnp.int32)}, r"labels: expected integers \[16\]"),
+        ({"labels": jnp.full(16, 5, jnp.int32)}, r"labels: expected classes 0 to 4"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"logits_fn": lambda images: images}, r"logits_fn: expected logits \[B, K\] with K >= 2"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(change, message, key):
+    arguments = {
+        "logits_fn": toys.linear, "key": key, "images": toys.IMAGES, "labels": jnp.zeros(16, jnp.int32),
+        "epsilon": 0.1, **change,
+    }  # fmt: skip
+    with pytest.raises(InputError, match=message) as caught:
+        quick(arguments.pop("logits_fn"), *(arguments.pop(name) for name in ("key", "images", "labels")), **arguments)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,134 @@
+"""FAB and the projections under it: linear programs and closed forms as oracles, every way of calling it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from scipy import optimize
+
+from robustjax.attacks import fab, geometry
+from robustjax.attacks.hyperplane import nearest_boundary, shortest_way
+from robustjax.attacks.verify import is_correct, is_valid
+
+RNG = np.random.default_rng(1)
+BOUNDS = (-0.5, 1.0)
+
+
+def _least_norm(point, normal, gain, norm):
+    """The optimum by a general solver, in float64."""
+    low, high = BOUNDS[0] - point, BOUNDS[1] - point
+    n = len(point)
+    if norm == "l2":
+        multiplier = optimize.brentq(lambda t: normal @ np.clip(t * normal, low, high) - gain, -1e6, 1e6)
+        return np.linalg.norm(np.clip(multiplier * normal, low, high))
+    # |delta| <= magnitude, minimise its maximum or its sum.
+    size = np.ones((n, 1)) if norm == "linf" else np.eye(n)
+    eye = np.eye(n)
+    solution = optimize.linprog(
+        np.r_[np.zeros(n), np.ones(size.shape[1])],
+        A_ub=np.block([[eye, -size], [-eye, -size]]),
+        b_ub=np.zeros(2 * n),
+        A_eq=np.r_[normal, np.zeros(size.shape[1])][None],
+        b_eq=[gain],
+        bounds=[*zip(low, high, strict=True), *[(0, None)] * size.shape[1]],
+    )
+    return solution.fun
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+def test_the_way_onto_a_hyperplane_is_the_shortest_in_the_box(norm):
+    points = RNG.uniform(*BOUNDS, (24, 6))
+    points[:4] = np.where(RNG.random((4, 6)) < 0.5, *BOUNDS)  # pixels at their walls
+    normals = RNG.normal(size=(24, 6))
+    normals[4:8, :3] = 0.0
+    reach = np.maximum(normals * (BOUNDS[0] - points), normals * (BOUNDS[1] - points)).sum(1)
+    fall = np.minimum(normals * (BOUNDS[0] - points), normals * (BOUNDS[1] - points)).sum(1)
+    share = RNG.uniform(0.05, 0.95, 24)
+    gain = np.where(np.arange(24) % 2 == 0, share * reach, share * fall)
+    delta = shortest_way(*(jnp.asarray(x, jnp.float32) for x in (points, normals, gain)), norm=norm, bounds=BOUNDS)
+    np.testing.assert_allclose(np.sum(normals * delta, axis=1), gain, atol=2e-5)
+    assert np.all(points + delta >= BOUNDS[0] - 1e-6) and np.all(points + delta <= BOUNDS[1] + 1e-6)
+    expected = [_least_norm(*row, norm) for row in zip(points, normals, gain, strict=True)]
+    np.testing.assert_allclose(geometry.get(norm).norm(delta), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+def test_out_of_reach_every_pixel_goes_to_its_wall(norm):
+    points, normals = jnp.array([[0.5, 0.0, 0.3]]), jnp.array([[1.0, -2.0, 0.0]])
+    delta = shortest_way(points, normals, jnp.array([100.0]), norm=norm, bounds=BOUNDS)
+    np.testing.assert_allclose(delta, [[0.5, -0.5, 0.0]], atol=1e-6)
+    still = shortest_way(points, normals * 0, jnp.array([1.0]), norm=norm, bounds=BOUNDS)
+    np.testing.assert_array_equal(still, jnp.zeros_like(points))
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+def test_the_nearest_boundary_is_the_closed_forms(norm):
+    distances, labels = toys.linear_distances(norm)
+    lead, normals = nearest_boundary(toys.linear, toys.IMAGES, labels, norm=norm)
+    dual = np.linalg.norm(normals.reshape(16, -1), toys.DUAL[norm], axis=1)
+    np.testing.assert_allclose(lead / dual, distances, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+@pytest.mark.parametrize("num_targets", [9, None])
+def test_it_finds_the_nearest_image_of_another_class(norm, num_targets, key):
+    distances, labels = toys.linear_distances(norm)
+    options = {"norm": norm, "num_targets": num_targets, "num_steps": 30}
+    adversarial = fab(toys.linear, key, toys.IMAGES, labels, epsilon=jnp.inf, **options)
+    assert not bool(jnp.any(is_correct(toys.linear(adversarial), labels)))
+    np.testing.assert_allclose(geometry.get(norm).norm(adversarial - toys.IMAGES), distances, rtol=0.01)
+
+
+def test_curved_boundaries_are_found_too(key):
+    distances, labels = toys.voronoi_distances()
+    adversarial = fab(toys.nearest_centre, key, toys.IMAGES, labels, epsilon=1.02 * distances, norm="l2", num_steps=40)
+    assert not bool(jnp.any(is_correct(toys.nearest_centre(adversarial), labels)))
+    assert bool(jnp.all(is_valid(toys.IMAGES, adversarial, epsilon=1.02 * distances, norm="l2")))
+
+
+def test_what_is_beyond_epsilon_stays_as_it_is(key):
+    distances, labels = toys.linear_distances("linf")
+    epsilon = jnp.where(jnp.arange(16) % 2 == 0, 1.05, 0.95) * distances
+    adversarial = fab(toys.linear, key, toys.IMAGES, labels, epsilon=epsilon, num_steps=20)
+    np.testing.assert_array_equal(is_correct(toys.linear(adversarial), labels), jnp.arange(16) % 2 == 1)
+    np.testing.assert_array_equal(adversarial[1::2], toys.IMAGES[1::2])
+
+
+@pytest.mark.parametrize(("norm", "num_targets"), [("linf", 2), ("l1", None)])
+def test_every_transformation_gives_the_same(norm, num_targets, key):
+    labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
+
+    def attack(keys, images, labels):
+        return fab(
+            toys.smooth, keys, images, labels, epsilon=0.5, norm=norm, num_steps=5, num_targets=num_targets,
+            num_restarts=2,
+        )  # fmt: skip
+
+    results = dict(toys.transformed(attack, toys.IMAGES, labels, key=key))
+    for name, result in results.items():
+        np.testing.assert_allclose(result, results["eager"], atol=2e-6, err_msg=name)
+
+
+def test_eot_and_two_classes(key):
+    # Single draws see no gradient half of the time.
+    def hiding(images, key):
+        return toys.binary(images) * jax.random.bernoulli(key, 0.5, (images.shape[0], 1)).astype(jnp.float32)
+
+    distances, labels = toys.binary_distances("linf")
+    adversarial = fab(hiding, key, toys.IMAGES, labels, epsilon=1.02 * distances, num_steps=10, eot_samples=16)
+    assert not bool(jnp.any(is_correct(toys.binary(adversarial), labels)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "l7"}, "norm must be one of"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_targets": 0}, "num_targets must be at least 1"),
+        ({"num_restarts": 0}, "num_restarts must be at least 1"),
+    ],
+)
+def test_wrong_options_are_named(options, message, key):
+    with pytest.raises(ValueError, match=message):
+        fab(toys.linear, key, toys.IMAGES, jnp.zeros(16, jnp.int32), **{"epsilon": 0.1, **options})
