@@ -12,34 +12,32 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from robustjax import attacks, data, models, objectives
+from robustjax import attacks, data, defenses, models, objectives
 from robustjax.attacks import losses
 from robustjax.data import augment
 from robustjax.training import loop, optim, state, step
-from robustjax.types import Array, Attack, InputError, Key, LogitsFn
+from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
 
-# Each takes config.attack, the loss to climb and the random start, and returns
-# attack(logits_fn, key, images, labels, scale): epsilon and step size are multiplied by scale, traced.
+# Each takes config.attack and the random start, and returns attack(logits_fn, key, images, labels, *, loss, scale):
+# epsilon and step size are multiplied by scale, traced.
 TRAINING_ATTACKS = {
-    "pgd": lambda config, loss, start: _scaled(
-        partial(attacks.pgd, num_steps=config.num_steps, random_start=start, norm=config.norm, loss=loss),
+    "pgd": lambda config, start: _scaled(
+        partial(attacks.pgd, num_steps=config.num_steps, random_start=start, norm=config.norm),
         epsilon=config.epsilon,
         step_size=config.step_size,
     ),
-    "fgsm": lambda config, loss, start: _scaled(
+    "fgsm": lambda config, start: _scaled(
         # From the image itself, unless the loss has no gradient there.
-        partial(attacks.fgsm, random_start=start if start == "gaussian" else False, norm=config.norm, loss=loss),
+        partial(attacks.fgsm, random_start=start if start == "gaussian" else False, norm=config.norm),
         epsilon=config.epsilon,
     ),
-    "rs_fgsm": lambda config, loss, start: _scaled(
-        partial(attacks.pgd, num_steps=1, random_start=True, norm=config.norm, loss=loss),
+    "rs_fgsm": lambda config, start: _scaled(
+        partial(attacks.pgd, num_steps=1, random_start=True, norm=config.norm),
         epsilon=config.epsilon,
         step_size=config.step_size,
     ),
-    "n_fgsm": lambda config, loss, start: _scaled(partial(attacks.n_fgsm, loss=loss), epsilon=config.epsilon),
+    "n_fgsm": lambda config, start: _scaled(attacks.n_fgsm, epsilon=config.epsilon),
 }
-
-INNER_LOSSES = {"cross_entropy": losses.cross_entropy, "kl": losses.kl}
 
 OBJECTIVES = {
     "standard": lambda config: objectives.standard_objective(label_smoothing=config.label_smoothing),
@@ -65,6 +63,10 @@ class Protocol(NamedTuple):
     num_restarts: int
     whole: bool = False
 
+
+# Defenses that a network is trained with. SAP takes no part in training and makes inference random: it is for an
+# evaluation with an expectation over its draws.
+DEFENSES = tuple(name for name in defenses.DEFENSES if name != "sap")
 
 # The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
 EVALUATION_ATTACKS = {
@@ -104,8 +106,23 @@ def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> 
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
         dtype=dtype or config.model.dtype,
+        defense=defense(config),
         **options,
     )
+
+
+def defense(config: ConfigDict) -> defenses.Defense | None:
+    """The defense of a config with the options that are set, or None.
+
+    Raises:
+        InputError: the defense has no such option, or its value is out of range.
+    """
+    options = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
+    if config.defense.name is None:
+        if options:
+            raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
+        return None
+    return defenses.create(config.defense.name, **options)
 
 
 def objective(config: ConfigDict) -> objectives.Objective:
@@ -113,15 +130,13 @@ def objective(config: ConfigDict) -> objectives.Objective:
     return OBJECTIVES[config.objective.name](config.objective)
 
 
-def training_attack(
-    config: ConfigDict, goal: objectives.Objective
-) -> Callable[[LogitsFn, Key, Array, Array, Array], Array] | None:
+def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.ScaledAttack | None:
     """The inner maximisation of an objective, or None for one without."""
     if goal.inner is None:
         return None
     # TRADES and MART publish a start of 0.001 N(0, 1): at the image itself, the divergence has no gradient.
     start = "gaussian" if "natural" in goal.views else config.attack.random_start
-    return TRAINING_ATTACKS[config.attack.name](config.attack, INNER_LOSSES[goal.inner], start)
+    return TRAINING_ATTACKS[config.attack.name](config.attack, start)
 
 
 def augmentation(config: ConfigDict) -> step.Augment:
@@ -190,6 +205,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             goal,
             training_attack(config, goal),
             transform,
+            defense=defense(config),
             augment=augmentation(config),
             ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
             attack_statistics=config.batch_norm.attack,
@@ -230,9 +246,10 @@ def evaluation_attacks(names: list[str], *, epsilon: float, norm: str) -> dict[s
     return {name: EVALUATION_ATTACKS[name](epsilon, norm) for name in names}
 
 
-def _scaled(attack: Callable, **lengths: float) -> Callable[[LogitsFn, Key, Array, Array, Array], Array]:
-    def scaled(logits_fn: LogitsFn, key: Key, images: Array, labels: Array, scale: Array) -> Array:
-        return attack(logits_fn, key, images, labels, **{name: scale * length for name, length in lengths.items()})
+def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
+    def scaled(logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, scale: Array) -> Array:
+        scaled_lengths = {name: scale * length for name, length in lengths.items()}
+        return attack(logits_fn, key, images, labels, loss=loss, **scaled_lengths)
 
     return scaled
 

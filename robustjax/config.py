@@ -43,9 +43,21 @@ def base() -> ConfigDict:
     config.model.std = (1.0,)  # divided by
     config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
 
-    config.attack = (
-        ConfigDict()
-    )  # the inner maximisation of training; its epsilon and norm are also the threat evaluated
+    # None leaves an option at the defense's own default, and closed at defenses that do not have it.
+    config.defense = ConfigDict()
+    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr" or "kwta"; None: no defense
+    config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
+    config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
+    config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax", "sigmoid" or "softplus"
+    config.defense.hidden = config_dict.placeholder(int)  # cifs: width of the probes' hidden layer
+    config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask
+    config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
+    config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of its loss
+    config.defense.width = config_dict.placeholder(int)  # fsr: channels of its networks
+    config.defense.fraction = config_dict.placeholder(float)  # kwta: share of activations kept
+
+    # The inner maximisation of training; its epsilon and norm are also the threat evaluated.
+    config.attack = ConfigDict()
     config.attack.name = "pgd"  # "pgd", "fgsm", "rs_fgsm" (Wong 2020) or "n_fgsm" (de Jorge 2022)
     config.attack.norm = "linf"  # "linf", "l2" or "l1"
     config.attack.epsilon = 0.2  # radius in units of pixels in [0, 1]
@@ -156,6 +168,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     choices = {
         "model.name": models.NAMES,
         "model.dtype": ("float32", "bfloat16"),
+        "defense.name": build.DEFENSES,
         "attack.name": build.TRAINING_ATTACKS,
         "attack.norm": ("linf", "l2", "l1"),
         "objective.name": build.OBJECTIVES,
@@ -165,7 +178,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     }
     for path, valid in choices.items():
         value = _get(config, path)
-        if value not in valid:
+        if value not in valid and not (path == "defense.name" and value is None):
             yield f"{path} must be one of {', '.join(sorted(valid))}, got {value!r}{_nearest(value, valid)}"
 
     # path: (least, most, whether the least itself is allowed)
@@ -206,6 +219,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"{path} must be in [0, 1), got {value}"
 
     yield from _threat_problems(config.attack)
+    if config.defense.name in (None, *build.DEFENSES):
+        try:
+            build.defense(config)
+        except InputError as error:
+            yield str(error)
     if len(config.model.mean) != len(config.model.std):
         lengths = f"{len(config.model.mean)} and {len(config.model.std)}"
         yield f"model.mean and model.std must be of one length, got {lengths}"

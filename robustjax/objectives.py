@@ -1,6 +1,7 @@
 """What training minimises: one number per example from the logits on natural and adversarial images.
 
-An `Objective` says which images the update needs, what the training attack climbs, and the loss.
+An `Objective` says which images the update needs, what the training attack climbs, and the loss, both as terms of
+logits: a defense may ask for the same terms of the logits of its own heads.
 """
 
 from __future__ import annotations
@@ -14,20 +15,35 @@ import jax.numpy as jnp
 from robustjax.attacks.losses import cross_entropy, kl
 from robustjax.types import Array, Outputs
 
+# (view -> logits [B, K], labels [B]) -> [B]
+Term = Callable[[Mapping[str, Array], Array], Array]
+
 
 class Objective(NamedTuple):
     """A training objective as data.
 
     Attributes:
         views: the images that the update passes through the network, of "natural" and "adversarial", in this order.
-        inner: what the training attack climbs: "cross_entropy" against the labels, "kl" against the network's own
-            distribution on the natural images, or None without an attack.
-        loss: (view -> Outputs, labels [B]) -> [B].
+        term: (view -> the network's Outputs) -> the term to minimise. Whatever stays that of the network's own logits
+            when the term is taken of a defense's heads, such as the weight of MART's divergence, it closes over.
+        inner: the term that the training attack climbs, None without an attack.
+        inner_views: the views that `inner` reads, "natural" being held fixed.
     """
 
     views: tuple[str, ...]
-    inner: str | None
-    loss: Callable[[Mapping[str, Outputs], Array], Array]
+    term: Callable[[Mapping[str, Outputs]], Term]
+    inner: Term | None = None
+    inner_views: tuple[str, ...] = ("adversarial",)
+
+
+def climb_cross_entropy(logits: Mapping[str, Array], labels: Array) -> Array:
+    """What the attack of most objectives climbs: cross-entropy of the adversarial images."""
+    return cross_entropy(logits["adversarial"], labels)
+
+
+def climb_divergence(logits: Mapping[str, Array], labels: Array) -> Array:
+    """What the attack of TRADES climbs: the divergence from the network's distribution on the natural images."""
+    return kl(logits["adversarial"], jax.nn.softmax(logits["natural"]))
 
 
 def smoothed_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
@@ -82,7 +98,9 @@ def trades(
     return natural + beta * kl(adversarial_logits, jax.nn.softmax(natural_logits.astype(jnp.float32)))
 
 
-def mart(natural_logits: Array, adversarial_logits: Array, labels: Array, *, beta: float) -> Array:
+def mart(
+    natural_logits: Array, adversarial_logits: Array, labels: Array, *, beta: float, weight: Array | None = None
+) -> Array:
     r"""MART (Wang et al. 2020), which weighs the divergence by how wrong the natural prediction is.
 
     .. math:: -\log p_y(x') - \log\bigl(1.0001 - \max_{k \ne y} p_k(x') + 10^{-12}\bigr)
@@ -94,6 +112,7 @@ def mart(natural_logits: Array, adversarial_logits: Array, labels: Array, *, bet
         natural_logits, adversarial_logits: [B, K].
         labels: integers [B].
         beta: at least 0; 5 in the paper.
+        weight: of the divergence [B], where it is not to be 1 - p_y(x) of these logits.
 
     Returns:
         float32 [B].
@@ -108,45 +127,59 @@ def mart(natural_logits: Array, adversarial_logits: Array, labels: Array, *, bet
     is_true = jnp.arange(natural.shape[-1])[None, :] == labels[:, None]
     strongest_wrong = jnp.max(jnp.where(is_true, 0.0, adversarial), axis=-1)
     boosted = cross_entropy(adversarial_logits, labels) - jnp.log(1.0001 - strongest_wrong + 1e-12)
-    true_probability = jnp.sum(jnp.where(is_true, natural, 0.0), axis=-1)
-    return boosted + beta * kl(adversarial_logits, natural) * (1.0 - true_probability)
+    if weight is None:
+        weight = mart_weight(natural_logits, labels)
+    return boosted + beta * kl(adversarial_logits, natural) * weight
+
+
+def mart_weight(natural_logits: Array, labels: Array) -> Array:
+    """1 - p_y(x), float32 [B], by which MART weighs the divergence.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mart_weight(jnp.zeros((1, 4)), jnp.array([2]))
+        Array([0.75], dtype=float32)
+    """
+    natural = jax.nn.softmax(natural_logits.astype(jnp.float32))
+    return 1.0 - jnp.take_along_axis(natural, labels[:, None], axis=-1)[:, 0]
 
 
 def standard_objective(*, label_smoothing: float) -> Objective:
     """Cross-entropy on natural images."""
-    return Objective(
-        ("natural",),
-        None,
-        lambda views, labels: smoothed_cross_entropy(views["natural"].logits, labels, label_smoothing=label_smoothing),
-    )
+
+    def term(logits: Mapping[str, Array], labels: Array) -> Array:
+        return smoothed_cross_entropy(logits["natural"], labels, label_smoothing=label_smoothing)
+
+    return Objective(("natural",), lambda outputs: term)
 
 
 def adversarial_objective(*, label_smoothing: float) -> Objective:
     """Cross-entropy on adversarial images (Madry et al. 2018, arXiv 1706.06083)."""
-    return Objective(
-        ("adversarial",),
-        "cross_entropy",
-        lambda views, labels: smoothed_cross_entropy(
-            views["adversarial"].logits, labels, label_smoothing=label_smoothing
-        ),
-    )
+
+    def term(logits: Mapping[str, Array], labels: Array) -> Array:
+        return smoothed_cross_entropy(logits["adversarial"], labels, label_smoothing=label_smoothing)
+
+    return Objective(("adversarial",), lambda outputs: term, climb_cross_entropy)
 
 
 def trades_objective(*, beta: float, label_smoothing: float) -> Objective:
     """`trades`, its attack climbing the divergence."""
-    return Objective(
-        ("natural", "adversarial"),
-        "kl",
-        lambda views, labels: trades(
-            views["natural"].logits, views["adversarial"].logits, labels, beta=beta, label_smoothing=label_smoothing
-        ),
-    )
+
+    def term(logits: Mapping[str, Array], labels: Array) -> Array:
+        both = (logits["natural"], logits["adversarial"])
+        return trades(*both, labels, beta=beta, label_smoothing=label_smoothing)
+
+    return Objective(("natural", "adversarial"), lambda outputs: term, climb_divergence, ("natural", "adversarial"))
 
 
 def mart_objective(*, beta: float) -> Objective:
-    """`mart`, its attack climbing cross-entropy."""
-    return Objective(
-        ("natural", "adversarial"),
-        "cross_entropy",
-        lambda views, labels: mart(views["natural"].logits, views["adversarial"].logits, labels, beta=beta),
-    )
+    """`mart`, its attack climbing cross-entropy; of a defense's heads it keeps the weight of the network's logits."""
+
+    def make_term(outputs: Mapping[str, Outputs]) -> Term:
+        def term(logits: Mapping[str, Array], labels: Array) -> Array:
+            weight = mart_weight(outputs["natural"].logits, labels)
+            return mart(logits["natural"], logits["adversarial"], labels, beta=beta, weight=weight)
+
+        return term
+
+    return Objective(("natural", "adversarial"), make_term, climb_cross_entropy)

@@ -16,7 +16,7 @@ ALLOWED = {
     "ops": {"types"},
     "attacks": {"types", "ops"},
     "defenses": {"types", "ops"},
-    "models": {"types", "ops", "defenses"},
+    "models": {"types", "ops"},
     "objectives": {"types", "attacks"},
     "data": {"types"},
     "training": {"types", "ops", "attacks", "defenses", "models", "objectives", "data"},

@@ -89,16 +89,45 @@ def test_label_smoothing_is_cross_entropy_against_soft_labels():
 
 
 @pytest.mark.parametrize(
-    ("objective", "views", "inner"),
+    ("objective", "views", "oracle"),
     [
-        (objectives.standard_objective(label_smoothing=0.0), ("natural",), None),
-        (objectives.adversarial_objective(label_smoothing=0.0), ("adversarial",), "cross_entropy"),
-        (objectives.trades_objective(beta=6.0, label_smoothing=0.0), ("natural", "adversarial"), "kl"),
-        (objectives.mart_objective(beta=5.0), ("natural", "adversarial"), "cross_entropy"),
+        (objectives.standard_objective(label_smoothing=0.0), ("natural",), lambda: _trades(NATURAL, NATURAL, 0.0)),
+        (
+            objectives.adversarial_objective(label_smoothing=0.1),
+            ("adversarial",),
+            lambda: _trades(ADVERSARIAL, ADVERSARIAL, 0.0, 0.1),
+        ),
+        (
+            objectives.trades_objective(beta=6.0, label_smoothing=0.0),
+            ("natural", "adversarial"),
+            lambda: _trades(NATURAL, ADVERSARIAL, 6.0),
+        ),
+        (objectives.mart_objective(beta=5.0), ("natural", "adversarial"), lambda: _mart(NATURAL, ADVERSARIAL, 5.0)),
     ],
 )
-def test_objectives_need_the_views_they_name_and_no_more(objective, views, inner):
-    assert (objective.views, objective.inner) == (views, inner)
+def test_objectives_need_the_views_they_name_and_no_more(objective, views, oracle):
+    assert objective.views == views
     logits = dict(zip(("natural", "adversarial"), _jax(NATURAL, ADVERSARIAL), strict=True))
     outputs = {view: Outputs(logits[view], {}, {}) for view in views}
-    assert objective.loss(outputs, jnp.asarray(LABELS)).shape == (32,)
+    own = {view: output.logits for view, output in outputs.items()}
+    np.testing.assert_allclose(objective.term(outputs)(own, jnp.asarray(LABELS)), oracle(), rtol=1e-4)
+
+
+def test_of_other_logits_mart_keeps_the_weight_of_the_networks_own():
+    natural, adversarial, head = _jax(NATURAL, ADVERSARIAL, NATURAL[:, ::-1])
+    outputs = {"natural": Outputs(natural, {}, {}), "adversarial": Outputs(adversarial, {}, {})}
+    term = objectives.mart_objective(beta=5.0).term(outputs)
+    ours = term({"natural": head, "adversarial": adversarial}, jnp.asarray(LABELS))
+    p, q = _probabilities(NATURAL[:, ::-1]), _probabilities(ADVERSARIAL)
+    own = 1 - _probabilities(NATURAL)[ROWS, LABELS]
+    expected = _mart(NATURAL, ADVERSARIAL, 0.0) + 5.0 * np.sum(p * np.log(p / q), 1) * own
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def test_attacks_climb_cross_entropy_or_the_divergence():
+    natural, adversarial = _jax(NATURAL, ADVERSARIAL)
+    logits, labels = {"natural": natural, "adversarial": adversarial}, jnp.asarray(LABELS)
+    expected = _trades(ADVERSARIAL, ADVERSARIAL, 0.0)
+    np.testing.assert_allclose(objectives.climb_cross_entropy(logits, labels), expected, rtol=1e-5)
+    expected = _trades(NATURAL, ADVERSARIAL, 1.0) - _trades(NATURAL, ADVERSARIAL, 0.0)
+    np.testing.assert_allclose(objectives.climb_divergence(logits, labels), expected, rtol=1e-4, atol=1e-5)

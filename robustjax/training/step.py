@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import Objective
 from robustjax.training.sharding import Layout
 from robustjax.training.state import TrainState
-from robustjax.types import Array, Key, LogitsFn, Outputs
+from robustjax.types import Array, Key, Outputs
 
 # (key, float images) -> float images
 Augment = Callable[[Key, Array], Array]
-# (logits_fn, key, images, labels, scale of epsilon) -> images
-ScaledAttack = Callable[[LogitsFn, Key, Array, Array, Array], Array]
+# (logits_fn, key, images, labels, *, loss, scale of epsilon) -> images
+ScaledAttack = Callable[..., Array]
 Step = Callable[[TrainState, Array, Array], TrainState]
 
 
@@ -33,6 +34,7 @@ def make_step(
     attack: ScaledAttack | None,
     optimizer: optax.GradientTransformation,
     *,
+    defense: Defense | None,
     augment: Augment,
     ramp: Callable[[Array], Array],
     attack_statistics: str,
@@ -46,6 +48,7 @@ def make_step(
         objective: what to minimise.
         attack: the inner maximisation, None where the objective needs none.
         optimizer: of the parameters.
+        defense: whose guards the network has; it says what its heads add to the loss.
         augment: of the images, before the attack.
         ramp: step -> factor in (0, 1] on the attack's epsilon.
         attack_statistics: BatchNorm during the attack, "running" or "batch".
@@ -61,14 +64,21 @@ def make_step(
         outputs, updated = call(train=True, mutable=["batch_stats"])
         return outputs, updated.get("batch_stats", {})
 
+    total = own_loss if defense is None else defense.loss
+    climbed = defense.loss if defense is not None and defense.joint else own_loss
+
     def maximise(state: TrainState, key: Key, images: Array, labels: Array) -> Array:
         key_attack, key_defense = jax.random.split(key)
 
-        def logits_fn(points: Array) -> Array:
-            return apply(state.variables, points, None, key_defense, attack_statistics)[0].logits
+        def outputs_fn(points: Array) -> Outputs:
+            return apply(state.variables, points, None, key_defense, attack_statistics)[0]
 
-        target = jax.nn.softmax(logits_fn(images)) if objective.inner == "kl" else labels
-        return jax.lax.stop_gradient(attack(logits_fn, key_attack, images, target, ramp(state.step)))
+        fixed = {"natural": outputs_fn(images)} if "natural" in objective.inner_views else {}
+
+        def loss(outputs: Outputs, labels: Array) -> Array:
+            return climbed({**fixed, "adversarial": outputs}, labels, term=objective.inner)
+
+        return jax.lax.stop_gradient(attack(outputs_fn, key_attack, images, labels, loss=loss, scale=ramp(state.step)))
 
     def step(state: TrainState, images: Array, labels: Array) -> TrainState:
         key_augment, key_attack, key_defense = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
@@ -83,7 +93,7 @@ def make_step(
                 variables = {"params": params, "batch_stats": statistics}
                 key = jax.random.fold_in(key_defense, i)
                 views[view], statistics = apply(variables, inputs[view], labels, key, update_statistics)
-            return jnp.mean(objective.loss(views, labels)), (views, statistics)
+            return jnp.mean(total(views, labels, term=objective.term(views))), (views, statistics)
 
         params = state.variables["params"]
         (loss, (views, statistics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import build, config, data, models
+from robustjax import attacks, build, config, data, models
 from robustjax.models.resnet import PreActResNet
 from robustjax.training import loop, sharding, step
 
@@ -82,10 +82,12 @@ def test_the_average_lags_behind_the_weights():
     "changes",
     [
         {"objective__name": "standard"},
-        {"objective__name": "trades"},
-        {"objective__name": "mart", "attack__name": "fgsm"},
+        {"objective__name": "trades", "attack__name": "fgsm"},
         {"attack__name": "rs_fgsm", "attack__step_size": 0.25},
         {"attack__name": "n_fgsm", "attack__epsilon": 0.03, "objective__label_smoothing": 0.1},
+        {"defense__name": "cas", "objective__name": "mart", "attack__epsilon": 0.05},
+        {"defense__name": "cifs", "defense__importance": "sigmoid", "attack__epsilon": 0.05},
+        {"defense__name": "fsr", "objective__name": "trades", "defense__width": 4},
         {"attack__norm": "l2", "attack__epsilon": 1.0, "data__flip": True, "data__crop_padding": 1, "data__cutout": 2},
     ],
     ids=str,
@@ -110,7 +112,9 @@ def test_epsilon_grows_over_the_first_epochs():
     labels = jnp.asarray(experiment.train.labels[:SIZE])
     logits_fn = lambda points: module.apply(state.variables, points).logits  # noqa: E731
     for scale in (0.25, 0.5, 1.0):
-        adversarial = attack(logits_fn, state.key, images, labels, jnp.asarray(scale))
+        adversarial = attack(
+            logits_fn, state.key, images, labels, loss=attacks.losses.cross_entropy, scale=jnp.asarray(scale)
+        )
         seen.append(float(jnp.max(jnp.abs(adversarial - images))))
     np.testing.assert_allclose(seen, [0.05, 0.1, 0.2], rtol=1e-5)
 
