@@ -38,7 +38,8 @@ def test_mnist_learns_to_withstand_small_perturbations(tfds_dir, tmp_path):
             "data.validation_examples": 1000,
             "attack.epsilon": 0.1,
             "attack.step_size": 0.025,
-            "attack.warmup_epochs": 0.5,
+            "attack.warmup_epochs": 1.0,
+            "optimizer.learning_rate": 0.05,
             "train.num_epochs": 2,
         },
     )
