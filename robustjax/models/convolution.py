@@ -1,8 +1,9 @@
-"""Convolution whose input gradient is quick on a CPU, where attacks spend their time.
+"""Convolution whose gradients are quick on a CPU, also inside compiled loops, where attacks and training live.
 
-Inside a compiled loop XLA's CPU backend leaves the gradient with respect to the images as a convolution with swapped
-kernel dimensions and misses its fast kernel: an attack loop then runs at less than half its speed. On that backend the
-gradient is given here as the ordinary convolution that it is; other backends keep XLA's own.
+XLA's CPU backend has one quick convolution: images NHWC, kernel HWIO. It brings every other to that form, but not in
+the body of a loop, and gradients come in others: there, that of the images takes five times as long, that of the kernel
+a hundred times. So on that backend derivatives are spelled such that what JAX transposes them into is of the quick
+form, and where a matrix product is quicker still, it stands for the convolution. Other backends keep XLA's own.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from robustjax.types import Array
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def conv2d(images: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
     """Cross-correlation of images [B, H, W, I] with a kernel [h, w, I, O], as in every deep-learning library.
 
-    On a CPU it is differentiable in reverse mode only, any number of times; elsewhere in forward mode too.
+    Differentiable in both modes, any number of times; it is the first reverse derivative that is made quick.
 
     Args:
         images: [B, H, W, I].
@@ -37,62 +37,68 @@ def conv2d(images: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -
         Array([[4., 6.],
                [6., 9.]], dtype=float32)
     """
-    if jax.default_backend() != "cpu":
-        return _xla(images, kernel, stride, padding)
-    height, width = kernel.shape[:2]
-    if height == width == 1 and padding == 0:
-        return images[:, ::stride, ::stride] @ kernel[0, 0]
-    sizes = [size + 2 * padding for size in images.shape[1:3]]
-    if stride > 1 and height == width == 2 * stride and not any(size % stride for size in sizes):
-        return _by_blocks(images, kernel, stride, padding)
-    return _explicit(images, kernel, stride, padding)
+    if jax.default_backend() == "cpu":
+        return _quick(images, kernel, stride, padding)
+    return _convolve(images, kernel, stride, padding)
 
 
-def _xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+def _convolve(
+    images: Array, kernel: Array, stride: int, padding: int, layouts: tuple[str, str, str] = ("NHWC", "HWIO", "NHWC")
+) -> Array:
     return jax.lax.conv_general_dilated(
-        images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT
+        images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=layouts
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _explicit(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    return _xla(images, kernel, stride, padding)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _quick(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    convolve = _multiply if _is_quicker_multiplied(images.shape, kernel.shape, stride) else _convolve
+    return convolve(images, kernel, stride, padding)
 
 
-def _explicit_forward(images: Array, kernel: Array, stride: int, padding: int):
-    return _xla(images, kernel, stride, padding), (images, kernel)
+@partial(_quick.defjvp, symbolic_zeros=True)
+def _quick_jvp(stride: int, padding: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    """Transposing swaps in and out of the kernel to get at the images, and batch and channels of the images to get at
+    the kernel. Here they are swapped in storage beforehand, so that transposing puts them in order.
+    """
+    images, kernel = primals
+    to_images, to_kernel = tangents
+    terms = []
+    if not isinstance(to_images, SymbolicZero):
+        if _is_quicker_multiplied(images.shape, kernel.shape, stride):
+            terms.append(_multiply(to_images, kernel, stride, padding))
+        else:
+            swapped = kernel.swapaxes(2, 3)
+            terms.append(_convolve(to_images, swapped, stride, padding, ("NHWC", "HWOI", "NHWC")))
+    if not isinstance(to_kernel, SymbolicZero):
+        swapped, to_swapped = images.transpose(3, 1, 2, 0), to_kernel.transpose(2, 0, 1, 3)
+        term = _convolve(swapped, to_swapped, stride, padding, ("CHWN", "IHWO", "HWNC"))
+        terms.append(term.transpose(2, 0, 1, 3))
+    return _quick(images, kernel, stride, padding), sum(terms[1:], terms[0])
 
 
-def _explicit_backward(stride: int, padding: int, residuals: tuple[Array, Array], cotangent: Array):
-    images, kernel = residuals
-    to_images = _input_gradient(cotangent, kernel, images.shape[1:3], stride, padding)
-    (to_kernel,) = jax.linear_transpose(lambda kernel: _xla(images, kernel, stride, padding), kernel)(cotangent)
-    return to_images, to_kernel
+def _is_quicker_multiplied(images: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> bool:
+    """Whether `_multiply` beats XLA's convolution: unless it has to store the images many times over.
+
+    With strides and 1 x 1 kernels it does not, and a few channels are little to store. On maps as small as the kernel
+    XLA's own may be a hundred times slower.
+    """
+    _, height, width, channels = images
+    return stride > 1 or kernel[:2] == (1, 1) or channels <= 8 or height * width <= 16
 
 
-_explicit.defvjp(_explicit_forward, _explicit_backward)
-
-
-def _input_gradient(cotangent: Array, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """The cotangent, its entries `stride` apart, convolved with the kernel turned around, in and out swapped."""
-    pads = []
-    for length, outputs, extent in zip(size, cotangent.shape[1:3], kernel.shape[:2], strict=True):
-        before = extent - 1 - padding
-        pads.append((before, length + extent - 1 - before - ((outputs - 1) * stride + 1)))
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return jax.lax.conv_general_dilated(
-        cotangent, turned, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
-    )
-
-
-def _by_blocks(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """A kernel of twice the stride sees two by two whole blocks of pixels: one matrix product, also for gradients."""
-    images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    batch, height, width, channels = images.shape
-    rows, columns = height // stride, width // stride
-    blocks = images.reshape(batch, rows, stride, columns, stride, channels).swapaxes(2, 3)
-    blocks = blocks.reshape(batch, rows, columns, -1)
-    corners = [(i, j) for i in (0, 1) for j in (0, 1)]
-    seen = jnp.concatenate([blocks[:, i : i + rows - 1, j : j + columns - 1] for i, j in corners], axis=-1)
-    parts = kernel.reshape(2, stride, 2, stride, channels, -1).swapaxes(1, 2)
-    return seen @ parts.reshape(seen.shape[-1], -1)
+def _multiply(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The convolution as one matrix product: what the kernel sees at each position, with the kernel."""
+    batch, *sizes, channels = images.shape
+    height, width, _, outputs = kernel.shape
+    rows, columns = ((n + 2 * padding - k) // stride + 1 for n, k in zip(sizes, (height, width), strict=True))
+    # In blocks of stride x stride pixels, what a position sees begins with whole blocks: no slice below has strides.
+    down, right = rows - 1 + -(-height // stride), columns - 1 + -(-width // stride)
+    pads = [(padding, blocks * stride - n - padding, 0) for blocks, n in zip((down, right), sizes, strict=True)]
+    padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    blocks = padded.reshape(batch, down, stride, right, stride * channels)
+    # First down, then across: a few large slices instead of one for each entry of the kernel.
+    strips = jnp.concatenate([blocks[:, i : i + rows] for i in range(down - rows + 1)], axis=2)[:, :, :height]
+    seen = [strips[..., j : j + columns, :].swapaxes(2, 3) for j in range(right - columns + 1)]
+    seen = jnp.concatenate(seen, axis=-1)[..., : width * channels].reshape(batch, rows, columns, -1)
+    return seen @ kernel.reshape(-1, outputs)

@@ -41,8 +41,8 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def divisor(self) -> int:
-        """What image sides must be at least for the strides to leave something."""
+    def least_side(self) -> int:
+        """What height and width of the images must be at least for the strides to leave something."""
         return 1
 
 
@@ -106,8 +106,8 @@ class Pass:
         network = self._network
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be floating-point [B, H, W, C], got {images.dtype} {images.shape}")
-        if min(images.shape[1:3]) < network.divisor():
-            least = network.divisor()
+        least = network.least_side()
+        if min(images.shape[1:3]) < least:
             raise InputError(
                 f"{type(network).__name__} needs images of at least {least} x {least}, got {images.shape[1:3]}"
             )
@@ -171,10 +171,15 @@ class _BatchNorm(nn.Module):
 
 
 def max_pool(features: Array) -> Array:
-    """Maximum of each two by two pixels; a last odd row or column is left out. A reshape: its gradient is a select."""
+    """Maximum of each two by two pixels; a last odd row or column is left out.
+
+    Comparing halves is many times quicker on a CPU than a window that slides, above all in the gradient.
+    """
     batch, height, width, channels = features.shape
     even = features[:, : height // 2 * 2, : width // 2 * 2]
-    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    pairs = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    rows = jnp.maximum(pairs[:, :, 0], pairs[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def average_pool(features: Array) -> Array:

@@ -14,7 +14,7 @@ class SmallCNN(Network):
     def sites(self) -> Sites:
         return {"activation": ("conv1", "conv2", "dense"), "late": ("conv1", "conv2"), "final": ("conv2",)}
 
-    def divisor(self) -> int:
+    def least_side(self) -> int:
         return 4
 
     @nn.compact
@@ -36,7 +36,7 @@ class LeNet5(Network):
             "final": ("conv2",),
         }
 
-    def divisor(self) -> int:
+    def least_side(self) -> int:
         return 12
 
     @nn.compact

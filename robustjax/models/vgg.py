@@ -18,7 +18,7 @@ class VGG16(Network):
         names = [f"group{group}_conv{i + 1}" for group, count in enumerate(GROUPS, 1) for i in range(count)]
         return {"activation": tuple(names), "late": tuple(names[-3:]), "final": (names[-4],)}
 
-    def divisor(self) -> int:
+    def least_side(self) -> int:
         return 32
 
     @nn.compact
