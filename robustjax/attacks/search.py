@@ -94,9 +94,7 @@ def network_key(key: Key) -> Key:
     return jax.random.fold_in(key if key.ndim == 0 else key[0], 0x6E6574)
 
 
-def advance(
-    search: Search, logits_fn: LogitsFn, key: Key, problem: Problem, state: Any, num_steps: int | Array
-) -> Any:
+def advance(search: Search, logits_fn: LogitsFn, key: Key, problem: Problem, state: Any, num_steps: int | Array) -> Any:
     """The state after so many further steps."""
 
     def unfinished(carry: tuple[Array, Any]) -> Array:

@@ -97,7 +97,7 @@ def test_it_breaks_exactly_what_a_linear_network_cannot_hold(network, distances,
         np.testing.assert_array_equal(is_correct(network(adversarial), labels), robust)
 
 
-@pytest.mark.parametrize("norm", toys.NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_every_transformation_gives_the_same(norm, key):
     labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
 

@@ -95,15 +95,11 @@ def test_what_is_beyond_epsilon_stays_as_it_is(key):
     np.testing.assert_array_equal(adversarial[1::2], toys.IMAGES[1::2])
 
 
-@pytest.mark.parametrize(("norm", "num_targets"), [("linf", 2), ("l1", None)])
-def test_every_transformation_gives_the_same(norm, num_targets, key):
+def test_every_transformation_gives_the_same(key):
     labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
 
     def attack(keys, images, labels):
-        return fab(
-            toys.smooth, keys, images, labels, epsilon=0.5, norm=norm, num_steps=5, num_targets=num_targets,
-            num_restarts=2,
-        )  # fmt: skip
+        return fab(toys.smooth, keys, images, labels, epsilon=0.5, num_steps=5, num_targets=None, num_restarts=2)
 
     results = dict(toys.transformed(attack, toys.IMAGES, labels, key=key))
     for name, result in results.items():

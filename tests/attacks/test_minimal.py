@@ -113,7 +113,6 @@ ATTACKS = {
     "cw": partial(cw, num_steps=5, num_searches=2),
     "deepfool": partial(deepfool, num_steps=3),
     "adam": partial(optimized_pgd, epsilon=0.05, optimizer=OPTIMIZERS["adam"], num_steps=3),
-    "momentum": partial(optimized_pgd, epsilon=0.05, optimizer=OPTIMIZERS["momentum"], num_steps=3),
     "multi_targeted": partial(multi_targeted, epsilon=0.05, step_size=0.02, num_steps=3, random_start=False),
 }
 

@@ -99,12 +99,11 @@ def test_it_stops_asking_once_all_are_broken(key):
     assert 0 < len(queries) < 500
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_transformation_gives_the_same(norm, key):
+def test_every_transformation_gives_the_same(key):
     labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
 
     def attack(keys, images, labels):
-        return square(toys.smooth, keys, images, labels, epsilon=0.05, norm=norm, num_queries=30)
+        return square(toys.smooth, keys, images, labels, epsilon=0.05, norm="l2", num_queries=30)
 
     results = dict(toys.transformed(attack, toys.IMAGES, labels, key=key))
     for name, result in results.items():

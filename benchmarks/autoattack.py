@@ -1,0 +1,192 @@
+"""AutoAttack `standard` against the published implementation: same weights and images, flags and seconds by attack.
+
+python benchmarks/autoattack.py --data_dir=DIR [--dataset=mnist] [--norms=linf,l2] [--num_images=256]
+
+Trains a small CNN for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
+process of its own, one after the other, on all cores. The published side is `torchattacks` (its APGD, APGDT, FAB and
+Square are the reference's code; 100 steps, 9 targets, 5000 queries, fixed schedule of squares, as in the reference's
+`standard`), which needs `pip install torch && pip install --no-deps torchattacks`. Each attack sees what survived the
+ones before. Ours is timed with compilation, and once more without.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+EPSILON = {
+    ("mnist", "linf"): 0.3,
+    ("mnist", "l2"): 2.0,
+    ("cifar10", "linf"): 8 / 255,
+    ("cifar10", "l2"): 0.5,
+}
+
+DATASET = flags.DEFINE_enum("dataset", "mnist", ["mnist", "cifar10"], "What to train and attack on.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds data sets.")
+NORMS = flags.DEFINE_list("norms", "linf,l2", "Threats.")
+NUM_IMAGES = flags.DEFINE_integer("num_images", 256, "Test images to attack.", lower_bound=1)
+TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Of adversarial training, 128 images each.", lower_bound=1)
+PART = flags.DEFINE_enum("part", None, ["train", "ours", "published"], "Do only this, on --case, as the parent asks.")
+CASE = flags.DEFINE_string("case", None, "The .npz of weights and images.")
+
+
+def main(_) -> None:
+    """Runs everything, or one part of it in this process."""
+    if PART.value:
+        {"train": train, "ours": ours, "published": published}[PART.value](CASE.value, NORMS.value[0])
+        return
+    for norm in NORMS.value:
+        with tempfile.TemporaryDirectory() as folder:
+            case = os.path.join(folder, "case.npz")
+            for part in ("train", "ours", "published"):
+                command = [sys.executable, __file__, *sys.argv[1:], f"--part={part}", f"--case={case}"]
+                subprocess.run([*command, f"--norms={norm}"], check=True)
+            report(norm, *(np.load(f"{case}.{part}.npz") for part in ("ours", "published")))
+
+
+def report(norm: str, mine, theirs) -> None:
+    """One line for each attack and one for all together."""
+    epsilon, count = EPSILON[DATASET.value, norm], mine["flags"].shape[1]
+    print(f"\n{DATASET.value}, small_cnn, {count} images, {norm} epsilon {epsilon:.4g}, {os.cpu_count()} cores")
+    headings = ("after", "accuracy", "published", "differ", "s first", "s again", "s publ.", "ratio")
+    print(" ".join(f"{heading:>9}" for heading in headings))
+    for i, name in enumerate(ATTACKS):
+        line(name, mine["flags"][i], theirs["flags"][i], *mine["seconds"][:, i], theirs["seconds"][i])
+    line("together", mine["flags"][-1], theirs["flags"][-1], *mine["seconds"].sum(1), theirs["seconds"].sum())
+    print(f"seconds of all cores for one run: {mine['cpu']:.0f}, published {theirs['cpu']:.0f}")
+
+
+def line(name: str, mine: np.ndarray, theirs: np.ndarray, first: float, again: float, published: float) -> None:
+    """The ratio is of the published seconds to ours with compilation."""
+    figures = (f"{mine.mean():.2%}", f"{theirs.mean():.2%}", f"{np.sum(mine != theirs)}")
+    seconds = (f"{first:.1f}", f"{again:.1f}", f"{published:.1f}", f"{published / first:.2f}")
+    print(" ".join(f"{figure:>9}" for figure in (name, *figures, *seconds)))
+
+
+def train(case: str, norm: str) -> None:
+    """A small CNN by adversarial training with a growing epsilon; writes its weights and test images to the case."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from robustjax import data, models
+    from robustjax.attacks import losses, pgd
+
+    epsilon = EPSILON[DATASET.value, norm]
+    dataset = data.load(DATASET.value, "train", data_dir=DATA_DIR.value)
+    module = models.create("small_cnn")
+    params = module.init(jax.random.key(0), data.to_float(dataset.images[:1]))
+    steps = TRAIN_STEPS.value
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+    @jax.jit
+    def step(params, state, key, images, labels, radius):
+        network = lambda images: module.apply(params, images).logits  # noqa: E731
+        adversarial = pgd(network, key, images, labels, epsilon=radius, step_size=radius / 4, num_steps=10, norm=norm)
+        loss = lambda params: jnp.mean(losses.cross_entropy(module.apply(params, adversarial).logits, labels))  # noqa: E731
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state, rng = optimizer.init(params), np.random.default_rng(0)
+    for i in range(steps):
+        rows = rng.integers(len(dataset.labels), size=128)
+        radius = np.float32(epsilon * min(1.0, 2 * i / steps))
+        images = data.to_float(dataset.images[rows])
+        params, state = step(params, state, jax.random.key(i), images, dataset.labels[rows], radius)
+    test = data.load(DATASET.value, "test", data_dir=DATA_DIR.value)
+    flat = {"/".join(key.key for key in path): value for path, value in jax.tree_util.tree_leaves_with_path(params)}
+    images = np.asarray(data.to_float(test.images[: NUM_IMAGES.value]))
+    np.savez(case, images=images, labels=test.labels[: NUM_IMAGES.value], **flat)
+
+
+def ours(case: str, norm: str) -> None:
+    """Runs each attack twice on what survived, the first time with compilation."""
+    import jax
+
+    from robustjax import models
+    from robustjax.attacks import autoattack
+
+    arrays = dict(np.load(case))
+    images, labels = arrays.pop("images"), arrays.pop("labels")
+    params = {}
+    for name, value in arrays.items():
+        layer = params
+        *path, leaf = name.split("/")
+        for part in path:
+            layer = layer.setdefault(part, {})
+        layer[leaf] = value
+    module = models.create("small_cnn")
+    network = lambda images: module.apply(params, images).logits  # noqa: E731
+    epsilon = EPSILON[DATASET.value, norm]
+    robust, flags_by_attack, seconds = np.ones(len(labels), bool), [], []
+    for name in ATTACKS:
+        alive = np.flatnonzero(robust)
+        for _ in range(2):
+            started = time.perf_counter()
+            result = autoattack(
+                network, jax.random.key(0), images[alive], labels[alive], epsilon=epsilon, norm=norm, version=[name]
+            )
+            seconds.append(time.perf_counter() - started)
+        robust[alive] = result.robust
+        flags_by_attack.append(robust.copy())
+    np.savez(
+        f"{case}.ours.npz", flags=flags_by_attack, seconds=np.reshape(seconds, (-1, 2)).T, cpu=time.process_time() / 2
+    )
+
+
+def published(case: str, norm: str) -> None:
+    """Runs each attack once on what survived."""
+    import torch
+    import torchattacks
+
+    arrays = np.load(case)
+    tensor = lambda name: torch.tensor(arrays[f"params/{name}"])  # noqa: E731
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ParameterDict(
+                {f"{layer}_kernel": tensor(f"{layer}/kernel").permute(3, 2, 0, 1) for layer in ("conv1", "conv2")}
+                | {f"{layer}_kernel": tensor(f"{layer}/kernel").T for layer in ("dense", "head")}
+                | {f"{layer}_bias": tensor(f"{layer}/bias") for layer in ("conv1", "conv2", "dense", "head")}
+            )
+
+        def forward(self, images):
+            layers, x = self.layers, images
+            for name in ("conv1", "conv2"):
+                x = torch.nn.functional.conv2d(x, layers[f"{name}_kernel"], layers[f"{name}_bias"], 2, 1).relu()
+            x = x.permute(0, 2, 3, 1).flatten(1)
+            x = torch.nn.functional.linear(x, layers["dense_kernel"], layers["dense_bias"]).relu()
+            return torch.nn.functional.linear(x, layers["head_kernel"], layers["head_bias"])
+
+    network = Network().eval().requires_grad_(False)
+    images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(arrays["labels"]).long()
+    common = {"eps": EPSILON[DATASET.value, norm], "norm": {"linf": "Linf", "l2": "L2"}[norm]}
+    square = torchattacks.Square(network, n_queries=5000, **common)
+    square.rescale_schedule = False
+    attacks = (
+        torchattacks.APGD(network, steps=100, loss="ce", **common),
+        torchattacks.APGDT(network, steps=100, n_classes=10, **common),
+        torchattacks.FAB(network, steps=100, multi_targeted=True, n_classes=10, **common),
+        square,
+    )
+    robust = (network(images).argmax(1) == labels).numpy()
+    flags_by_attack, seconds = [], []
+    for attack in attacks:
+        alive = np.flatnonzero(robust)
+        started = time.perf_counter()
+        adversarial = attack(images[alive], labels[alive])
+        robust[alive] = (network(adversarial).argmax(1) == labels[alive]).numpy()
+        seconds.append(time.perf_counter() - started)
+        flags_by_attack.append(robust.copy())
+    np.savez(f"{case}.published.npz", flags=flags_by_attack, seconds=seconds, cpu=time.process_time())
+
+
+if __name__ == "__main__":
+    app.run(main)
