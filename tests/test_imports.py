@@ -20,7 +20,7 @@ ALLOWED = {
     "objectives": {"types", "attacks"},
     "data": {"types"},
     "training": {"types", "ops", "attacks", "defenses", "models", "objectives", "data"},
-    "evaluation": {"types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
+    "evaluation": {"version", "types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
     "analysis": {"types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
 }
 COMMANDS = {"train", "evaluate", "cli", "build", "config", "__init__"}  # where rooms are put together

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-PACKAGES = ("robustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from robustjax.version import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def wilson_interval(successes: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -98,12 +101,17 @@ def conditions() -> dict[str, Any]:
     """Source, versions and hardware of this process."""
     return {
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "robustjax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
         "hardware": {
             "platform": jax.default_backend(),
             "device": jax.devices()[0].device_kind,
             "num_devices": jax.device_count(),
             "host": platform.machine(),
+            "host_cpus": os.cpu_count(),
         },
     }
 
@@ -116,13 +124,6 @@ def write(workdir: str | Path, records: Sequence[dict[str, Any]]) -> None:
         part = folder / f"{entry['attack']}.json.part"
         part.write_text(json.dumps(entry) + "\n")
         part.replace(folder / f"{entry['attack']}.json")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:
