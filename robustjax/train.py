@@ -6,6 +6,8 @@ files.
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,7 +25,11 @@ def main() -> int:
         config_lib.validate(CONFIG.value)
     except OSError as error:  # a config file that could not be read says so when it is first looked into
         raise InputError(f"--config: {error}") from error
-    stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
+    try:
+        stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if stopped.complete:
         print(
             f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"

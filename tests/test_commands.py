@@ -126,6 +126,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(trained, tmp_path):
     assert read_metrics(tmp_path) == read_metrics(trained)
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+    done = run("train", *SMALL, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "is nan in the 3 steps up to step 3" in line and "no checkpoint was written yet" in line
+    assert read_metrics(tmp_path) == ""
+
+
 def test_another_config_does_not_touch_a_run(trained):
     before = sorted(path.name for path in trained.rglob("*"))
     line = refused(run("train", *SMALL, "--config.attack.epsilon=0.1", f"--workdir={trained}"))

@@ -102,6 +102,7 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
             Display("training", total=experiment.num_steps, done=at) as display,
         ):
             display.say(_opening(experiment, layout, at))
+            accuracies = ""
             while at < experiment.num_steps and not stopping():
                 order = _order(experiment, at, rows=settings["log_every_steps"])
                 count = min(pace.steps(), _next_line(experiment, at) - at)
@@ -111,14 +112,18 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                 pace.record(count, time.perf_counter() - started)
                 at += count
                 rate = f"{settings['batch_size'] * pace.steps_per_second:,.0f} images/s"
-                display.update(at, rate)
+                display.update(at, f"{rate}{accuracies}")
 
                 if at == _next_line(experiment, at - 1):
                     state = _log(experiment, state, at, writer, pace, checkpoints)
                 if at % experiment.steps_per_epoch == 0 and _validation_due(experiment, at):
                     figures = validate(state.judged, jax.random.fold_in(state.key, at))
                     writer.write("validation", at, at / experiment.steps_per_epoch, figures)
-                    display.say(_epoch_line(experiment, at, figures, rate))
+                    accuracies = "".join(
+                        f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
+                    )
+                    epoch = f"epoch {at // experiment.steps_per_epoch}/{settings['num_epochs']}"
+                    display.say(f"{epoch}: validation{accuracies[1:]}; {rate}")
                     _warn_of_overfitting(workdir, display)
                     checkpoints.save(at, state, figures)
             if at < experiment.num_steps and checkpoints.latest() != at:
@@ -257,12 +262,6 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
         + (f"going on after step {at:,}" if at else "from the start")
         + f" of {experiment.num_steps:,}; compiling"
     )
-
-
-def _epoch_line(experiment: Experiment, at: int, figures: dict[str, float], rate: str) -> str:
-    epoch = at // experiment.steps_per_epoch
-    accuracies = ", ".join(f"{name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items())
-    return f"epoch {epoch}/{experiment.config['train']['num_epochs']}: validation {accuracies}; {rate}"
 
 
 @contextlib.contextmanager
