@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 from robustjax.models.convolution import conv2d
@@ -18,6 +19,8 @@ def _resnet20(**options: Any) -> Network:
 
 
 def _wide_resnet(*, depth: int, width: int, **options: Any) -> Network:
+    if not (isinstance(depth, int) and isinstance(width, int)):
+        raise InputError(f"wide_resnet needs integers as depth and width, got {depth!r} and {width!r}")
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise InputError(
             f"wide_resnet needs depth 6 n + 4 from 10 on and width from 1 on, got {depth} and {width} "
@@ -79,8 +82,11 @@ def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, 
         )
     if options.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise InputError(f"dtype must be float32 or bfloat16, got {options['dtype']!r}")
-    if num_classes < 2:
-        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise InputError(f"num_classes must be an integer from 2 on, got {num_classes!r}")
+    mean, std = tuple(options.get("mean", (0.0,))), tuple(options.get("std", (1.0,)))
+    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=1.0) <= 0:
+        raise InputError(f"mean must be finite and std above 0, got {mean} and {std}")
     network = MODELS[name](num_classes=num_classes, **options)
     return network if defense is None else network.clone(guards=defense.guards(network.sites(), num_classes))
 
