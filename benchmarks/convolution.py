@@ -39,7 +39,6 @@ def main() -> int:
     print(f"median [least to most] of {REPETITIONS.value} turns (compilation)")
     _report("small_cnn", _attack, (128, 28, 28, 1), num_steps=10)
     _report("resnet18", _attack, (32, 32, 32, 3), num_steps=3)
-    _report("vgg16", _attack, (32, 32, 32, 3), num_steps=3)
     _report("small_cnn", _update, (UPDATE_BATCH_SIZE.value, 28, 28, 1), num_steps=2)
     _report("resnet20", _update, (UPDATE_BATCH_SIZE.value, 32, 32, 3), num_steps=2)
     return 0

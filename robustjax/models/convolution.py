@@ -1,9 +1,9 @@
 """Convolution whose gradients are quick on a CPU, also inside compiled loops, where attacks and training live.
 
 XLA's CPU backend has one quick convolution: images NHWC, kernel HWIO. It brings every other to that form, but not in
-the body of a loop, and gradients come in others: there, that of the images takes five times as long, that of the kernel
-a hundred times. So on that backend derivatives are spelled such that what JAX transposes them into is of the quick
-form, and where a matrix product is quicker still, it stands for the convolution. Other backends keep XLA's own.
+the body of a loop, and gradients come in others: there, that of the images takes five times as long and more, that of
+the kernel a hundred times. So on that backend derivatives are spelled such that what JAX transposes them into is of the
+quick form, and where a matrix product is quicker still, it stands for the convolution. Other backends keep XLA's own.
 """
 
 from __future__ import annotations
