@@ -2,7 +2,7 @@
 
 python benchmarks/convolution.py [--repetitions=9] [--update_batch_size=32]
 
-The same network is compiled with `models.convolution.conv2d` and with `jax.lax.conv_general_dilated` alone, and both
+The same network is compiled with `convolution.conv2d` and with `jax.lax.conv_general_dilated` alone, and both
 are timed in turns, so that a busy machine slows them alike. On other backends than the CPU's the two are the same
 program. An attack step is the gradient with respect to the images and their move by its sign; an update is the gradient
 with respect to the weights, in training mode. Compilation is timed apart.
@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robustjax import cli, models
+from robustjax import cli, convolution, models
 from robustjax.attacks.losses import cross_entropy
 from robustjax.evaluation import records
-from robustjax.models import convolution, layers
+from robustjax.models import layers
 from robustjax.types import Array
 
 REPETITIONS = flags.DEFINE_integer("repetitions", 9, "Turns.", lower_bound=1)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from robustjax import attacks, data, defenses, models, objectives
 from robustjax.attacks import losses
 from robustjax.data import augment
-from robustjax.training import loop, optim, state, step
+from robustjax.training import checkpoint, loop, optim, sharding, state, step
 from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
 
 # Each takes config.attack and the random start, and returns attack(logits_fn, key, images, labels, *, loss, scale):
@@ -64,9 +64,7 @@ class Protocol(NamedTuple):
     whole: bool = False
 
 
-# Defenses that a network is trained with. SAP takes no part in training and makes inference random: it is for an
-# evaluation with an expectation over its draws.
-DEFENSES = tuple(name for name in defenses.DEFENSES if name != "sap")
+DEFENSES = tuple(defenses.DEFENSES)
 
 # The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
 EVALUATION_ATTACKS = {
@@ -126,8 +124,12 @@ def defense(config: ConfigDict) -> defenses.Defense | None:
 
 
 def objective(config: ConfigDict) -> objectives.Objective:
-    """What the run minimises."""
-    return OBJECTIVES[config.objective.name](config.objective)
+    """What the run minimises. Where only the defense's loss reads adversarial images, they climb cross-entropy."""
+    goal = OBJECTIVES[config.objective.name](config.objective)
+    guarded = defense(config)
+    if goal.inner is None and guarded is not None and "adversarial" in guarded.views:
+        return goal._replace(inner=objectives.climb_cross_entropy)
+    return goal
 
 
 def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.ScaledAttack | None:
@@ -171,8 +173,37 @@ def initial_state(config: ConfigDict, module: Any, image_shape: tuple[int, int, 
         seed=config.seed,
         image_shape=image_shape,
         averaged=config.train.ema_decay > 0,
-        sum_names=step.metric_names(objective(config)),
+        sum_names=step.metric_names(objective(config), defense(config)),
+        tracker=getattr(defense(config), "tracker", None),
     )
+
+
+def warm_start(config: ConfigDict, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], dict] | None:
+    """() -> variables to begin with: the newest ones of the run in config.init_from, weights and statistics only.
+
+    Whatever only this network's guards have begins anew; anything else has to be there, and of the same shape.
+
+    Raises:
+        InputError: when called; there is no such run, or its network does not fit, naming every entry.
+    """
+    if config.init_from is None:
+        return None
+    from robustjax import config as config_lib  # which imports this file
+
+    def variables() -> dict[str, Any]:
+        other = config_lib.read(config.init_from)
+        layout = sharding.layout()
+        with checkpoint.Checkpoints(config.init_from, read_only=True) as checkpoints:
+            at = checkpoints.find("last")
+            source = initial_state(other, model(other, module.num_classes), image_shape)
+            try:
+                found = checkpoints.restore(at, jax.eval_shape(source), layout).judged
+            except ValueError as error:  # other images or classes
+                raise InputError(f"init_from {config.init_from} does not fit: {error}") from error
+        own = jax.jit(initial_state(config, module, image_shape))().variables
+        return state.merge(own, found, source=f"init_from {config.init_from}", may_begin_anew="guards_")
+
+    return variables
 
 
 def experiment(config: ConfigDict) -> loop.Experiment:
@@ -212,6 +243,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             update_statistics=config.batch_norm.training,
             ema_decay=config.train.ema_decay,
         ),
+        warm_start=warm_start(config, module, train.images.shape[1:]),
         schedule=schedule,
         validation_attacks=validation_attacks(config),
     )

@@ -24,6 +24,8 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
 
+    config.init_from = config_dict.placeholder(str)  # workdir of a run whose weights this one begins with; None: anew
+
     config.data = ConfigDict()
     config.data.name = "digits"  # "digits" (embedded) or any prepared tfds image-classification data set
     config.data.data_dir = config_dict.placeholder(
@@ -45,7 +47,7 @@ def base() -> ConfigDict:
 
     # None leaves an option at the defense's own default, and closed at defenses that do not have it.
     config.defense = ConfigDict()
-    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr" or "kwta"; None: no defense
+    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr", "kwta", "sap", "sns"; None: none
     config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
     config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
     config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax", "sigmoid" or "softplus"
@@ -54,7 +56,10 @@ def base() -> ConfigDict:
     config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
     config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of its loss
     config.defense.width = config_dict.placeholder(int)  # fsr: channels of its networks
-    config.defense.fraction = config_dict.placeholder(float)  # kwta: share of activations kept
+    config.defense.fraction = config_dict.placeholder(float)  # kwta: kept; sap: drawn; sns: held still
+    config.defense.sampler = config_dict.placeholder(str)  # sap: "multinomial" or "bernoulli"
+    config.defense.weight = config_dict.placeholder(float)  # sns: of the sensitive neurons' movement
+    config.defense.refresh_steps = config_dict.placeholder(int)  # sns: updates between selections
 
     # The inner maximisation of training; its epsilon and norm are also the threat evaluated.
     config.attack = ConfigDict()
@@ -100,6 +105,19 @@ def base() -> ConfigDict:
     config.validation.batch_size = 500
     config.validation.num_steps = 10  # of PGD with step epsilon / 4 and a random start
     return config.lock()
+
+
+def digits() -> ConfigDict:
+    """A small network on 8 x 8 scans of handwritten digits under linf 0.2: trains in half a minute on two cores."""
+    config = base()
+    config.attack.epsilon = 0.2
+    config.attack.step_size = 0.05
+    config.attack.num_steps = 10
+    config.attack.warmup_epochs = 20.0  # at full epsilon from the start, the small network learns nothing for a while
+    config.train.num_epochs = 100
+    config.train.batch_size = 64
+    config.validation.every_epochs = 5
+    return config
 
 
 def cifar10() -> ConfigDict:

@@ -59,7 +59,7 @@ def test_every_problem_is_listed_at_once():
         ("objective.name", "madry", "objective.name must be one of"),
         ("train.ema_decay", 1.0, "train.ema_decay must be in [0, 1)"),
         ("seed", -1, "seed must be >= 0"),
-        ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, got 'cass'"),
+        ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, sap, sns, got 'cass'"),
         ("defense.beta", 1.0, "defense.beta set without a defense.name"),
         ("data.validation_examples", 0, "data.validation_examples must be >= 1"),
     ],

@@ -13,13 +13,13 @@ from robustjax.defenses import cas, cifs, fsr, kwta, sap, sns
 from robustjax.defenses.convention import Defense
 from robustjax.types import InputError
 
-# SNS is not among them: it guards nothing, it is a term of the objective.
 DEFENSES = {
     "cas": cas.defense,
     "cifs": cifs.defense,
     "fsr": fsr.defense,
     "kwta": kwta.defense,
     "sap": sap.defense,
+    "sns": sns.defense,
 }
 
 

@@ -69,14 +69,29 @@ def joint_loss(views: Views, labels: Array, *, term: Term, kind: str, beta: floa
     return scale * (own_loss(views, labels, term=term) + beta * sum(heads) / num_heads)
 
 
+class Tracker(NamedTuple):
+    """What a defense carries from one update to the next.
+
+    Attributes:
+        initial: (site -> features, of which only the shapes count) -> arrays, before the first update.
+        update: (views, carried, step) -> carried, constant for the gradient; it precedes the loss of the same update.
+    """
+
+    initial: Callable[[Mapping[str, Any]], Any]
+    update: Callable[[Views, Any, Array], Any]
+
+
 class Defense(NamedTuple):
     """A defense whose options are bound.
 
     Attributes:
         name: as in `defenses.create`.
         role: of the sites it guards: "activation" (every one), "late" (the last stage's) or "final" (the last).
-        build: (sites, num_classes, mode) -> a guard for each site.
-        loss: (views, labels, *, term) -> [B]: what training minimises when `term` is the objective's own loss.
+        build: (sites, num_classes, mode) -> a guard for each site; none where the defense changes training only.
+        loss: (views, labels, *, term) -> [B]: what training minimises when `term` is the objective's own loss; with a
+            tracker also given `carried`.
+        views: the images that the loss reads whether or not the objective does.
+        tracker: what the loss needs from earlier updates.
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.
         joint: whether the heads take part in all that the network's own logits do, so that the training attack climbs
             `loss` too; otherwise it climbs its term of the network's own logits.
@@ -90,6 +105,8 @@ class Defense(NamedTuple):
     build: Callable[[tuple[str, ...], int, Mode], Mapping[str, Any]]
     gradient: str
     loss: Callable[..., Array] = own_loss
+    views: tuple[str, ...] = ()
+    tracker: Tracker | None = None
     heads: tuple[str, ...] = ()
     joint: bool = False
     stochastic: bool = False

@@ -1,16 +1,19 @@
 """Neuron sensitivity, and its stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
 
 A neuron is a channel of a feature map, or a unit of a dense layer. The paper's weight, layers and schedule are not
-public, so training with `stabilizing_loss` is SNS in style. There is no guard: inference is the plain network.
+public, so training with `stabilizing_loss` is SNS-style. There is no guard: inference is the plain network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from robustjax.defenses.convention import Defense, Term, Tracker, Views, own_loss
 from robustjax.types import Array, InputError
 
 
@@ -101,3 +104,81 @@ def stabilizing_loss(
         return jnp.sum(sensitivity(benign[site], adversarial[site]) * chosen) / jnp.maximum(jnp.sum(chosen), 1.0)
 
     return sum(layer(site) for site in sensitive) / len(sensitive)
+
+
+def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array], weight: float) -> Array:
+    r"""The objective's own term, and the stabilizing loss of each example.
+
+    .. math:: J + \lambda \cdot \mathrm{stabilizing\_loss}
+
+    Its mean over the batch is the mean of J and lambda times `stabilizing_loss` of the batch.
+
+    Args:
+        views: "natural" and "adversarial" -> outputs of the same examples.
+        labels: integers [B], handed to the term.
+        term: J.
+        carried: site -> bool [C], the sensitive neurons.
+        weight: lambda.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from robustjax.types import Outputs
+        >>> outputs = lambda value: Outputs(jnp.zeros((1, 2)), {}, {"dense": jnp.full((1, 3), value)})
+        >>> views = {"natural": outputs(0.0), "adversarial": outputs(0.5)}
+        >>> loss(views, jnp.array([0]), term=lambda *_: 1.0, carried={"dense": jnp.ones(3, bool)}, weight=2.0)
+        Array([2.], dtype=float32)
+    """
+
+    def of_one(benign: Mapping[str, Array], adversarial: Mapping[str, Array]) -> Array:
+        as_batch = partial(jax.tree.map, lambda features: features[None])
+        return stabilizing_loss(as_batch(benign), as_batch(adversarial), carried)
+
+    movements = jax.vmap(of_one)(views["natural"].features, views["adversarial"].features)
+    return own_loss(views, labels, term=term) + weight * movements
+
+
+def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 100) -> Defense:
+    """`stabilizing_loss` over all sites of the network, in training only: inference is the plain network.
+
+    The sensitive neurons are those of the training batch's own pairs, selected anew every `refresh_steps` updates.
+
+    Args:
+        weight: lambda, at least 0. The paper's is not public; see the configs for what was chosen on validation splits.
+        fraction: as for `select_sensitive`.
+        refresh_steps: at least 1.
+
+    Example:
+        >>> defense().views
+        ('natural', 'adversarial')
+    """
+    if weight < 0 or refresh_steps < 1 or not 0 < fraction <= 1:
+        raise InputError(
+            f"sns: weight must be at least 0, fraction in (0, 1] and refresh_steps at least 1, "
+            f"got {weight}, {fraction} and {refresh_steps}"
+        )
+
+    def initial(features: Mapping[str, Any]) -> dict[str, Array]:
+        return {site: jnp.zeros(array.shape[-1], bool) for site, array in features.items()}
+
+    def update(views: Views, carried: Mapping[str, Array], step: Array) -> dict[str, Array]:
+        benign, adversarial = (jax.lax.stop_gradient(views[view].features) for view in ("natural", "adversarial"))
+        due = step % refresh_steps == 0
+        return {
+            site: jnp.where(
+                due, select_sensitive(sensitivity(benign[site], adversarial[site]), fraction=fraction), chosen
+            )
+            for site, chosen in carried.items()
+        }
+
+    return Defense(
+        name="sns",
+        role="activation",
+        build=lambda sites, num_classes, mode: {},
+        gradient="inference is the plain network's",
+        loss=partial(loss, weight=weight),
+        views=("natural", "adversarial"),
+        tracker=Tracker(initial, update),
+    )

@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any
 
-from robustjax.models.convolution import conv2d
+from robustjax.convolution import conv2d
 from robustjax.models.layers import Network
 from robustjax.models.resnet import PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robustjax.models.convolution import conv2d
+from robustjax.convolution import conv2d
 from robustjax.types import Array, InputError, Outputs
 
 # Role -> names of sites; see `Network.sites`.

@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
         train, validation: data sets.
         module: the network.
         create_state: () -> the state before the first step.
+        warm_start: () -> variables that take the place of that state's, or None.
         step: one update.
         schedule: step -> learning rate.
         validation_attacks: name -> attack, None for clean accuracy.
@@ -44,6 +45,7 @@ class Experiment(NamedTuple):
     validation: data.Dataset
     module: Any
     create_state: Callable[[], TrainState]
+    warm_start: Callable[[], dict[str, Any]] | None
     step: step.Step
     schedule: Callable[[int], Any]
     validation_attacks: Mapping[str, Attack | None]
@@ -80,13 +82,16 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
     layout = sharding.layout()
     layout.check_batch_size("train.batch_size", settings["batch_size"])
     layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
+    variables = None
+    if experiment.warm_start is not None and not any(Path(workdir).glob("checkpoints/*")):
+        variables = experiment.warm_start()  # before anything is written: it may not fit
     _claim(Path(workdir), experiment.config)
 
     with (
         Checkpoints(workdir, keep=settings["keep_checkpoints"]) as checkpoints,
         _stop_signals() as stopping,
     ):
-        state, at = _start(experiment, checkpoints, layout)
+        state, at = _start(experiment, checkpoints, layout, variables)
         dispatch = step.make_dispatch(experiment.step, layout)
         validate = validation.make_validation(
             experiment.module,
@@ -184,11 +189,17 @@ def _differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def _start(experiment: Experiment, checkpoints: Checkpoints, layout: sharding.Layout) -> tuple[TrainState, int]:
+def _start(
+    experiment: Experiment, checkpoints: Checkpoints, layout: sharding.Layout, variables: dict[str, Any] | None
+) -> tuple[TrainState, int]:
     latest = checkpoints.latest()
-    if latest is None:
-        return jax.jit(experiment.create_state, out_shardings=layout.replicated)(), 0
-    return checkpoints.restore(latest, jax.eval_shape(experiment.create_state), layout), latest
+    if latest is not None:
+        return checkpoints.restore(latest, jax.eval_shape(experiment.create_state), layout), latest
+    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    if variables is not None:
+        average = None if state.average is None else layout.replicate(jax.tree.map(np.array, variables))
+        state = state._replace(variables=layout.replicate(variables), average=average)
+    return state, 0
 
 
 def _order(experiment: Experiment, at: int, *, rows: int) -> np.ndarray:
@@ -259,9 +270,13 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
     return (
         f"{experiment.config['model']['name']} ({size:,} parameters) on {experiment.train.name} "
         f"({len(experiment.train.labels):,} images), {device}, "
-        + (f"going on after step {at:,}" if at else "from the start")
+        + (f"going on after step {at:,}" if at else _beginning(experiment))
         + f" of {experiment.num_steps:,}; compiling"
     )
+
+
+def _beginning(experiment: Experiment) -> str:
+    return f"from the weights of {experiment.config['init_from']}" if experiment.warm_start else "from the start"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robustjax.types import Array, Key
+from robustjax.defenses.convention import Tracker
+from robustjax.types import Array, InputError, Key
 
 
 class TrainState(NamedTuple):
@@ -21,6 +22,7 @@ class TrainState(NamedTuple):
         optimizer: optax's state.
         average: exponential moving average of variables, or None.
         sums: sums of metrics since the last line of metrics.jsonl, and under "steps" how many steps they cover.
+        carried: what the defense carries from step to step, or None.
     """
 
     step: Array
@@ -29,6 +31,7 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     average: dict[str, Any] | None
     sums: dict[str, Array]
+    carried: Any = None
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def create(
     image_shape: tuple[int, int, int],
     averaged: bool,
     sum_names: tuple[str, ...],
+    tracker: Tracker | None = None,
 ) -> TrainState:
     """The state before the first step; pure, so that `jax.eval_shape` gives the shapes without the work.
 
@@ -54,10 +58,56 @@ def create(
         image_shape: (H, W, C).
         averaged: whether to carry an average of the weights.
         sum_names: the metrics that a step yields.
+        tracker: of a defense that carries something.
     """
     key_init, key_run = jax.random.split(jax.random.key(seed))
-    variables = dict(module.init({"params": key_init, "defense": key_init}, jnp.zeros((1, *image_shape), jnp.float32)))
-    variables.setdefault("batch_stats", {})
+    rngs, images = {"params": key_init, "defense": key_init}, jnp.zeros((1, *image_shape), jnp.float32)
+    outputs, variables = module.init_with_output(rngs, images)
+    variables = {"batch_stats": {}, **variables}
     average = jax.tree.map(jnp.copy, variables) if averaged else None  # donated buffers must not be shared
     sums = {name: jnp.zeros((), jnp.float32) for name in sum_names}
-    return TrainState(jnp.zeros((), jnp.int32), key_run, variables, optimizer.init(variables["params"]), average, sums)
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        key_run,
+        variables,
+        optimizer.init(variables["params"]),
+        average,
+        sums,
+        tracker.initial(outputs.features) if tracker else None,
+    )
+
+
+def merge(own: dict[str, Any], found: dict[str, Any], *, source: str, may_begin_anew: str) -> dict[str, Any]:
+    """A network's variables with those of another run in their place.
+
+    Args:
+        own: of the network.
+        found: to be taken; every entry has to have its place in `own`, of the same shape.
+        source: where they come from, for the message.
+        may_begin_anew: prefix of the layers that may keep their own entries where `found` has none.
+
+    Raises:
+        InputError: naming every entry that is missing, surplus or of another shape.
+
+    Example:
+        >>> merge({"params": {"a": jnp.zeros(2)}}, {"params": {}}, source="run", may_begin_anew="guards_")
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: run does not fit the network, missing: params/a
+    """
+    mine, theirs = _by_name(own), _by_name(found)
+    missing = {name for name in mine.keys() - theirs.keys() if f"/{may_begin_anew}" not in name}
+    misshapen = {name for name in mine.keys() & theirs.keys() if mine[name].shape != theirs[name].shape}
+    problems = {"missing": missing, "surplus": theirs.keys() - mine.keys(), "of another shape": misshapen}
+    if any(problems.values()):
+        listed = (f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
+        raise InputError(f"{source} does not fit the network, {'; '.join(listed)}")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: theirs.get(_name(path), leaf), own)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

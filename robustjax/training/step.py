@@ -23,9 +23,15 @@ ScaledAttack = Callable[..., Array]
 Step = Callable[[TrainState, Array, Array], TrainState]
 
 
-def metric_names(objective: Objective) -> tuple[str, ...]:
+def views_of(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
+    """The images that an update passes through the network, in this order: the objective's and the defense's."""
+    read = {*objective.views, *(defense.views if defense else ())}
+    return tuple(view for view in ("natural", "adversarial") if view in read)
+
+
+def metric_names(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
     """The metrics whose sums a step adds to, "steps" counting them."""
-    return ("steps", "loss", "gradient_norm", *(f"{view}_accuracy" for view in objective.views))
+    return ("steps", "loss", "gradient_norm", *(f"{view}_accuracy" for view in views_of(objective, defense)))
 
 
 def make_step(
@@ -65,6 +71,8 @@ def make_step(
         return outputs, updated.get("batch_stats", {})
 
     total = own_loss if defense is None else defense.loss
+    tracker = None if defense is None else defense.tracker
+    view_names = views_of(objective, defense)
     climbed = defense.loss if defense is not None and defense.joint else own_loss
 
     def maximise(state: TrainState, key: Key, images: Array, labels: Array) -> Array:
@@ -86,17 +94,22 @@ def make_step(
         if attack is not None:
             inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Outputs], Any]]:
+        def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Outputs], Any, Any]]:
             statistics = state.variables["batch_stats"]
             views = {}
-            for i, view in enumerate(objective.views):
+            for i, view in enumerate(view_names):
                 variables = {"params": params, "batch_stats": statistics}
                 key = jax.random.fold_in(key_defense, i)
                 views[view], statistics = apply(variables, inputs[view], labels, key, update_statistics)
-            return jnp.mean(total(views, labels, term=objective.term(views))), (views, statistics)
+            carried, extra = state.carried, {}
+            if tracker is not None:
+                carried = tracker.update(views, carried, state.step)
+                extra = {"carried": carried}
+            values = total(views, labels, term=objective.term(views), **extra)
+            return jnp.mean(values), (views, statistics, carried)
 
         params = state.variables["params"]
-        (loss, (views, statistics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, (views, statistics, carried)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
         variables = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
 
@@ -110,6 +123,7 @@ def make_step(
             optimizer_state,
             _averaged(state.average, variables, state.step, ema_decay),
             jax.tree.map(jnp.add, state.sums, metrics),
+            carried,
         )
 
     return step

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from robustjax.defenses import sns
-from robustjax.types import InputError
+from robustjax.types import InputError, Outputs
 
 RNG = np.random.default_rng(0)
 BENIGN, ADVERSARIAL = RNG.normal(size=(2, 4, 3, 2, 6)).astype(np.float32)
@@ -72,3 +72,50 @@ def test_bad_input_is_named():
         sns.stabilizing_loss({"conv": features}, {"conv": features}, {"late": jnp.ones(6, bool)})
     with pytest.raises(InputError, match="missing any site"):
         sns.stabilizing_loss({}, {}, {})
+
+
+def _outputs(scale, sites=("conv1", "dense")):
+    features = {"conv1": BENIGN, "dense": BENIGN[:, 0, 0]}
+    return Outputs(jnp.zeros((4, 2)), {}, {site: jnp.asarray(scale * features[site]) for site in sites})
+
+
+VIEWS = {"natural": _outputs(1.0), "adversarial": _outputs(0.5)}
+
+
+def test_the_mean_of_the_loss_is_the_objective_and_the_stabilizing_loss_of_the_batch():
+    chosen = {"conv1": jnp.arange(6) < 2, "dense": jnp.arange(6) == 3}
+    value = sns.loss(VIEWS, jnp.zeros(4, int), term=lambda *_: jnp.arange(4.0), carried=chosen, weight=0.7)
+    stabilizing = sns.stabilizing_loss(VIEWS["natural"].features, VIEWS["adversarial"].features, chosen)
+    assert value.shape == (4,) and len(set(value.tolist())) == 4
+    np.testing.assert_allclose(value.mean(), 1.5 + 0.7 * stabilizing, rtol=1e-6)
+
+
+def test_the_selection_is_renewed_when_due_and_kept_otherwise():
+    tracker = sns.defense(fraction=0.34, refresh_steps=3).tracker
+    fresh = tracker.initial(VIEWS["natural"].features)
+    assert not any(np.any(chosen) for chosen in fresh.values())
+    for step, due in ((0, True), (1, False), (2, False), (3, True)):
+        after = jax.jit(tracker.update)(VIEWS, fresh, jnp.asarray(step))
+        for site, chosen in after.items():
+            wanted = np.abs(0.5 * np.asarray(VIEWS["natural"].features[site])).reshape(-1, 6).mean(0).argsort()[-2:]
+            np.testing.assert_array_equal(np.flatnonzero(chosen), sorted(wanted) if due else [])
+
+
+def test_the_selection_is_constant_for_the_gradient():
+    tracker = sns.defense(fraction=0.5, refresh_steps=1).tracker
+
+    def total(scale):
+        views = {"natural": _outputs(1.0), "adversarial": Outputs(jnp.zeros((4, 2)), {}, {"conv1": scale * BENIGN})}
+        views["natural"] = Outputs(jnp.zeros((4, 2)), {}, {"conv1": jnp.asarray(BENIGN)})
+        carried = tracker.update(views, {"conv1": jnp.zeros(6, bool)}, jnp.asarray(0))
+        return jnp.mean(sns.loss(views, None, term=lambda *_: jnp.zeros(4), carried=carried, weight=1.0))
+
+    # Every movement is (1 - s)|F|: the term falls as s grows towards 1, by the mean magnitude of the chosen neurons.
+    magnitudes = np.sort(np.abs(BENIGN).reshape(-1, 6).mean(0))[-3:]
+    np.testing.assert_allclose(jax.grad(total)(0.5), -magnitudes.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"fraction": 0.0}, {"refresh_steps": 0}])
+def test_wrong_options_are_named(wrong):
+    with pytest.raises(InputError, match="sns: "):
+        sns.defense(**wrong)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import attacks, build, config, data, models
+from robustjax import attacks, build, config, data, defenses, models
 from robustjax.models.resnet import PreActResNet
 from robustjax.training import loop, sharding, step
+from robustjax.training.checkpoint import Checkpoints
+from robustjax.types import InputError
 
 SIZE = 16
 
@@ -88,6 +90,7 @@ def test_the_average_lags_behind_the_weights():
         {"defense__name": "cas", "objective__name": "mart", "attack__epsilon": 0.05},
         {"defense__name": "cifs", "defense__importance": "sigmoid", "attack__epsilon": 0.05},
         {"defense__name": "fsr", "objective__name": "trades", "defense__width": 4},
+        {"defense__name": "sns", "objective__name": "standard", "attack__epsilon": 0.05},
         {"attack__norm": "l2", "attack__epsilon": 1.0, "data__flip": True, "data__crop_padding": 1, "data__cutout": 2},
     ],
     ids=str,
@@ -117,6 +120,46 @@ def test_epsilon_grows_over_the_first_epochs():
         )
         seen.append(float(jnp.max(jnp.abs(adversarial - images))))
     np.testing.assert_allclose(seen, [0.05, 0.1, 0.2], rtol=1e-5)
+
+
+def test_sns_holds_the_neurons_still_that_it_selected():
+    """The same batches with and without the term: with it, the selected neurons move less, and the selection is due."""
+    movement = {}
+    for weight in (0.0, 20.0):
+        changes = {"defense__name": "sns", "defense__weight": weight, "defense__refresh_steps": 8}
+        experiment = build.experiment(make_config(optimizer__learning_rate=0.02, **changes))
+        (first, seventh, ninth, last), _ = run_steps(experiment, [1, 6, 2, 31])
+        for site, chosen in first.carried.items():
+            assert np.sum(chosen) == max(1, round(0.1 * len(chosen)))
+            np.testing.assert_array_equal(chosen, seventh.carried[site])
+        assert any(np.any(first.carried[site] != ninth.carried[site]) for site in first.carried)
+        module, images = experiment.module, data.to_float(experiment.train.images)
+        noise = 0.2 * jnp.sign(jax.random.normal(jax.random.key(0), images.shape))
+        before, after = (module.apply(last.variables, points).features for points in (images, images + noise))
+        movement[weight] = float(defenses.sns.stabilizing_loss(before, after, last.carried))
+    assert movement[20.0] < 0.5 * movement[0.0]
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    plain = make_config(train__num_epochs=1)
+    loop.run(build.experiment(plain), tmp_path / "plain")
+    guarded = make_config(defense__name="cifs")
+    guarded.init_from = str(tmp_path / "plain")
+    guarded.train.ema_decay = 0.9
+    experiment = build.experiment(guarded)
+    with Checkpoints(tmp_path / "plain", read_only=True) as checkpoints:
+        source = jax.eval_shape(build.experiment(plain).create_state)
+        wanted = checkpoints.restore(checkpoints.find("last"), source, sharding.layout()).variables["params"]
+    fresh, warm = experiment.create_state().variables["params"], experiment.warm_start()["params"]
+    for layer, entries in warm.items():
+        assert_equal(entries, fresh[layer] if layer.startswith("guards_") else wanted[layer])
+    assert any(layer.startswith("guards_") for layer in warm)
+
+    # What does not fit is refused before anything is written.
+    guarded.model.name = "resnet20"
+    with pytest.raises(InputError, match=r"init_from .* missing: .*params/final_norm/bias"):
+        loop.run(build.experiment(guarded), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_batch_norm_policies_differ_where_they_should(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from robustjax.models.convolution import conv2d
+from robustjax.convolution import conv2d
 
 # (image sides, channels, kernel side, stride, padding): what the networks use, and what they might. Many channels on
 # large maps take XLA's convolution, all others the matrix product.
