@@ -33,7 +33,10 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
-        sys.exit(_refuse(str(error)))
+        text = str(error)
+        if "Traceback (most recent call last)" in text:  # of a config file; its last line says what is wrong
+            text = text.strip().splitlines()[-1].removeprefix("robustjax.types.InputError: ")
+        sys.exit(_refuse(text))
     except Exception as error:  # a config file is the user's Python and may raise anything
         # ml_collections wraps a KeyError, whose own text would be quoted twice.
         cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error

@@ -150,6 +150,7 @@ def test_another_config_does_not_touch_a_run(trained):
         (["--config=configs/quickstart.py", "--confg.seed=1"], "confg"),
         (["--config=configs/quickstart.py", "quickstart"], "unexpected argument 'quickstart'"),
         (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--config=configs/digits.py:at_caas"], "error: configs/digits.py has standard, at, trades"),
         ([], "config"),
         (["--config=configs/mnist_at.py", "--config.data.data_dir=nowhere"], "nowhere"),
         (["--config=configs/quickstart.py", "--config.data.name=digit"], "digit"),

@@ -102,3 +102,16 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):
         config.read(tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["standard", "at", "trades", "mart"])
+@pytest.mark.parametrize("defense", ["", "_cas", "_cifs", "_fsr", "_sns", "_kwta", "_sap"])
+def test_the_digits_config_has_every_objective_with_every_defense(objective, defense):
+    made = load(CONFIGS[0].parent / "digits.py").get_config(objective + defense)
+    config.validate(made)
+    assert made.defense.name == (defense[1:] or None)
+
+
+def test_the_digits_config_names_what_it_has():
+    with pytest.raises(InputError, match="got 'at_caas'"):
+        load(CONFIGS[0].parent / "digits.py").get_config("at_caas")
