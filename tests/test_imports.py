@@ -22,9 +22,9 @@ ALLOWED = {
     "data": {"types"},
     "training": {"types", "ops", "attacks", "defenses", "models", "objectives", "data"},
     "evaluation": {"version", "types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
-    "analysis": {"types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
+    "analysis": {"evaluation", "types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
 }
-COMMANDS = {"train", "evaluate", "cli", "build", "config", "__init__"}  # where rooms are put together
+COMMANDS = {"train", "evaluate", "report", "cli", "build", "config", "__init__"}  # where rooms are put together
 
 
 def _rooms():
@@ -70,7 +70,8 @@ def test_flax_stays_in_models_and_defenses():
 
 def test_importing_everything_loads_no_tensorflow_and_starts_no_backend():
     program = (
-        "import robustjax.train, robustjax.evaluate, robustjax.data, sys; from jax._src import xla_bridge as bridge; "
+        "import robustjax.train, robustjax.evaluate, robustjax.report, robustjax.data, sys; "
+        "from jax._src import xla_bridge as bridge; "
         "assert not bridge.backends_are_initialized(); "
         "found = {name.split('.')[0] for name in sys.modules} & {'tensorflow', 'clu'}; assert not found, found"
     )

@@ -1,0 +1,143 @@
+"""The records of several runs side by side: a row for runs that differ in nothing but the seed, a column an attack."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustjax.evaluation.records import wilson_interval
+from robustjax.types import InputError
+
+# What a record must have to be one; other files of an evaluation are passed over.
+FIELDS = ("attack", "accuracy", "num_examples", "epsilon", "norm", "config")
+
+
+class Cell(NamedTuple):
+    """Accuracy under one attack, over runs of different seeds.
+
+    Attributes:
+        accuracies: one for each run.
+        num_examples: that each was measured on; the runs share the images, so more runs do not narrow the interval.
+    """
+
+    accuracies: tuple[float, ...]
+    num_examples: int
+
+    @property
+    def mean(self) -> float:
+        """Over the runs."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, of the mean accuracy on so many images: how far other test images might have moved it."""
+        return wilson_interval(round(self.mean * self.num_examples), self.num_examples)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the runs; 0 for one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+class Row(NamedTuple):
+    """Runs that differ only in the seed.
+
+    Attributes:
+        label: what sets their config apart from the other rows'.
+        seeds: of the runs.
+        cells: attack -> accuracy.
+        workdirs: of the runs.
+        record: one of the records, for what all of them share.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    cells: Mapping[str, Cell]
+    workdirs: tuple[Path, ...]
+    record: Mapping[str, Any]
+
+
+def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
+    """A row for each config, in the order in which the runs are given.
+
+    Raises:
+        InputError: a folder holds no evaluation, or runs were judged on different numbers of images under one attack.
+    """
+    groups: dict[str, list[tuple[Path, dict[str, dict]]]] = {}
+    for workdir in map(Path, workdirs):
+        evaluations = _evaluations(workdir)
+        if not evaluations:
+            raise InputError(
+                f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={workdir} first"
+            )
+        for variant, records in evaluations.items():
+            config = next(iter(records.values()))["config"]
+            identity = json.dumps(
+                [variant, {key: value for key, value in config.items() if key != "seed"}], sort_keys=True
+            )
+            groups.setdefault(identity, []).append((workdir, records))
+    labels = _labels([json.loads(identity) for identity in groups])
+    return [_row(label, runs) for label, runs in zip(labels, groups.values(), strict=True)]
+
+
+def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Folder below evaluation/ ("" or the defense switched on) -> attack -> record."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted((workdir / "evaluation").glob("**/*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}; evaluate again") from error
+        if isinstance(record, dict) and all(field in record for field in FIELDS):
+            variant = path.parent.relative_to(workdir / "evaluation").as_posix()
+            found.setdefault("" if variant == "." else variant, {})[record["attack"]] = record
+    return found
+
+
+def _row(label: str, runs: list[tuple[Path, dict[str, dict]]]) -> Row:
+    cells = {}
+    for attack in dict.fromkeys(attack for _, records in runs for attack in records):
+        records = [records[attack] for _, records in runs if attack in records]
+        counts = {record["num_examples"] for record in records}
+        if len(counts) > 1:
+            raise InputError(
+                f"{label}: {attack} was run on {' and '.join(map(str, sorted(counts)))} images in different runs; "
+                f"evaluate them with one --num_examples"
+            )
+        cells[attack] = Cell(tuple(record["accuracy"] for record in records), counts.pop())
+    first = next(iter(runs[0][1].values()))
+    seeds = tuple(next(iter(records.values()))["config"]["seed"] for _, records in runs)
+    return Row(label, seeds, cells, tuple(workdir for workdir, _ in runs), first)
+
+
+def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
+    flat = [dict(_leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
+    keys = [key for key in dict.fromkeys(key for entry in flat for key in entry) if _differs(key, flat)]
+    return [
+        ", ".join(_told_apart(entry, keys)) or f"{entry['model.name']}, {entry['objective.name']}" for entry in flat
+    ]
+
+
+def _told_apart(entry: dict[str, Any], keys: list[str]) -> Iterator[str]:
+    for key in keys:
+        section, _, option = key.rpartition(".")
+        if option == "name":
+            yield f"{section} {entry[key]}" if entry[key] else f"no {section}"
+        elif entry.get(key) is not None:
+            yield f"{key}={entry[key]}"
+
+
+def _differs(key: str, entries: list[dict[str, Any]]) -> bool:
+    return any(entry.get(key) != entries[0].get(key) for entry in entries)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,38 @@
+"""Sets runs side by side: `python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html`.
+
+Runs that differ in nothing but the seed share a row. Reads what `robustjax.evaluate` wrote and runs nothing again.
+Prints the table in Markdown and writes the page, pictures included.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from robustjax import cli
+from robustjax.analysis import page, summary
+from robustjax.types import InputError
+
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were judged.")
+OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+
+
+def main() -> int:
+    """Writes the report that the flags describe."""
+    rows = summary.summarise(WORKDIRS.value)
+    output = Path(OUTPUT.value)
+    part = output.with_name(output.name + ".part")
+    try:
+        part.write_text(page.page(rows))
+        part.replace(output)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror}") from error
+    print(page.markdown(rows))
+    print(f"\nreport: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdirs"])
+    cli.run(main)
