@@ -71,6 +71,16 @@ def test_a_run_leaves_what_the_contract_names(trained):
     assert "24" in {path.name for path in (trained / "checkpoints").iterdir()}
 
 
+def test_a_report_sets_runs_side_by_side(trained, tmp_path):
+    assert "holds no evaluation" in refused(run("report", f"--workdirs={tmp_path}"))
+    run("evaluate", f"--workdir={trained}", "--attacks=clean,fgsm", "--num_examples=100")
+    done = run("report", f"--workdirs={trained},{trained}", f"--output={tmp_path / 'report.html'}")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "| small_cnn, adversarial | 0, 0 |" in done.stdout
+    assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
+    assert "cannot be written" in refused(run("report", f"--workdirs={trained}", "--output=/nowhere/report.html"))
+
+
 def test_an_evaluation_writes_records_a_table_and_a_picture(trained):
     done = run("evaluate", f"--workdir={trained}", "--attacks=clean,fgsm,pgd20,cw", "--num_examples=130")
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -116,7 +116,8 @@ def _row(label: str, runs: list[tuple[Path, dict[str, dict]]]) -> Row:
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
     flat = [dict(_leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
-    keys = [key for key in dict.fromkeys(key for entry in flat for key in entry) if _differs(key, flat)]
+    keys = [key for key in {key for entry in flat for key in entry} if _differs(key, flat)]
+    keys.sort(key=lambda key: (key.rpartition(".")[0], not key.endswith("name"), key))  # the name before its options
     return [
         ", ".join(_told_apart(entry, keys)) or f"{entry['model.name']}, {entry['objective.name']}" for entry in flat
     ]

@@ -1,0 +1,78 @@
+"""Runs side by side: who shares a row, what a cell says, and what cannot be compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from robustjax import config
+from robustjax.analysis import page, summary
+from robustjax.build import plain
+from robustjax.evaluation import records
+from robustjax.types import InputError
+
+CONDITIONS = {"dataset": "digits", "split": "test", "batch_norm": "running statistics", **records.conditions()}
+
+
+def judged(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), **changes):
+    """The folder of a run with records of so many robust images."""
+    made = config.base()
+    made.seed = seed
+    for path, value in changes.items():
+        section, key = path.split("__")
+        made[section][key] = value
+    entries = [
+        records.record(
+            attack,
+            np.arange(total) < robust,
+            norm="linf",
+            epsilon=0.2,
+            num_steps=20,
+            num_restarts=1,
+            seconds=1.0,
+            conditions={**CONDITIONS, "config": plain(made)},
+        )
+        for attack in attacks
+    ]
+    folder.mkdir()
+    records.write(folder, [*entries, records.worst_case(entries)])
+    (folder / "evaluation" / "something_else.json").write_text('{"attack": "of another kind"}')
+    return folder
+
+
+def test_seeds_share_a_row_and_configs_do_not(tmp_path):
+    workdirs = [judged(tmp_path / f"{seed}", seed=seed, robust=60 + seed) for seed in (0, 3, 6)]
+    workdirs.append(judged(tmp_path / "cas", robust=50, defense__name="cas", defense__beta=1.0))
+    plainly, guarded = summary.summarise(workdirs)
+    assert plainly.seeds == (0, 3, 6) and guarded.seeds == (0,)
+    assert (plainly.label, guarded.label) == ("no defense", "defense cas, defense.beta=1.0")
+    cell = plainly.cells["pgd20"]
+    assert cell.mean == pytest.approx(0.63) and cell.spread == pytest.approx(0.03)
+    # The runs were judged on the same images: three of them say no more about other images than one does.
+    assert cell.interval == records.wilson_interval(63, 100)
+
+
+def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
+    rows = summary.summarise([judged(tmp_path / "a"), judged(tmp_path / "b", robust=41, model__name="lenet5")])
+    text = page.page(rows)
+    for part in ("60.0", "41.0", "worst case", "linf epsilon 0.2", "model lenet5"):
+        assert part in text
+    assert "http" not in text and "src=" not in text.replace('src="data:', "")
+    header, _, first, second = page.markdown(rows).splitlines()
+    assert header == "| | seeds | clean | pgd20 | worst case |"
+    assert first.startswith("| model small_cnn | 0 | 60.0 (50.2 to 69.1) |") and "41.0" in second
+
+
+def test_what_was_not_judged_alike_is_not_averaged(tmp_path):
+    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", seed=1, total=90)]
+    with pytest.raises(InputError, match="90 and 100 images"):
+        summary.summarise(workdirs)
+
+
+def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no evaluation"):
+        summary.summarise([tmp_path])
+    folder = judged(tmp_path / "a")
+    (folder / "evaluation" / "clean.json").write_text(json.dumps({"attack": "clean"})[:-3])
+    with pytest.raises(InputError, match=r"clean\.json is damaged"):
+        summary.summarise([folder])
