@@ -10,8 +10,9 @@ from robustjax import config as config_lib
 from robustjax.types import InputError
 
 OBJECTIVES = {"standard": "standard", "at": "adversarial", "trades": "trades", "mart": "mart"}
-# Options that are not the defense's defaults, chosen on the validation split.
-DEFENSES = {"": {}, "cas": {}, "cifs": {}, "fsr": {}, "sns": {}, "kwta": {}, "sap": {}}
+# Options that are not the defense's defaults. The weight of SNS is the best of 0.1, 1 and 10 on the validation split
+# (PGD 79.0, 79.5 and 80.5 % of its 200 images, so they can hardly be told apart).
+DEFENSES = {"": {}, "cas": {}, "cifs": {}, "fsr": {}, "sns": {"weight": 10.0}, "kwta": {}, "sap": {}}
 
 
 def get_config(name: str = "at"):
