@@ -65,7 +65,7 @@ def main() -> int:
 def _passes(settings, experiment) -> int:
     goal = build.objective(settings)
     attack_steps = 0 if goal.inner is None else settings.attack.num_steps if settings.attack.name == "pgd" else 1
-    return 2 * attack_steps + 3 * len(goal.views)
+    return 2 * attack_steps + 3 * len(step.views_of(goal, build.defense(settings)))
 
 
 def _forward_flops(experiment, settings) -> float:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from robustjax.types import InputError
@@ -19,6 +24,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     def guarded(arguments: Sequence[str]) -> int | None:
         if len(arguments) > 1:
             return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
+        _keep_compiled()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
         try:
@@ -27,6 +33,26 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return _refuse(str(error))
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again.
+
+    Compiled programs hold machine code: each kind of processor has a folder of its own. JAX_COMPILATION_CACHE_DIR names
+    another folder; empty, it switches this off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    processor = Path("/proc/cpuinfo")
+    features = (
+        [line for line in processor.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
+        if processor.exists()
+        else [platform.processor()]
+    )
+    kind = hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "robustjax" / kind))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:

@@ -81,6 +81,18 @@ def test_a_report_sets_runs_side_by_side(trained, tmp_path):
     assert "cannot be written" in refused(run("report", f"--workdirs={trained}", "--output=/nowhere/report.html"))
 
 
+def test_compiled_programs_are_kept_for_the_next_start(trained, tmp_path):
+    arguments = ("evaluate", f"--workdir={trained}", "--attacks=clean", "--num_examples=100")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run(*arguments, **environment).returncode == 0
+    kept = sorted(path.name for path in tmp_path.glob("cache/robustjax/*/*"))
+    assert any(name.startswith("jit_judge") for name in kept)
+    assert run(*arguments, **environment).returncode == 0
+    assert sorted(path.name for path in tmp_path.glob("cache/robustjax/*/*")) == kept
+    run(*arguments, XDG_CACHE_HOME=str(tmp_path / "none"), JAX_COMPILATION_CACHE_DIR="")
+    assert not (tmp_path / "none" / "robustjax").exists()
+
+
 def test_an_evaluation_writes_records_a_table_and_a_picture(trained):
     done = run("evaluate", f"--workdir={trained}", "--attacks=clean,fgsm,pgd20,cw", "--num_examples=130")
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -1,0 +1,336 @@
+"""PGD and PGD training against PyTorch on one machine: same weights, images and steps, turn by turn.
+
+python benchmarks/pytorch.py [--model=resnet18] [--batch_size=32] [--what=attack|training] [--num_steps=10]
+                             [--repetitions=7]
+
+Each side lives in a process of its own and waits for its turn, since idle OpenMP threads spin and would spoil the
+other's time; a pause between turns lets them fall asleep. PyTorch runs as its users run it at its best: channels_last,
+all cores, inference mode of BatchNorm in the attack. Before anything is timed, both sides' logits and adversarial
+images are compared. Prints seconds of both sides, medians and spread, and the median over turns of PyTorch's time over
+ours.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+
+MODEL = flags.DEFINE_enum("model", "resnet18", ["resnet18", "wide_resnet", "small_cnn"], "Network.")
+DEPTH = flags.DEFINE_integer("depth", 28, "Of wide_resnet.")
+WIDTH = flags.DEFINE_integer("width", 10, "Of wide_resnet.")
+SIDE = flags.DEFINE_integer("side", 32, "Of the images.", lower_bound=4)
+CHANNELS = flags.DEFINE_integer("channels", 3, "Of the images.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images.", lower_bound=1)
+WHAT = flags.DEFINE_enum("what", "attack", ["attack", "training"], "PGD alone, or PGD and the update on its images.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Of PGD.", lower_bound=1)
+REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of each side.", lower_bound=1)
+PART = flags.DEFINE_enum("part", None, ["ours", "pytorch"], "The side that this process is, as the parent asks.")
+CASE = flags.DEFINE_string("case", None, "Folder that both sides share.")
+
+EPSILON, STEP_SIZE, LEARNING_RATE = 8 / 255, 2 / 255, 0.1
+PAUSE = 0.5  # seconds
+
+
+def main(_) -> None:
+    """Runs both sides, or one of them in this process."""
+    if PART.value:
+        {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {name: start(name, folder) for name in ("ours", "pytorch")}
+        compare(folder)
+        seconds = {name: [] for name in sides}
+        for _ in range(REPETITIONS.value):
+            for name, side in sides.items():
+                seconds[name].append(float(ask(side)))
+                time.sleep(PAUSE)
+        for side in sides.values():
+            side.stdin.close()
+            side.wait()
+    report(seconds)
+
+
+def start(name: str, folder: str) -> subprocess.Popen:
+    """A side that is ready to be timed. The first to start writes the weights that the second reads."""
+    side = subprocess.Popen(
+        [sys.executable, __file__, *sys.argv[1:], f"--part={name}", f"--case={folder}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    ready = side.stdout.readline().strip()
+    if ready != "ready":
+        raise RuntimeError(f"{name} did not start: {ready or 'see its own output with --part'}")
+    time.sleep(PAUSE)
+    return side
+
+
+def ask(side: subprocess.Popen) -> str:
+    """One turn: seconds."""
+    side.stdin.write("go\n")
+    side.stdin.flush()
+    return side.stdout.readline()
+
+
+def serve(turn) -> None:
+    """Answers every line with the seconds of a turn."""
+    turn()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        turn()
+        print(time.perf_counter() - started, flush=True)
+
+
+def compare(folder: str) -> None:
+    """Says how far apart the sides are; refuses to time what does not compute the same."""
+    mine, theirs = (np.load(os.path.join(folder, f"{name}.npz")) for name in ("ours", "pytorch"))
+    distance = np.abs(mine["logits"] - theirs["logits"]).max() / np.abs(theirs["logits"]).max()
+    # The sign of a gradient near 0 may differ, so single pixels may.
+    pixels = np.mean(np.abs(mine["adversarial"] - theirs["adversarial"]) > 1e-4)
+    print(f"logits differ by {distance:.1e} of the largest, {pixels:.2%} of the adversarial pixels by more than 1e-4")
+    if distance > 1e-4 or pixels > 0.05:
+        raise RuntimeError("the two sides do not compute the same")
+
+
+def report(seconds: dict[str, list[float]]) -> None:
+    """Both sides and their ratio."""
+    ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["pytorch"], strict=True)]
+    print(f"{MODEL.value}, batch {BATCH_SIZE.value}, PGD-{NUM_STEPS.value} {WHAT.value}, {os.cpu_count()} cores")
+    for name, times in seconds.items():
+        rate = BATCH_SIZE.value / statistics.median(times)
+        spread = f"{1e3 * min(times):.1f} to {1e3 * max(times):.1f}"
+        print(f"  {name:8} {1e3 * statistics.median(times):9.1f} ms ({spread})  {rate:8.1f} images/s")
+    print(f"  PyTorch's time over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def ours(folder: str) -> None:
+    """Writes weights, images and what becomes of them; then serves."""
+    import jax
+    import jax.numpy as jnp
+
+    from robustjax import attacks, interop, models
+    from robustjax.attacks.losses import cross_entropy
+
+    options = {"depth": DEPTH.value, "width": WIDTH.value} if MODEL.value == "wide_resnet" else {}
+    module = models.create(MODEL.value, **options)
+    key = jax.random.key(0)
+    images = jax.random.uniform(key, (BATCH_SIZE.value, SIDE.value, SIDE.value, CHANNELS.value))
+    labels = jnp.arange(BATCH_SIZE.value) % 10
+    variables = {"batch_stats": {}} | jax.jit(module.init)(key, images)
+
+    def logits(variables, images):
+        return module.apply(variables, images).logits
+
+    def attack(variables, images):
+        network = lambda points: logits(variables, points)  # noqa: E731
+        return attacks.pgd(
+            network,
+            key,
+            images,
+            labels,
+            epsilon=EPSILON,
+            step_size=STEP_SIZE,
+            num_steps=NUM_STEPS.value,
+            random_start=False,
+        )
+
+    def update(variables, images):
+        adversarial = jax.lax.stop_gradient(attack(variables, images))
+
+        def loss(params):
+            outputs, updated = module.apply(
+                variables | {"params": params}, adversarial, train=True, mutable=["batch_stats"]
+            )
+            return jnp.mean(cross_entropy(outputs.logits, labels)), {"batch_stats": {}} | updated
+
+        slope, updated = jax.grad(loss, has_aux=True)(variables["params"])
+        params = jax.tree.map(lambda weights, slope: weights - LEARNING_RATE * slope, variables["params"], slope)
+        return {"params": params} | updated
+
+    if MODEL.value == "small_cnn":
+        state = {
+            f"{layer}.{name}": value for layer, entry in variables["params"].items() for name, value in entry.items()
+        }
+    else:
+        state = interop.to_torch(module, variables, "robustbench")
+    np.savez(os.path.join(folder, "weights.npz"), **{name: np.asarray(value) for name, value in state.items()})
+    np.savez(
+        os.path.join(folder, "ours.npz"),
+        images=images,
+        labels=labels,
+        logits=jax.jit(logits)(variables, images),
+        adversarial=jax.jit(attack)(variables, images),
+    )
+    turn = jax.jit(attack if WHAT.value == "attack" else update)
+    serve(lambda: jax.block_until_ready(turn(variables, images)))
+
+
+def pytorch(folder: str) -> None:
+    """Reads weights and images, writes what becomes of them; then serves."""
+    import torch
+
+    weights = {name: torch.tensor(value) for name, value in np.load(os.path.join(folder, "weights.npz")).items()}
+    shared = np.load(os.path.join(folder, "ours.npz"))
+    images = torch.tensor(shared["images"]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    labels = torch.tensor(shared["labels"]).long()
+    torch.manual_seed(0)
+    network = _small_cnn(weights) if MODEL.value == "small_cnn" else _residual(weights)
+    network = network.to(memory_format=torch.channels_last)
+
+    def attack() -> torch.Tensor:
+        network.eval()
+        network.requires_grad_(False)
+        adversarial = images
+        for _ in range(NUM_STEPS.value):
+            point = adversarial.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(network(point), labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, point)
+            moved = adversarial + STEP_SIZE * slope.sign()
+            adversarial = torch.clamp(torch.clamp(moved, images - EPSILON, images + EPSILON), 0, 1)
+        return adversarial
+
+    def update() -> None:
+        adversarial = attack()
+        network.train()
+        network.requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(network(adversarial), labels).backward()
+        optimizer.step()
+
+    network.eval()
+    with torch.no_grad():
+        logits = network(images).numpy()
+    adversarial = attack().permute(0, 2, 3, 1).numpy()
+    np.savez(os.path.join(folder, "pytorch.npz"), logits=logits, adversarial=adversarial)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
+    serve(attack if WHAT.value == "attack" else update)
+
+
+def _small_cnn(weights):
+    import torch
+
+    class SmallCNN(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            kernels = {name: weights[f"conv{name}.kernel"].permute(3, 2, 0, 1) for name in "12"}
+            self.convs = torch.nn.ModuleList(
+                torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 4, stride=2, padding=1) for kernel in kernels.values()
+            )
+            self.dense = torch.nn.Linear(*weights["dense.kernel"].shape)
+            self.head = torch.nn.Linear(*weights["head.kernel"].shape)
+            with torch.no_grad():
+                for i, conv in enumerate(self.convs, 1):
+                    conv.weight.copy_(kernels[str(i)])
+                    conv.bias.copy_(weights[f"conv{i}.bias"])
+                for name in ("dense", "head"):
+                    getattr(self, name).weight.copy_(weights[f"{name}.kernel"].T)
+                    getattr(self, name).bias.copy_(weights[f"{name}.bias"])
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = conv(x).relu()
+            x = x.permute(0, 2, 3, 1).flatten(1)  # the order in which ours flattens
+            return self.head(self.dense(x).relu())
+
+    return SmallCNN()
+
+
+def _residual(weights):
+    """ResNet-18 or a WideResNet with the names of RobustBench's."""
+    from torch import nn
+
+    functional = nn.functional
+
+    class Block(nn.Module):
+        """Post-activation."""
+
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(outputs)
+            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(outputs)
+            self.shortcut = nn.Sequential()
+            if stride > 1 or inputs != outputs:
+                self.shortcut = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+            return (y + self.shortcut(x)).relu()
+
+    class ResNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(CHANNELS.value, 64, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(64)
+            for stage, (inputs, outputs) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
+                blocks = [Block(inputs, outputs, 1 if stage == 1 else 2), Block(outputs, outputs, 1)]
+                setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            self.linear = nn.Linear(512, 10)
+
+        def forward(self, x):
+            x = self.bn1(self.conv1(x)).relu()
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                x = stage(x)
+            return self.linear(x.mean((2, 3)))
+
+    class WideBlock(nn.Module):
+        """Pre-activation."""
+
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+            self.convShortcut = None
+            if inputs != outputs:
+                self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+        def forward(self, x):
+            active = self.bn1(x).relu()
+            shortcut = x if self.convShortcut is None else self.convShortcut(active)
+            return shortcut + self.conv2(self.bn2(self.conv1(active)).relu())
+
+    class Group(nn.Module):
+        def __init__(self, count, inputs, outputs, stride):
+            super().__init__()
+            first = WideBlock(inputs, outputs, stride)
+            self.layer = nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1)))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    class WideResNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            widths, count = [16, *(16 * 2**i * WIDTH.value for i in range(3))], (DEPTH.value - 4) // 6
+            self.conv1 = nn.Conv2d(CHANNELS.value, 16, 3, 1, 1, bias=False)
+            self.block1, self.block2, self.block3 = (
+                Group(count, widths[i], widths[i + 1], 1 if i == 0 else 2) for i in range(3)
+            )
+            self.bn1 = nn.BatchNorm2d(widths[-1])
+            self.fc = nn.Linear(widths[-1], 10)
+
+        def forward(self, x):
+            x = self.block3(self.block2(self.block1(self.conv1(x))))
+            return self.fc(functional.relu(self.bn1(x)).mean((2, 3)))
+
+    network = ResNet() if MODEL.value == "resnet18" else WideResNet()
+    network.load_state_dict(weights, strict=False)  # all but the counts of batches, which ours does not keep
+    missing = set(network.state_dict()) - set(weights)
+    if any(not name.endswith("num_batches_tracked") for name in missing):
+        raise RuntimeError(f"the networks differ: {sorted(missing)}")
+    return network
+
+
+if __name__ == "__main__":
+    app.run(main)
