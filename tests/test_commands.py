@@ -85,10 +85,10 @@ def test_compiled_programs_are_kept_for_the_next_start(trained, tmp_path):
     arguments = ("evaluate", f"--workdir={trained}", "--attacks=clean", "--num_examples=100")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     assert run(*arguments, **environment).returncode == 0
-    kept = sorted(path.name for path in tmp_path.glob("cache/robustjax/*/*"))
-    assert any(name.startswith("jit_judge") for name in kept)
+    kept = [(path, path.stat().st_mtime_ns) for path in tmp_path.glob("cache/robustjax/*/jit_judge*")]
+    assert kept
     assert run(*arguments, **environment).returncode == 0
-    assert sorted(path.name for path in tmp_path.glob("cache/robustjax/*/*")) == kept
+    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.glob("cache/robustjax/*/jit_judge*")] == kept
     run(*arguments, XDG_CACHE_HOME=str(tmp_path / "none"), JAX_COMPILATION_CACHE_DIR="")
     assert not (tmp_path / "none" / "robustjax").exists()
 
