@@ -51,19 +51,23 @@ class PreActResNet(Network):
         blocks: how many in each stage; every stage but the first halves the resolution.
         widths: channels of each stage.
         stem_width: channels of the first convolution.
+        final_norm: BatchNorm and ReLU after the last block, and shortcuts that take what the block has normalised, as
+            in the paper. False leaves both out, the form that Wong et al. (2020, arXiv 2001.03994) trained.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
+    final_norm: bool = True
 
     def sites(self) -> Sites:
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [f"{name}_act{i}" for name in names for i in (1, 2)]
+        last = "final" if self.final_norm else names[-1]
         return {
-            "activation": (*activations, "final"),
-            "late": (f"{names[-1]}_act1", "final"),
-            "final": ("final",),
+            "activation": (*activations, "final") if self.final_norm else tuple(activations),
+            "late": (f"{names[-1]}_act1", last),
+            "final": (last,),
         }
 
     @nn.compact
@@ -74,11 +78,13 @@ class PreActResNet(Network):
             active = net.relu(f"{name}_act1", net.norm(f"{name}_norm1", x))
             shortcut = x
             if stride > 1 or x.shape[-1] != width:
-                shortcut = net.conv(f"{name}_shortcut_conv", active, width, 1, stride=stride)
+                shortcut = active if self.final_norm else x
+                shortcut = net.conv(f"{name}_shortcut_conv", shortcut, width, 1, stride=stride)
             x = net.conv(f"{name}_conv1", active, width, 3, stride=stride)
             x = net.relu(f"{name}_act2", net.norm(f"{name}_norm2", x))
             x = net.site(name, net.conv(f"{name}_conv2", x, width, 3) + shortcut)
-        x = net.relu("final", net.norm("final_norm", x))
+        if self.final_norm:
+            x = net.relu("final", net.norm("final_norm", x))
         return net.outputs(average_pool(x))
 
 
