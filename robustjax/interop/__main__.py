@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from robustjax import build
+from robustjax import build, data
 from robustjax import config as config_lib
 from robustjax.interop.convert import Published, read
 from robustjax.interop.files import read_checkpoint
@@ -68,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(",")))
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, received {text!r}") from None
 
 
 def _imported(options: argparse.Namespace) -> str:
@@ -79,10 +83,12 @@ def _imported(options: argparse.Namespace) -> str:
     published = read(read_checkpoint(options.checkpoint), options.source)
     config = _config(published, options)
     config_lib.validate(config)
-    module = _checked_module(config, published)
+    dataset = build.test_dataset(config, num_examples=1)
+    _check_images(published, dataset, options)
 
-    state = build.initial_state(config, module, build.test_dataset(config, num_examples=1).images.shape[1:])
-    state = jax.jit(state)()._replace(variables=published.variables)
+    # The state before the first step, of a network that starts from the published variables.
+    network = SimpleNamespace(init=lambda rngs, images: published.variables)
+    state = build.initial_state(config, network, dataset.images.shape[1:])()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(build.plain(config), indent=2) + "\n")
@@ -95,7 +101,7 @@ def _imported(options: argparse.Namespace) -> str:
     unused = f"; left out {len(published.unused)} entries that it never uses" if published.unused else ""
     guarded = f", defense {config.defense.name}" if config.defense.name else ""
     return (
-        f"{config.model.name}, {module.num_classes} classes, {size:,} parameters{guarded}{unused}\n"
+        f"{config.model.name}, {published.module.num_classes} classes, {size:,} parameters{guarded}{unused}\n"
         f"threat: {config.attack.norm} epsilon {config.attack.epsilon:.4g} on {config.data.name} "
         "(--norm, --epsilon, --dataset)\n"
         f"judge it: python -m robustjax.evaluate --workdir={workdir}"
@@ -106,11 +112,6 @@ def _config(published: Published, options: argparse.Namespace) -> ConfigDict:
     """The config of which the network is built again; what concerns training stays at its defaults."""
     module, config = published.module, config_lib.base()
     given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name) is not None}
-    if len(given) == 1 or (given and published.constants):
-        held = "already holds them" if published.constants else "needs both or none"
-        raise InputError(
-            f"--mean and --std go together, and only where the file holds none; {options.checkpoint} {held}"
-        )
     config.data.name, config.data.data_dir = options.dataset, options.data_dir
     config.attack.norm, config.attack.epsilon = options.norm, options.epsilon
     config.model.update(_model(module) | {"mean": module.mean, "std": module.std} | given)
@@ -148,18 +149,20 @@ def _model(module: Network) -> dict[str, Any]:
     )
 
 
-def _checked_module(config: ConfigDict, published: Published) -> Network:
-    """The network that evaluation will build, once data set and weights are found to fit it."""
-    dataset = build.test_dataset(config, num_examples=1)
-    stem = "group1_conv1" if config.model.name == "vgg16" else "stem_conv"
-    channels = published.variables["params"][stem]["kernel"].shape[2]
-    ours, theirs = (published.module.num_classes, channels), (dataset.num_classes, dataset.images.shape[3])
+def _check_images(published: Published, dataset: data.Dataset, options: argparse.Namespace) -> None:
+    """Raises InputError unless the network fits the data set, and the constants the network."""
+    ours = (published.module.num_classes, published.channels)
+    theirs = (dataset.num_classes, dataset.images.shape[3])
     if ours != theirs:
         raise InputError(
             f"the network has {ours[0]} classes and {ours[1]} image channels, {dataset.name} has {theirs[0]} and "
             f"{theirs[1]}; give another --dataset"
         )
-    return build.model(config, dataset.num_classes)
+    given = [values for values in (options.mean, options.std) if values is not None]
+    if given and published.normalises:
+        raise InputError(f"{options.checkpoint} holds mean and std already; leave out --mean and --std")
+    if len(given) == 1 or any(len(values) not in (1, published.channels) for values in given):
+        raise InputError(f"--mean and --std go together, each one number or {published.channels}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ Path = tuple[str, ...]  # of a leaf in our variables
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
-# RobustBench's networks that normalise hold one of these pairs, [1, C, 1, 1].
-CONSTANTS = (("mu", "sigma"), ("mean", "std"))
+# RobustBench's networks that normalise hold one of these pairs, of this shape for C channels.
+CONSTANTS = {("mu", "sigma"): lambda channels: (1, channels, 1, 1), ("mean", "std"): lambda channels: (channels, 1, 1)}
 
 
 class Published(NamedTuple):
@@ -31,14 +31,16 @@ class Published(NamedTuple):
     Attributes:
         module, variables: as `from_torch` returns them.
         options: of the defense, as far as the shapes tell them.
-        constants: whether the state dict held mean and std.
+        channels: of its images.
+        normalises: whether the state dict held mean and std.
         unused: names of entries that the published code never uses.
     """
 
     module: Network
     variables: dict[str, Any]
     options: dict[str, int]
-    constants: bool
+    channels: int
+    normalises: bool
     unused: tuple[str, ...]
 
 
@@ -109,9 +111,7 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
     expected = _leaf_shapes(module, leaves[stem].shape[2])
     different = [path for path in expected.keys() | leaves.keys() if path not in leaves or path not in expected]
     if different:
-        raise InputError(
-            f"variables are not the module's: they differ in {', '.join(map('/'.join, sorted(different)))}"
-        )
+        raise InputError(f"variables and module differ in {', '.join(sorted(map('/'.join, different)))}")
     names = _names(layout, origin, module, expected)
     state_dict = {name: leaves[path].transpose(AXES[leaves[path].ndim]).copy() for name, path in names.items()}
     for name, path in _folded(layout, module).items():
@@ -119,8 +119,8 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
     if (module.mean, module.std) != ((0.0,), (1.0,)):
         if origin.defense is not None:
             raise InputError(f"networks of {source!r} do not normalise, this one has mean {module.mean}")
-        shape = (1, leaves[stem].shape[2], 1, 1)
-        for name, values in zip(CONSTANTS[0], (module.mean, module.std), strict=True):
+        shape = CONSTANTS["mu", "sigma"](leaves[stem].shape[2])
+        for name, values in (("mu", module.mean), ("sigma", module.std)):
             state_dict[name] = np.broadcast_to(np.float32(values).reshape(1, -1, 1, 1), shape).copy()
     return state_dict
 
@@ -142,7 +142,7 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
 
     expected = {entry: tuple(leaves[path][axis] for axis in AXES[len(leaves[path])]) for entry, path in names.items()}
     expected |= {entry: leaves[path] for entry, path in folded.items()}
-    expected |= {entry: (1, channels, 1, 1) for entry in constants}
+    expected |= {entry: CONSTANTS[constants](channels) for entry in constants}
     twins = {
         dead + entry.removeprefix(alive) for dead, alive in layout.dead for entry in expected if entry.startswith(alive)
     }
@@ -160,7 +160,7 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
         if min(std) <= 0:
             raise InputError(f"state dict: {constants[1]} must be above 0, got {std}")
         network = network.clone(mean=mean, std=std)
-    return Published(network, _nested(arrays), options, bool(constants), unused)
+    return Published(network, _nested(arrays), options, channels, bool(constants), unused)
 
 
 def _unwrapped(state_dict: Any) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _values(
         "misshapen": misshapen,
         "not finite": infinite,
     }
-    return values, [f"{kind} {', '.join(found)}" for kind, found in listed.items() if found]
+    return values, [f"{kind} {', '.join(sorted(found))}" for kind, found in listed.items() if found]
 
 
 def _float32(entry: str, value: Any) -> np.ndarray:

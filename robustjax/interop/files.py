@@ -44,6 +44,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     content = Path(path).read_bytes()
     try:
         length = int.from_bytes(content[:8], "little")
+        if not 8 + length <= len(content):
+            raise ValueError(f"a header of {length} bytes in {len(content)}")
         header = json.loads(content[8 : 8 + length])
         data = memoryview(content)[8 + length :]
         return {name: _array(data, entry) for name, entry in header.items() if name != "__metadata__"}
