@@ -81,6 +81,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluate_judges(wide, checkpoint, tmp_p
             f"--workdir={workdir}",
             "--attacks=clean,fgsm",
             "--num_examples=8",
+            "--batch_size=8",
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
