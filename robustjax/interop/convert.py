@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import defenses
-from robustjax.interop.layouts import Layout, Source, recognise, source_of, vote, written_as
+from robustjax.interop.layouts import Layout, Source, guards_a_projection, recognise, source_of, vote, written_as
 from robustjax.models.layers import Network
 from robustjax.types import InputError
 
@@ -109,7 +109,8 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
     if stem not in leaves:
         raise InputError(f"variables hold no {'/'.join(stem)}; give those of the module")
     expected = _leaf_shapes(module, leaves[stem].shape[2])
-    different = [path for path in expected.keys() | leaves.keys() if path not in leaves or path not in expected]
+    found = {path: leaf.shape for path, leaf in leaves.items()}
+    different = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
     if different:
         raise InputError(f"variables and module differ in {', '.join(sorted(map('/'.join, different)))}")
     names = _names(layout, origin, module, expected)
@@ -192,10 +193,8 @@ def _network(layout: Layout, source: Source, shapes: Mapping[str, tuple[int, ...
         for option, (ending, default) in source.options.items()
     }
     guards = defenses.create(source.defense, **options).guards(plain.sites(), plain.num_classes)
-    if any(site.endswith("_block1_act1") for site in guards):
-        # Such a block has a convolution on its shortcut, which takes the features unguarded in theirs, guarded in ours.
-        raise InputError(f"state dict: {source.defense} guards WideResNets of depth 16 and more, this has depth 10")
-    return plain.clone(guards=guards), options
+    network = plain.clone(guards=guards)
+    return network.clone(guarded_shortcut=False) if guards_a_projection(network) else network, options
 
 
 def _count_classes(shapes: Mapping[str, tuple[int, ...]], head: str, last_width: int) -> int:

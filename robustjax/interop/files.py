@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from robustjax.types import InputError
@@ -17,7 +18,7 @@ DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
+    "BF16": jnp.bfloat16,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -54,7 +55,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _array(data: memoryview, entry: dict[str, Any]) -> np.ndarray:
-    dtype, (start, end) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
+    dtype, (start, end) = jnp.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
     if not 0 <= start <= end <= len(data) or end - start != math.prod(entry["shape"]) * dtype.itemsize:
         raise ValueError(f"{entry} does not fit {len(data)} bytes")
     return np.frombuffer(data[start:end], dtype).reshape(entry["shape"])
@@ -67,8 +68,11 @@ def _read_torch(path: Path) -> Any:
         raise InputError(
             f"{path} is read by PyTorch, which is not installed; install torch, or save the weights as .safetensors"
         ) from error
-    import pickle
-
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        # Before 2.6, a file could run code all the same (CVE-2025-32434).
+        raise InputError(
+            f"{path} needs PyTorch 2.6 or newer to be read safely, found {torch.__version__}; upgrade torch"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

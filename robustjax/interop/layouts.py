@@ -64,7 +64,8 @@ def _count_blocks(shapes: Shapes, stage: str) -> int:
     """Blocks of a stage: those of which more than one layer is there, so that a stray entry adds none."""
     layers: dict[int, set[str]] = {}
     for name in shapes:
-        if found := re.match(rf"{re.escape(stage)}\.(\d+)\.(\w+)\.", name):
+        found = re.match(rf"{re.escape(stage)}\.(\d+)\.(\w+)\.", name)
+        if found and int(found[1]) < len(shapes):
             layers.setdefault(int(found[1]), set()).add(found[2])
     return 1 + max((block for block, found in layers.items() if len(found) > 1), default=0)
 
@@ -264,6 +265,11 @@ def source_of(name: str) -> Source:
     return SOURCES[name]
 
 
+def guards_a_projection(network: Network) -> bool:
+    """Whether a guard sits in a block with a convolution on its shortcut, which the published code leaves unguarded."""
+    return isinstance(network, PreActResNet) and any(site.endswith("_block1_act1") for site in network.guards or ())
+
+
 def recognise(shapes: Shapes, name: str) -> Layout:
     """The layout of a source to which most names belong.
 
@@ -288,6 +294,8 @@ def written_as(network: Network, name: str) -> Layout:
     layouts = source_of(name).layouts
     for layout in layouts:
         if type(network) is layout.network and layout.fits(network):
+            if guards_a_projection(network) and network.guarded_shortcut:
+                raise InputError(f"networks of {name!r} do not guard shortcuts, this one needs guarded_shortcut=False")
             return layout
     titles = ", ".join(layout.title for layout in layouts)
     raise InputError(f"source {name!r} publishes {titles}, not a network like this {type(network).__name__}")

@@ -246,16 +246,16 @@ def test_wrong_arguments_are_named(cifs):
     assert "expected a mapping from names to arrays, received list" in refusal([1, 2])
     assert "no entry is one of" in refusal({})
     assert "linear.bias must hold real numbers" in refusal(cifs | {"linear.bias": np.array(["a"] * K)})
-    shallow = guarded("cas", models.create("wide_resnet", num_classes=K, depth=10, width=1), {})
-    state_dict = interop.to_torch(shallow, random_variables(shallow), "cas")
-    assert "cas guards WideResNets of depth 16 and more, this has depth 10" in refusal(state_dict, "cas")
 
     variables = random_variables(RESNET)
+    shallow = guarded("cas", models.create("wide_resnet", num_classes=K, depth=10, width=1), {})
     for source, module, tree, message in [
         ("trades", RESNET, variables, "source must be one of"),
         ("fsr", PREACT, variables, "publishes ResNet, WideResNet, VGG-16, not a network like this PreActResNet"),
         ("cas", VGG, variables, "not a network like this VGG16"),
+        ("cas", shallow, random_variables(shallow), "do not guard shortcuts"),
         ("robustbench", RESNET, {"params": variables["params"]}, "variables and module differ in batch_stats/stage1"),
+        ("robustbench", RESNET.clone(num_classes=4), variables, "differ in params/head/bias, params/head/kernel"),
         ("robustbench", RESNET, {"params": {}}, "hold no params/stem_conv/kernel"),
         (
             "robustbench",

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -87,6 +88,13 @@ def test_without_pytorch_one_line_says_how_to_mend_it(tmp_path, monkeypatch):
     path.write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it now raises ImportError
     assert "install torch, or save the weights as .safetensors" in refusal(path)
+
+
+def test_a_pytorch_that_is_not_safe_is_not_used(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"anything")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.5.1+cu121"))
+    assert "needs PyTorch 2.6 or newer to be read safely, found 2.5.1" in refusal(path)
 
 
 class Hostile:

@@ -16,9 +16,11 @@ CLASSES = 5
 NETWORKS = {
     "cas-resnet": ("cas", lambda: published.ResNet(CLASSES, "cas"), 16),
     "cas-wide_resnet": ("cas", lambda: published.WideResNet(CLASSES, "cas", twin=True), 16),
+    "cas-wide_resnet-10": ("cas", lambda: published.WideResNet(CLASSES, "cas", count=1), 16),
     "cas-vgg16": ("cas", lambda: published.VggCas(CLASSES), 32),
     "cifs-resnet": ("cifs", lambda: published.ResNet(CLASSES, "cifs"), 16),
     "cifs-wide_resnet": ("cifs", lambda: published.WideResNet(CLASSES, "cifs"), 16),
+    "cifs-wide_resnet-10": ("cifs", lambda: published.WideResNet(CLASSES, "cifs", count=1), 16),
     "fsr-resnet": ("fsr", lambda: published.ResNet(CLASSES, "fsr"), 16),
     "fsr-wide_resnet": ("fsr", lambda: published.WideResNet(CLASSES, "fsr", twin=True), 16),
     "fsr-vgg16": ("fsr", lambda: published.VggFsr(CLASSES), 32),

@@ -230,11 +230,11 @@ class WideResNet(Network):
         if twin:
             self.sub_block1 = Group(count, widths[0], widths[1], 1)
         self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], classes)
-        last = self.block3.layer[-1]
+        last, late = self.block3.layer[-1], self.block3.layer[-1].bn1.num_features
         if guard == "cas":
-            last.fc, self.extra_fc = nn.Linear(widths[3], classes), nn.Linear(widths[3], classes)
+            last.fc, self.extra_fc = nn.Linear(late, classes), nn.Linear(widths[3], classes)
         elif guard == "cifs":
-            last.Probe, self.Probe = Cifs(widths[3], classes, hidden), Cifs(widths[3], classes)
+            last.Probe, self.Probe = Cifs(late, classes, hidden), Cifs(widths[3], classes)
         elif guard == "fsr":
             self.add_fsr(widths[3], classes, hidden)
 
