@@ -97,7 +97,8 @@ def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data
 
 def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
     """The network of a config, computing in the config's dtype unless another is given."""
-    options = {option: config.model[option] for option in ("depth", "width") if config.model[option] is not None}
+    own = models.OWN_OPTIONS.get(config.model.name, ())
+    options = {option: config.model[option] for option in own if config.model[option] is not None}
     return models.create(
         config.model.name,
         num_classes=num_classes,

@@ -41,6 +41,9 @@ def base() -> ConfigDict:
     config.model.name = "small_cnn"  # one of robustjax.models.NAMES
     config.model.depth = config_dict.placeholder(int)  # wide_resnet only: 6n + 4
     config.model.width = config_dict.placeholder(int)  # wide_resnet only: widening factor
+    config.model.final_norm = config_dict.placeholder(bool)  # preact_resnet18 only: False as Wong et al. 2020
+    config.model.classifier_widths = config_dict.placeholder(tuple)  # vgg16 only: dense layers before the linear one
+    config.model.classifier_norm = config_dict.placeholder(bool)  # vgg16 only: BatchNorm in those layers
     config.model.mean = (0.0,)  # subtracted from pixels in [0, 1] by the first layer: one number, or one per channel
     config.model.std = (1.0,)  # divided by
     config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
@@ -247,10 +250,13 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield f"model.mean and model.std must be of one length, got {lengths}"
     if not all(value > 0 for value in config.model.std):
         yield f"model.std must be positive, got {tuple(config.model.std)}"
-    for option in ("depth", "width"):
-        given = config.model[option] is not None
-        if given != (config.model.name == "wide_resnet"):
-            yield f"model.{option} must {'be left None' if given else 'be set'} for {config.model.name}"
+    for name, options in models.OWN_OPTIONS.items():
+        for option in options:
+            given, chosen = config.model[option] is not None, config.model.name == name
+            if given and not chosen:
+                yield f"model.{option} must be left None for {config.model.name}"
+            elif chosen and not given and name == "wide_resnet":
+                yield f"model.{option} must be set for {name}"
     if config.optimizer.schedule in ("cosine", "cyclic") and config.optimizer.warmup_epochs >= config.train.num_epochs:
         yield (
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "

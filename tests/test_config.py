@@ -55,6 +55,8 @@ def test_every_problem_is_listed_at_once():
         ("optimizer.warmup_epochs", 30.0, "optimizer.warmup_epochs must be less than train.num_epochs"),
         ("model.name", "wide_resnet", "model.depth must be set for wide_resnet"),
         ("model.depth", 28, "model.depth must be left None for small_cnn"),
+        ("model.final_norm", False, "model.final_norm must be left None for small_cnn"),
+        ("model.classifier_widths", (512, 512), "model.classifier_widths must be left None for small_cnn"),
         ("model.std", (0.0,), "model.std must be positive"),
         ("objective.name", "madry", "objective.name must be one of"),
         ("train.ema_decay", 1.0, "train.ema_decay must be in [0, 1)"),

@@ -30,17 +30,29 @@ def _wide_resnet(*, depth: int, width: int, **options: Any) -> Network:
     return PreActResNet(blocks=((depth - 4) // 6,) * 3, widths=widths, stem_width=16, **options)
 
 
+def _vgg16(*, classifier_widths: tuple[int, ...] = (), **options: Any) -> Network:
+    widths = tuple(classifier_widths)
+    if not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise InputError(f"vgg16 needs classifier_widths from 1 on, got {widths}")
+    return VGG16(classifier_widths=widths, **options)
+
+
 MODELS = {
     "lenet5": LeNet5,
     "preact_resnet18": PreActResNet,
     "resnet18": ResNet,
     "resnet20": _resnet20,
     "small_cnn": SmallCNN,
-    "vgg16": VGG16,
+    "vgg16": _vgg16,
     "wide_resnet": _wide_resnet,
 }
 NAMES = tuple(MODELS)
 OPTIONS = ("mean", "std", "dtype")
+OWN_OPTIONS = {
+    "preact_resnet18": ("final_norm",),
+    "vgg16": ("classifier_widths", "classifier_norm"),
+    "wide_resnet": ("depth", "width"),
+}
 
 
 def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, **options: Any) -> Network:
@@ -51,7 +63,8 @@ def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, 
         num_classes: K, at least 2.
         defense: guards some of the network's sites.
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
-            ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width.
+            ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width; preact_resnet18 takes
+            final_norm, vgg16 takes classifier_widths and classifier_norm, each as in its class.
 
     Returns:
         A module. `module.init(key, images)` gives variables; `module.apply(variables, images, labels=None,
@@ -71,7 +84,7 @@ def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, 
         nearest = difflib.get_close_matches(name, NAMES, n=1)
         hint = f" (nearest: {nearest[0]!r})" if nearest else ""
         raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{hint}")
-    allowed = (*OPTIONS, "depth", "width") if name == "wide_resnet" else OPTIONS
+    allowed = (*OPTIONS, *OWN_OPTIONS.get(name, ()))
     unknown = sorted(set(options) - set(allowed))
     missing = sorted({"depth", "width"} - set(options)) if name == "wide_resnet" else []
     if unknown or missing:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import flax.linen as nn
+import jax
 
 from robustjax.models.layers import Network, Pass, Sites, average_pool
 from robustjax.types import Array, Outputs
@@ -51,19 +52,27 @@ class PreActResNet(Network):
         blocks: how many in each stage; every stage but the first halves the resolution.
         widths: channels of each stage.
         stem_width: channels of the first convolution.
+        final_norm: BatchNorm and ReLU after the last block, and shortcuts that take what the block has normalised, as
+            in the paper. False leaves both out, the form that Wong et al. (2020, arXiv 2001.03994) trained.
+        guarded_shortcut: whether a convolution on a shortcut takes what the block's first guard makes of the features,
+            or, as published for CAS and CIFS, the features themselves. It matters where a stage's first block is its
+            last.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
+    final_norm: bool = True
+    guarded_shortcut: bool = True
 
     def sites(self) -> Sites:
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [f"{name}_act{i}" for name in names for i in (1, 2)]
+        last = "final" if self.final_norm else names[-1]
         return {
-            "activation": (*activations, "final"),
-            "late": (f"{names[-1]}_act1", "final"),
-            "final": ("final",),
+            "activation": (*activations, "final") if self.final_norm else tuple(activations),
+            "late": (f"{names[-1]}_act1", last),
+            "final": (last,),
         }
 
     @nn.compact
@@ -71,14 +80,18 @@ class PreActResNet(Network):
         net = Pass(self, images, labels, train)
         x = net.conv("stem_conv", net.images, self.stem_width, 3)
         for name, width, stride in _plan(self.blocks, self.widths):
-            active = net.relu(f"{name}_act1", net.norm(f"{name}_norm1", x))
+            unguarded = jax.nn.relu(net.norm(f"{name}_norm1", x))
+            active = net.site(f"{name}_act1", unguarded)
             shortcut = x
             if stride > 1 or x.shape[-1] != width:
-                shortcut = net.conv(f"{name}_shortcut_conv", active, width, 1, stride=stride)
+                if self.final_norm:
+                    shortcut = active if self.guarded_shortcut else unguarded
+                shortcut = net.conv(f"{name}_shortcut_conv", shortcut, width, 1, stride=stride)
             x = net.conv(f"{name}_conv1", active, width, 3, stride=stride)
             x = net.relu(f"{name}_act2", net.norm(f"{name}_norm2", x))
             x = net.site(name, net.conv(f"{name}_conv2", x, width, 3) + shortcut)
-        x = net.relu("final", net.norm("final_norm", x))
+        if self.final_norm:
+            x = net.relu("final", net.norm("final_norm", x))
         return net.outputs(average_pool(x))
 
 

@@ -1,4 +1,5 @@
-"""VGG-16 with BatchNorm (Simonyan and Zisserman 2014, arXiv 1409.1556), as used on CIFAR: one linear classifier."""
+"""VGG-16 with BatchNorm (Simonyan and Zisserman 2014, arXiv 1409.1556), as used on CIFAR: by default, one linear
+classifier."""
 
 from __future__ import annotations
 
@@ -12,11 +13,20 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG16(Network):
-    """Five groups of 3 x 3 convolutions, each group followed by max pooling, then the mean over what is left."""
+    """Five groups of 3 x 3 convolutions, each group followed by max pooling, then the mean over what is left.
+
+    Attributes:
+        classifier_widths: of dense layers with ReLU before the linear one: (512, 512) as published for CAS and FSR.
+        classifier_norm: BatchNorm between each of those layers and its ReLU, as published for CAS.
+    """
+
+    classifier_widths: tuple[int, ...] = ()
+    classifier_norm: bool = False
 
     def sites(self) -> Sites:
         names = [f"group{group}_conv{i + 1}" for group, count in enumerate(GROUPS, 1) for i in range(count)]
-        return {"activation": tuple(names), "late": tuple(names[-3:]), "final": (names[-4],)}
+        hidden = [f"dense{i}" for i in range(1, len(self.classifier_widths) + 1)]
+        return {"activation": (*names, *hidden), "late": tuple(names[-3:]), "final": (names[-4],)}
 
     def least_side(self) -> int:
         return 32
@@ -30,4 +40,8 @@ class VGG16(Network):
                 name = f"group{group}_conv{i}"
                 x = net.relu(name, net.norm(f"{name}_norm", net.conv(name, x, width, 3)))
             x = max_pool(x)
-        return net.outputs(average_pool(x))
+        x = average_pool(x)
+        for i, width in enumerate(self.classifier_widths, 1):
+            x = net.dense(f"dense{i}", x, width)
+            x = net.relu(f"dense{i}", net.norm(f"dense{i}_norm", x) if self.classifier_norm else x)
+        return net.outputs(x)

@@ -19,7 +19,9 @@ PUBLISHED = [
     ("resnet18", {}, CIFAR, 11_173_962, 17),
     ("resnet20", {}, CIFAR, 272_282, 19),
     ("preact_resnet18", {}, CIFAR, 11_172_170, 17),
+    ("preact_resnet18", {"final_norm": False}, CIFAR, 11_171_146, 16),
     ("vgg16", {}, CIFAR, 14_724_042, 13),
+    ("vgg16", {"classifier_widths": (512, 512), "classifier_norm": True}, CIFAR, 15_251_402, 15),
     ("wide_resnet", {"depth": 28, "width": 10}, CIFAR, 36_479_194, 25),
     ("wide_resnet", {"depth": 34, "width": 10}, CIFAR, 46_160_474, 31),
 ]
@@ -169,6 +171,8 @@ def test_pools_match_numpy_and_the_gradient_of_max_goes_to_the_largest(key):
         (("wide_resnet", {"depth": 28}), CIFAR, "needs width"),
         (("wide_resnet", {"depth": 28.0, "width": 10}), CIFAR, "needs integers as depth and width, got 28.0 and 10"),
         (("wide_resnet", {"depth": 27, "width": 1}), CIFAR, "nearest depth: 28"),
+        (("vgg16", {"classifier_widths": (512, 0)}), CIFAR, "classifier_widths from 1 on, got (512, 0)"),
+        (("resnet18", {"final_norm": False}), CIFAR, "got final_norm"),
         (("resnet18", {"num_classes": 1}), CIFAR, "num_classes must be an integer from 2 on, got 1"),
         (("resnet18", {"num_classes": "10"}), CIFAR, "got '10'"),
         (("resnet18", {"std": (0.2, 0.0, 0.2)}), CIFAR, "std above 0, got (0.0,) and (0.2, 0.0, 0.2)"),

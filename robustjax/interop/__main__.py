@@ -1,0 +1,169 @@
+"""The command line: python -m robustjax.interop CHECKPOINT --source=NAME --workdir=DIR.
+
+DIR receives config.json and a checkpoint of step 0, which `python -m robustjax.evaluate --workdir=DIR` judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from robustjax import build, data
+from robustjax import config as config_lib
+from robustjax.interop.convert import Published, read
+from robustjax.interop.files import read_checkpoint
+from robustjax.interop.layouts import SOURCES
+from robustjax.models import VGG16, Network, PreActResNet, ResNet
+from robustjax.training.checkpoint import Checkpoints
+from robustjax.types import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
+    logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
+    try:
+        print(_imported(_parser().parse_args(arguments)))
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "python -m robustjax.interop",
+        description="Makes a run of published PyTorch weights, for python -m robustjax.evaluate.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help=".safetensors, or .pt and .pth, for which PyTorch is needed"
+    )
+    parser.add_argument("--source", required=True, help=f"whose layout it is: {', '.join(SOURCES)}")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, without one so far")
+    parser.add_argument("--dataset", default="cifar10", metavar="NAME", help="to be judged on; default: cifar10")
+    parser.add_argument("--data_dir", metavar="DIR", help="where data sets lie; default: TFDS_DATA_DIR")
+    parser.add_argument("--norm", default="linf", help="of the threat; default: linf")
+    parser.add_argument("--epsilon", type=float, default=8 / 255, help="of the threat; default: 8/255")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="R,G,B",
+            help="how the network normalises images, where only the published code knows",
+        )
+    return parser
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, received {text!r}") from None
+
+
+def _imported(options: argparse.Namespace) -> str:
+    """Writes the run and returns what to tell of it."""
+    workdir = Path(options.workdir)
+    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+        raise InputError(f"{workdir} holds a run already; give another --workdir")
+    published = read(read_checkpoint(options.checkpoint), options.source)
+    config = _config(published, options)
+    config_lib.validate(config)
+    dataset = build.test_dataset(config, num_examples=1)
+    _check_images(published, dataset, options)
+
+    # The state before the first step, of a network that starts from the published variables.
+    network = SimpleNamespace(init=lambda rngs, images: published.variables)
+    state = build.initial_state(config, network, dataset.images.shape[1:])()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps(build.plain(config), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, state)
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(published.variables["params"]))
+    unused = f"; left out {len(published.unused)} entries that it never uses" if published.unused else ""
+    guarded = f", defense {config.defense.name}" if config.defense.name else ""
+    return (
+        f"{config.model.name}, {published.module.num_classes} classes, {size:,} parameters{guarded}{unused}\n"
+        f"threat: {config.attack.norm} epsilon {config.attack.epsilon:.4g} on {config.data.name} "
+        "(--norm, --epsilon, --dataset)\n"
+        f"judge it: python -m robustjax.evaluate --workdir={workdir}"
+    )
+
+
+def _config(published: Published, options: argparse.Namespace) -> ConfigDict:
+    """The config of which the network is built again; what concerns training stays at its defaults."""
+    module, config = published.module, config_lib.base()
+    given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name) is not None}
+    config.data.name, config.data.data_dir = options.dataset, options.data_dir
+    config.attack.norm, config.attack.epsilon = options.norm, options.epsilon
+    config.model.update(_model(module) | {"mean": module.mean, "std": module.std} | given)
+    config.defense.name = SOURCES[options.source].defense
+    config.defense.update(published.options)
+    return config
+
+
+def _model(module: Network) -> dict[str, Any]:
+    """The keys of config.model that name the network.
+
+    Raises:
+        InputError: no name means this network.
+    """
+    plain = module.clone(guards=None, mean=(0.0,), std=(1.0,))
+    same = {"num_classes": module.num_classes}
+    if plain == ResNet(**same):
+        return {"name": "resnet18"}
+    if isinstance(plain, VGG16):
+        return {
+            "name": "vgg16",
+            "classifier_widths": module.classifier_widths,
+            "classifier_norm": module.classifier_norm,
+        }
+    if isinstance(plain, PreActResNet):
+        if plain == PreActResNet(**same, final_norm=module.final_norm):
+            return {"name": "preact_resnet18", "final_norm": module.final_norm}
+        blocks, width = module.blocks[0], module.widths[0] // 16
+        widths = (16 * width, 32 * width, 64 * width)
+        if plain == PreActResNet(**same, blocks=(blocks,) * 3, widths=widths, stem_width=16):
+            return {"name": "wide_resnet", "depth": 6 * blocks + 4, "width": width}
+    raise InputError(
+        f"no model name of a config means a {type(module).__name__} with blocks {module.blocks} and widths "
+        f"{module.widths}; use robustjax.interop.from_torch"
+    )
+
+
+def _check_images(published: Published, dataset: data.Dataset, options: argparse.Namespace) -> None:
+    """Raises InputError unless the network fits the data set, and the constants the network."""
+    ours = (published.module.num_classes, published.channels)
+    theirs = (dataset.num_classes, dataset.images.shape[3])
+    if ours != theirs:
+        raise InputError(
+            f"the network has {ours[0]} classes and {ours[1]} image channels, {dataset.name} has {theirs[0]} and "
+            f"{theirs[1]}; give another --dataset"
+        )
+    given = [values for values in (options.mean, options.std) if values is not None]
+    if given and published.normalises:
+        raise InputError(f"{options.checkpoint} holds mean and std already; leave out --mean and --std")
+    if len(given) == 1 or any(len(values) not in (1, published.channels) for values in given):
+        raise InputError(f"--mean and --std go together, each one number or {published.channels}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

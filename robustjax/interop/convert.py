@@ -1,0 +1,283 @@
+"""State dicts of published PyTorch networks to our variables, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import defenses
+from robustjax.interop.layouts import Layout, Source, guards_a_projection, recognise, source_of, vote, written_as
+from robustjax.models.layers import Network
+from robustjax.types import InputError
+
+Path = tuple[str, ...]  # of a leaf in our variables
+
+# What a layer's arrays are called, ours and PyTorch's, and how its axes are ordered there: OIHW where ours are HWIO,
+# [out, in] where ours are [in, out].
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+# RobustBench's networks that normalise hold one of these pairs, of this shape for C channels.
+CONSTANTS = {("mu", "sigma"): lambda channels: (1, channels, 1, 1), ("mean", "std"): lambda channels: (channels, 1, 1)}
+
+
+class Published(NamedTuple):
+    """A network read from a state dict.
+
+    Attributes:
+        module, variables: as `from_torch` returns them.
+        options: of the defense, as far as the shapes tell them.
+        channels: of its images.
+        normalises: whether the state dict held mean and std.
+        unused: names of entries that the published code never uses.
+    """
+
+    module: Network
+    variables: dict[str, Any]
+    options: dict[str, int]
+    channels: int
+    normalises: bool
+    unused: tuple[str, ...]
+
+
+def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dict[str, Any]]:
+    """The network of a published state dict, with its weights and BatchNorm statistics.
+
+    Kind, depth, widths, classes and the guards' sizes are read off names and shapes. What a state dict does not hold
+    cannot be read off it: the temperature of FSR (taken as 0.1), and constants by which a network normalises images in
+    its code; set those by `module.clone(mean=..., std=...)`.
+
+    Args:
+        state_dict: PyTorch's names -> NumPy arrays or torch tensors; also with a "module." before every name, or inside
+            a checkpoint under "state_dict" or "model".
+        source: whose names they are: "cas" (Bai et al. 2021), "cifs" (Yan et al. 2021), "fsr" (Kim et al. 2023):
+            ResNet and WideResNet, of CAS and FSR also VGG-16; or "robustbench": its ResNet with basic blocks,
+            PreActResNet and WideResNet.
+
+    Returns:
+        A module of `robustjax.models`, and float32 variables for it.
+
+    Raises:
+        InputError: an unknown source, another network, or entries that are missing, surplus, misshapen or not finite,
+            every one of them named.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from robustjax import models
+        >>> network = models.create("wide_resnet", depth=10, width=1, num_classes=3)
+        >>> shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        >>> variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+        >>> state_dict = to_torch(network, variables, "robustbench")
+        >>> state_dict["block2.layer.0.convShortcut.weight"].shape
+        (32, 16, 1, 1)
+        >>> module, restored = from_torch(state_dict, "robustbench")
+        >>> module == network
+        True
+        >>> from_torch(state_dict | {"fc.bias": jnp.zeros(4)}, "robustbench")
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: state dict is not a WideResNet of robustbench with 3 classes: misshapen fc.bias
+        (expected (3,), received (4,))
+    """
+    return read(state_dict, source)[:2]
+
+
+def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
+    """The state dict that `from_torch` would read these variables from, bit for bit.
+
+    Without `num_batches_tracked` and without what the published code never uses. Where its convolutions have biases
+    that ours do not need, they are 0.
+
+    Args:
+        module: a network of `robustjax.models`.
+        variables: its own.
+        source: as for `from_torch`.
+
+    Returns:
+        PyTorch's names -> float32 arrays.
+
+    Raises:
+        InputError: an unknown source, or one that does not publish such a network.
+    """
+    layout, origin = written_as(module, source), source_of(source)
+    leaves = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
+    stem = ("params", next(iter(layout.rows(module))), "kernel")
+    if stem not in leaves:
+        raise InputError(f"variables hold no {'/'.join(stem)}; give those of the module")
+    expected = _leaf_shapes(module, leaves[stem].shape[2])
+    found = {path: leaf.shape for path, leaf in leaves.items()}
+    different = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
+    if different:
+        raise InputError(f"variables and module differ in {', '.join(sorted(map('/'.join, different)))}")
+    names = _names(layout, origin, module, expected)
+    state_dict = {name: leaves[path].transpose(AXES[leaves[path].ndim]).copy() for name, path in names.items()}
+    for name, path in _folded(layout, module).items():
+        state_dict[name] = np.zeros_like(leaves[path])
+    if (module.mean, module.std) != ((0.0,), (1.0,)):
+        if origin.defense is not None:
+            raise InputError(f"networks of {source!r} do not normalise, this one has mean {module.mean}")
+        shape = CONSTANTS["mu", "sigma"](leaves[stem].shape[2])
+        for name, values in (("mu", module.mean), ("sigma", module.std)):
+            state_dict[name] = np.broadcast_to(np.float32(values).reshape(1, -1, 1, 1), shape).copy()
+    return state_dict
+
+
+def read(state_dict: Mapping[str, Any], name: str) -> Published:
+    """`from_torch`, with what else is found out on the way."""
+    source = source_of(name)
+    entries = _unwrapped(state_dict)
+    shapes = {entry: tuple(value.shape) for entry, value in entries.items() if hasattr(value, "shape")}
+    layout = recognise(shapes, name)
+
+    network, options = _network(layout, source, shapes)
+    stem = shapes.get(f"{next(iter(layout.rows(network).values()))}.weight", ())
+    channels = stem[1] if len(stem) == 4 and stem[1] > 0 else 3
+    leaves = _leaf_shapes(network, channels)
+    names = _names(layout, source, network, leaves)
+    folded = _folded(layout, network)
+    constants = next((pair for pair in CONSTANTS if source.defense is None and set(pair) & entries.keys()), ())
+
+    expected = {entry: tuple(leaves[path][axis] for axis in AXES[len(leaves[path])]) for entry, path in names.items()}
+    expected |= {entry: leaves[path] for entry, path in folded.items()}
+    expected |= {entry: CONSTANTS[constants](channels) for entry in constants}
+    twins = {
+        dead + entry.removeprefix(alive) for dead, alive in layout.dead for entry in expected if entry.startswith(alive)
+    }
+    unused = tuple(entry for entry in entries if entry in twins)
+
+    values, problems = _values(entries, expected, ignored=unused)
+    if problems:
+        title = f"{layout.title} of {name} with {network.num_classes} classes"
+        raise InputError(f"state dict is not a {title}: " + "; ".join(problems))
+    arrays = {path: values[entry].transpose(np.argsort(AXES[values[entry].ndim])) for entry, path in names.items()}
+    for entry, path in folded.items():
+        arrays[path] = arrays[path] - values[entry]
+    if constants:
+        mean, std = (tuple(map(float, values[entry].ravel())) for entry in constants)
+        if min(std) <= 0:
+            raise InputError(f"state dict: {constants[1]} must be above 0, got {std}")
+        network = network.clone(mean=mean, std=std)
+    return Published(network, _nested(arrays), options, channels, bool(constants), unused)
+
+
+def _unwrapped(state_dict: Any) -> dict[str, Any]:
+    """Without what wraps a state dict, and without counters of batches."""
+    while True:
+        if not isinstance(state_dict, Mapping) or not all(isinstance(entry, str) for entry in state_dict):
+            raise InputError(
+                f"state dict: expected a mapping from names to arrays, received {type(state_dict).__name__}"
+            )
+        inner = next((key for key in ("state_dict", "model") if isinstance(state_dict.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state_dict = state_dict[inner]
+    entries = {entry: value for entry, value in state_dict.items() if not entry.endswith("num_batches_tracked")}
+    while entries and all(entry.startswith("module.") for entry in entries):
+        entries = {entry.removeprefix("module."): value for entry, value in entries.items()}
+    return entries
+
+
+def _network(layout: Layout, source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Network, dict[str, int]]:
+    """The network that shapes describe, and the options of its defense."""
+    fields = layout.read(shapes)
+    last_width = fields.get("widths", fields.get("classifier_widths"))[-1]
+    plain = layout.network(num_classes=_count_classes(shapes, layout.head, last_width), **fields)
+    if source.defense is None:
+        return plain, {}
+    options = {
+        option: vote(shapes, sorted({entry.rpartition(".")[0] for entry in shapes if f"{ending}." in entry}), default)
+        for option, (ending, default) in source.options.items()
+    }
+    guards = defenses.create(source.defense, **options).guards(plain.sites(), plain.num_classes)
+    network = plain.clone(guards=guards)
+    return network.clone(guarded_shortcut=False) if guards_a_projection(network) else network, options
+
+
+def _count_classes(shapes: Mapping[str, tuple[int, ...]], head: str, last_width: int) -> int:
+    """From the classifier's weight where it fits the network, else from its bias."""
+    weight = shapes.get(f"{head}.weight", ())
+    return weight[0] if weight[1:] == (last_width,) and weight[0] > 0 else vote(shapes, [head], 10)
+
+
+def _leaf_shapes(network: Network, channels: int) -> dict[Path, tuple[int, ...]]:
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    return {path: leaf.shape for path, leaf in _flat(jax.eval_shape(network.init, jax.random.key(0), images)).items()}
+
+
+def _names(layout: Layout, source: Source, network: Network, leaves: Mapping[Path, Any]) -> dict[str, Path]:
+    """PyTorch's name of every leaf."""
+    rows = layout.rows(network) | {"head": layout.head} | source.guard_rows(layout, network)
+    names = {}
+    for path in leaves:
+        _, *layer, leaf = path
+        kind, _, index = leaf.partition("_")  # the layers of a CIFS probe are numbered
+        theirs = rows.get("/".join([*layer, index] if index else layer))
+        if theirs is None:
+            raise InputError(f"{layout.title} of the source has no place for {'/'.join(path)}; give the guards' source")
+        names[f"{theirs}.{LEAVES[kind]}"] = path
+    return names
+
+
+def _folded(layout: Layout, network: Network) -> dict[str, Path]:
+    """Biases of their convolutions -> our BatchNorm's mean, from which each is subtracted."""
+    if not layout.biased_convs:
+        return {}
+    rows = layout.rows(network)
+    return {
+        f"{rows[ours]}.bias": ("batch_stats", f"{ours}_norm", "mean")
+        for ours in rows
+        if f"{ours}_norm" in rows and not ours.startswith("dense")
+    }
+
+
+def _values(
+    entries: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, ignored: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The expected arrays as float32, and what is wrong with the entries."""
+    values, misshapen, infinite = {}, [], []
+    for entry, shape in expected.items():
+        if entry not in entries:
+            continue
+        found = getattr(entries[entry], "shape", None)
+        if found is None or tuple(found) != shape:
+            received = type(entries[entry]).__name__ if found is None else tuple(found)
+            misshapen.append(f"{entry} (expected {shape}, received {received})")
+            continue
+        values[entry] = _float32(entry, entries[entry])
+        if not np.isfinite(values[entry]).all():
+            infinite.append(entry)
+    listed = {
+        "missing": [f"{entry} {shape}" for entry, shape in expected.items() if entry not in entries],
+        "surplus": [entry for entry in entries if entry not in expected and entry not in ignored],
+        "misshapen": misshapen,
+        "not finite": infinite,
+    }
+    return values, [f"{kind} {', '.join(sorted(found))}" for kind, found in listed.items() if found]
+
+
+def _float32(entry: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a torch tensor, on any device; NumPy knows no bfloat16 of its own
+        value = value.detach().cpu().float().numpy()
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise InputError(f"state dict: {entry} must hold real numbers, got {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _flat(tree: Any) -> dict[Path, Any]:
+    return {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _nested(arrays: Mapping[Path, np.ndarray]) -> dict[str, Any]:
+    """Arrays by path as nested dicts, copied to the device: the caller's memory is not shared."""
+    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for (*parents, leaf), array in arrays.items():
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = jnp.array(array, copy=True)
+    return tree
