@@ -1,0 +1,61 @@
+"""Records as a person reads them first: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_records(entries: Sequence[dict[str, Any]]) -> None:
+    """A row for each record of an evaluation, the worst case last."""
+    first = entries[0]
+    num_draws = first.get("num_draws", 1)
+    headings = ["attack", "steps", "accuracy", "95 % interval", "seconds"]
+    if num_draws > 1:
+        headings[4:4] = ["majority", f"worst of {num_draws}"]
+    table = _table(first, headings)
+    for entry in entries:
+        cells = [
+            entry["attack"].replace("_", " "),
+            str(entry["num_steps"]) if entry["attack"] != "worst_case" else "",
+            f"{entry['accuracy']:.2%}",
+            _interval(entry),
+            f"{entry['seconds']:.1f}",
+        ]
+        if num_draws > 1:
+            cells[4:4] = [f"{entry['majority_vote']:.2%}", f"{entry['worst_of_draws']:.2%}"]
+        table.add_row(*cells, end_section=entry is entries[-2])
+    Console().print(table)
+
+
+def print_sweep(sweep: dict[str, Any]) -> None:
+    """A row for each point of a sweep."""
+    option = {"epsilon": "epsilon", "steps": "num_steps"}[sweep["sweep"]]
+    headings = ["attack", sweep["sweep"], "accuracy", "95 % interval", "seconds"]
+    table = _table({**sweep["points"][0], **sweep}, headings)
+    for i, point in enumerate(sweep["points"]):
+        last = point["attack"] not in {later["attack"] for later in sweep["points"][i + 1 :]}
+        cells = (point["attack"], f"{point[option]:.4g}", f"{point['accuracy']:.2%}", _interval(point))
+        table.add_row(*cells, f"{point['seconds']:.1f}", end_section=last)
+    Console().print(table)
+
+
+def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
+    defended = f" with {conditions['defense']}" if conditions["defense"] else ""
+    title = (
+        f"{conditions['config']['model']['name']}{defended} on {conditions['num_examples']:,} test images of "
+        f"{conditions['dataset']}, {conditions['norm']} epsilon {conditions['epsilon']:.4g}, "
+        f"checkpoint of step {conditions['checkpoint_step']:,}"
+    )
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    return table
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    low, high = entry["interval_95"]
+    return f"{low:.2%} to {high:.2%}"
