@@ -226,7 +226,10 @@ def _sweep(judged: Judged, protocols: dict[str, runner.Protocol]) -> None:
         quantity=kind,
         marked=threat.epsilon if kind == "epsilon" else None,
         chance=sweep["chance"],
-        title=f"{sweep['config']['model']['name']} on {judged.dataset.name}, {threat.norm}",
+        title=(
+            f"{sweep['config']['model']['name']} on {len(judged.dataset.labels):,} test images of "
+            f"{judged.dataset.name}, {threat.norm}" + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
+        ),
     )
     print(f"sweep: {judged.folder / f'sweep_{kind}.json'}; picture: {picture}")
 

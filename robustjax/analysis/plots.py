@@ -72,8 +72,9 @@ def save_sweep(
     Args:
         path: of the PNG.
         curves: attack's name -> points (strength, accuracy, lower and upper end of the interval), by rising strength.
-        quantity: what the strength is; "steps" are drawn on a logarithmic axis.
-        marked: the strength at which the network is judged otherwise, or None.
+        quantity: what the strength is.
+        marked: the strength at which the network is judged otherwise, up to which the axis is linear; or None. It is
+            logarithmic from there on.
         chance: accuracy of guessing.
         title: above everything.
     """
@@ -86,10 +87,12 @@ def save_sweep(
     axis.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance ({chance:.0%})")
     if marked is not None:
         axis.axvline(marked, color="grey", linestyle=":", linewidth=1, label=f"{quantity} of the run ({marked:.4g})")
-    if quantity == "steps":
+    if marked is None:
         axis.set_xscale("log")
-        axis.set_xticks(at, [f"{value:g}" for value in at])
-        axis.minorticks_off()
+    else:
+        axis.set_xscale("symlog", linthresh=marked, linscale=1.5)
+    axis.set_xticks(at, [f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in at])
+    axis.minorticks_off()
     axis.set_xlabel(quantity)
     axis.set_ylabel("accuracy, with 95 % intervals")
     axis.set_ylim(-0.02, 1.02)

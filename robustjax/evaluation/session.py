@@ -75,10 +75,10 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, seed: int) -> Iterator[Ou
                 missing.remove(first)
             atmost = "at most " if any(tasks[t].protocol.whole for t, _ in missing) else ""
             seconds = pace * sum(work[t][i] for t, i in missing)
-            display.say(
-                f"estimated time for what is left: {atmost}{duration(seconds)}, compilation apart"
-                + (f" ({len(stored)} of {len(stored) + len(missing)} batches are there)" if len(stored) > 1 else "")
-            )
+            there = f" ({len(stored)} of {len(stored) + len(missing)} batches are there)" if len(stored) > 1 else ""
+            display.say(f"estimated time for what is left: {atmost}{duration(seconds)}, compilation apart{there}")
+        else:
+            display.say("every batch is there already, and nothing is run again")
         for t, task in enumerate(tasks):
             units = range(len(work[t]))
             for i in units:

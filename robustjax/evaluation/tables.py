@@ -13,22 +13,20 @@ def print_records(entries: Sequence[dict[str, Any]]) -> None:
     """A row for each record of an evaluation, the worst case last."""
     first = entries[0]
     num_draws = first.get("num_draws", 1)
-    headings = ["attack", "steps", "accuracy", "95 % interval", "seconds"]
-    if num_draws > 1:
-        headings[4:4] = ["majority", f"worst of {num_draws}"]
-    table = _table(first, headings)
+    middle = ["majority", f"worst of {num_draws}"] if num_draws > 1 else []
+    table = _table(first, ["attack", "steps", "accuracy", "95 % interval", *middle, "seconds"])
     for entry in entries:
-        cells = [
+        middle = [f"{entry[name]:.2%}" for name in ("majority_vote", "worst_of_draws") if name in entry]
+        table.add_row(
             entry["attack"].replace("_", " "),
             str(entry["num_steps"]) if entry["attack"] != "worst_case" else "",
             f"{entry['accuracy']:.2%}",
             _interval(entry),
+            *middle,
             f"{entry['seconds']:.1f}",
-        ]
-        if num_draws > 1:
-            cells[4:4] = [f"{entry['majority_vote']:.2%}", f"{entry['worst_of_draws']:.2%}"]
-        table.add_row(*cells, end_section=entry is entries[-2])
-    Console().print(table)
+            end_section=entry is entries[-2],
+        )
+    _print(table)
 
 
 def print_sweep(sweep: dict[str, Any]) -> None:
@@ -40,7 +38,7 @@ def print_sweep(sweep: dict[str, Any]) -> None:
         last = point["attack"] not in {later["attack"] for later in sweep["points"][i + 1 :]}
         cells = (point["attack"], f"{point[option]:.4g}", f"{point['accuracy']:.2%}", _interval(point))
         table.add_row(*cells, f"{point['seconds']:.1f}", end_section=last)
-    Console().print(table)
+    _print(table)
 
 
 def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
@@ -54,6 +52,13 @@ def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "attack" else "right")
     return table
+
+
+def _print(table: Table) -> None:
+    """The whole table: where the terminal is too narrow its lines wrap, but no figure is cut short."""
+    console = Console()
+    console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
 
 
 def _interval(entry: dict[str, Any]) -> str:
