@@ -98,10 +98,8 @@ def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data
     return data.load(config.data.name, "test", data_dir=config.data.data_dir, num_examples=num_examples)
 
 
-def model(
-    config: ConfigDict, num_classes: int, *, defense: defenses.Defense | None = None, dtype: str | None = None
-) -> Any:
-    """The network of a config with a defense, computing in the config's dtype unless another is given."""
+def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
+    """The network of a config as it is trained, computing in the config's dtype unless another is given."""
     options = {option: config.model[option] for option in ("depth", "width") if config.model[option] is not None}
     return models.create(
         config.model.name,
@@ -109,9 +107,14 @@ def model(
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
         dtype=dtype or config.model.dtype,
-        defense=defense,
+        defense=trained_defense(config),
         **options,
     )
+
+
+def guarded(module: Any, defense: defenses.Defense | None) -> Any:
+    """A network with the guards of this defense instead of those that it has."""
+    return module.clone(guards=None if defense is None else defense.guards(module.sites(), module.num_classes))
 
 
 def defense(config: ConfigDict) -> defenses.Defense | None:
@@ -261,8 +264,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             f"train.batch_size must be at most the {len(train.labels)} training examples, got {config.train.batch_size}"
         )
     steps_per_epoch = len(train.labels) // config.train.batch_size
-    guard = trained_defense(config)
-    module = model(config, train.num_classes, defense=guard)
+    module = model(config, train.num_classes)
     goal = objective(config)
     transform, schedule = optimizer(config, steps_per_epoch)
     create_state = initial_state(config, module, train.images.shape[1:])
@@ -279,7 +281,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             goal,
             training_attack(config, goal),
             transform,
-            defense=guard,
+            defense=trained_defense(config),
             augment=augmentation(config),
             ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
             attack_statistics=config.batch_norm.attack,

@@ -112,8 +112,10 @@ def _judged() -> Judged:
     )
 
     # Judged in float32, whatever it was trained in.
-    trained = build.model(config, dataset.num_classes, defense=build.trained_defense(config), dtype="float32")
-    module = build.model(config, dataset.num_classes, defense=defense, dtype="float32")
+    trained = build.model(config, dataset.num_classes, dtype="float32")
+    module = build.guarded(trained, defense)
+    if DEFENSE.value and defense is not None and not module.guards:
+        raise InputError(f"--defense={DEFENSE.value}: it changes training only, there is nothing to switch on")
     abstract = jax.eval_shape(build.initial_state(config, trained, shape))
     needed = jax.eval_shape(build.initial_state(config, module, shape)).judged
     if jax.tree.structure(needed) != jax.tree.structure(abstract.judged):
