@@ -186,7 +186,7 @@ def most_passes(*, norm: str, version: str, num_classes: int, eot_samples: int =
 
     Example:
         >>> most_passes(norm="linf", version="standard", num_classes=10)
-        11600
+        11630
     """
     stages = [_stage(name, norm, version, (0.0, 1.0), eot_samples, num_classes - 1) for name in VERSIONS[version]]
     return sum(stage.passes for stage in stages)

@@ -219,7 +219,7 @@ def make_runner(
         images, labels = np.asarray(data.to_float(dataset.images[rows])), dataset.labels[rows]
 
         def heard(name: str, done: float, robust: int) -> None:
-            progress(done, f"{name}: {robust} images left, accuracy so far {robust / len(labels):.2%}")
+            progress(done, f"{name}: {robust} of {len(labels)} images left, accuracy {robust / len(labels):.2%}")
 
         adversarial, by_attack, seconds = attacked(protocol, key_attack, images, labels, heard)
         radius = np.float32(protocol.options.get("epsilon", epsilon))

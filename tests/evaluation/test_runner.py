@@ -90,7 +90,7 @@ def test_a_driver_takes_several_batches_and_is_not_believed_either(key, monkeypa
     np.testing.assert_array_equal(outcome.by_attack["first"], DATASET.labels == 1)
     assert list(outcome.by_attack) == ["first", "second"]
     run.run_unit(protocol, key, 0, lambda share, status: heard.append((share, status)))
-    assert heard == [(0.5, "first: 1 images left, accuracy so far 12.50%")]
+    assert heard == [(0.5, "first: 1 of 8 images left, accuracy 12.50%")]
 
 
 def test_the_clean_mistakes_are_not_robust(key):
