@@ -90,8 +90,9 @@ def save_sweep(
     if marked is None:
         axis.set_xscale("log")
     else:
-        axis.set_xscale("symlog", linthresh=marked, linscale=1.5)
-    axis.set_xticks(at, [f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in at])
+        axis.set_xscale("symlog", linthresh=marked, linscale=0.6)
+        axis.set_xlim(left=0.0)
+    axis.set_xticks(at, [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in at], fontsize=8)
     axis.minorticks_off()
     axis.set_xlabel(quantity)
     axis.set_ylabel("accuracy, with 95 % intervals")

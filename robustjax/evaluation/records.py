@@ -44,8 +44,8 @@ def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tup
     scale = 1 + z**2 / total
     middle = (share + z**2 / (2 * total)) / scale
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / scale
-    # At 0 and 1 the formula's ends are exact; rounding must not move them out of [0, 1].
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 the formula's ends are exact; rounding must move them neither out of [0, 1] nor past the share itself.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from robustjax.evaluation import records
 from robustjax.evaluation.runner import Outcome, Protocol
 
 
-@pytest.mark.parametrize(("successes", "total"), [(0, 10), (10, 10), (3, 10), (500, 1000), (1, 10000)])
+@pytest.mark.parametrize(("successes", "total"), [(0, 10), (0, 1000), (10, 10), (3, 10), (500, 1000), (1, 10000)])
 def test_wilson_interval_matches_scipy(successes, total):
     expected = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
-    np.testing.assert_allclose(records.wilson_interval(successes, total), expected, atol=1e-6)
+    low, high = records.wilson_interval(successes, total)
+    np.testing.assert_allclose((low, high), expected, atol=1e-6)
+    assert 0 <= low <= successes / total <= high <= 1
 
 
 def test_the_interval_of_a_stochastic_network_covers_the_truth():
