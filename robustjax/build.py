@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,9 @@ from ml_collections import ConfigDict
 
 from robustjax import attacks, data, defenses, models, objectives
 from robustjax.attacks import losses
+from robustjax.attacks.autoattack import most_passes
 from robustjax.data import augment
+from robustjax.evaluation.runner import CLEAN, Protocol
 from robustjax.training import checkpoint, loop, optim, sharding, state, step
 from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
 
@@ -49,33 +53,32 @@ OBJECTIVES = {
 SCHEDULES = optim.SCHEDULES
 
 
-class Protocol(NamedTuple):
-    """An attack of an evaluation with what its record says of it.
+class Threat(NamedTuple):
+    """What an evaluation defends against, and with what a network has to do it.
 
     Attributes:
-        attack: as `evaluation.runner` takes it; None for clean accuracy.
-        num_steps, num_restarts: of the attack; of the longest part of an ensemble.
-        whole: whether it takes the whole data set at once.
+        norm, epsilon: the ball.
+        num_classes: K.
+        eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
     """
 
-    attack: Callable[..., Any] | None
-    num_steps: int
-    num_restarts: int
-    whole: bool = False
+    norm: str
+    epsilon: float
+    num_classes: int
+    eot_samples: int = 0
 
 
 DEFENSES = tuple(defenses.DEFENSES)
 
 # The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
+CW_MARGIN = partial(losses.margin, confidence=50.0)
 EVALUATION_ATTACKS = {
-    "clean": lambda epsilon, norm: Protocol(None, 0, 0),
-    "fgsm": lambda epsilon, norm: Protocol(partial(attacks.fgsm, epsilon=epsilon, norm=norm), 1, 1),
-    "pgd20": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 20, losses.cross_entropy),
-    "cw": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 30, partial(losses.margin, confidence=50.0)),
-    "pgd100": lambda epsilon, norm: _pgd_protocol(epsilon, norm, 100, losses.cross_entropy),
-    "autoattack": lambda epsilon, norm: Protocol(  # its longest part is Square's 5000 queries
-        partial(attacks.autoattack, epsilon=epsilon, norm=norm, version="standard"), 5000, 1, whole=True
-    ),
+    "clean": lambda threat: CLEAN,
+    "fgsm": lambda threat: _fgsm_protocol(threat),
+    "pgd20": lambda threat: _pgd_protocol(threat, 20, losses.cross_entropy),
+    "cw": lambda threat: _pgd_protocol(threat, 30, CW_MARGIN),
+    "pgd100": lambda threat: _pgd_protocol(threat, 100, losses.cross_entropy),
+    "autoattack": lambda threat: _autoattack_protocol(threat),
 }
 
 
@@ -96,7 +99,7 @@ def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data
 
 
 def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
-    """The network of a config, computing in the config's dtype unless another is given."""
+    """The network of a config as it is trained, computing in the config's dtype unless another is given."""
     own = models.OWN_OPTIONS.get(config.model.name, ())
     options = {option: config.model[option] for option in own if config.model[option] is not None}
     return models.create(
@@ -105,9 +108,14 @@ def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> 
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
         dtype=dtype or config.model.dtype,
-        defense=defense(config),
+        defense=trained_defense(config),
         **options,
     )
+
+
+def guarded(module: Any, defense: defenses.Defense | None) -> Any:
+    """A network with the guards of this defense instead of those that it has."""
+    return module.clone(guards=None if defense is None else defense.guards(module.sites(), module.num_classes))
 
 
 def defense(config: ConfigDict) -> defenses.Defense | None:
@@ -122,6 +130,43 @@ def defense(config: ConfigDict) -> defenses.Defense | None:
             raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
         return None
     return defenses.create(config.defense.name, **options)
+
+
+def trained_defense(config: ConfigDict) -> defenses.Defense | None:
+    """The defense that takes part in training: SAP guards a network that was trained, and validated, without it."""
+    chosen = defense(config)
+    return None if chosen is None or chosen.inference_only else chosen
+
+
+def parsed_defense(text: str) -> tuple[str, defenses.Defense | None]:
+    """A defense as a command line names it, in one spelling, and itself: "sap:fraction=0.5,sampler=bernoulli".
+
+    "none" is the network without any.
+
+    Raises:
+        InputError: the defense or an option is unknown, or a value is out of range.
+
+    Example:
+        >>> parsed_defense("sap:sampler=bernoulli,fraction=0.50")[0]
+        'sap:fraction=0.5,sampler=bernoulli'
+    """
+    name, _, rest = text.partition(":")
+    if name == "none" and not rest:
+        return name, None
+    if name not in defenses.DEFENSES:
+        raise InputError(f"--defense must be none or one of {', '.join(defenses.DEFENSES)}, got {name!r}")
+    known, options = inspect.signature(defenses.DEFENSES[name]).parameters, {}
+    for item in filter(None, rest.split(",")):
+        option, equals, value = item.partition("=")
+        if not equals or option not in known:
+            raise InputError(f"--defense={name}: options look like {'=..., '.join(known)}=..., got {item!r}")
+        kind = type(known[option].default)
+        try:
+            options[option] = kind(value)
+        except ValueError:
+            raise InputError(f"--defense={name}: {option} must be {kind.__name__}, got {value!r}") from None
+    spelling = ",".join(f"{option}={options[option]}" for option in sorted(options))
+    return f"{name}:{spelling}" if options else name, defenses.create(name, **options)
 
 
 def objective(config: ConfigDict) -> objectives.Objective:
@@ -237,7 +282,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             goal,
             training_attack(config, goal),
             transform,
-            defense=defense(config),
+            defense=trained_defense(config),
             augment=augmentation(config),
             ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
             attack_statistics=config.batch_norm.attack,
@@ -267,7 +312,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def evaluation_attacks(names: list[str], *, epsilon: float, norm: str) -> dict[str, Protocol]:
+def evaluation_attacks(names: list[str], threat: Threat) -> dict[str, Protocol]:
     """The attacks of an evaluation by name, in the given order.
 
     Raises:
@@ -276,7 +321,7 @@ def evaluation_attacks(names: list[str], *, epsilon: float, norm: str) -> dict[s
     unknown = [name for name in names if name not in EVALUATION_ATTACKS]
     if unknown or not names:
         raise InputError(f"attacks must be some of {', '.join(EVALUATION_ATTACKS)}, got {', '.join(unknown) or 'none'}")
-    return {name: EVALUATION_ATTACKS[name](epsilon, norm) for name in names}
+    return {name: EVALUATION_ATTACKS[name](threat) for name in names}
 
 
 def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
@@ -287,14 +332,41 @@ def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
     return scaled
 
 
-def _pgd_protocol(epsilon: float, norm: str, num_steps: int, loss) -> Protocol:
-    attack = partial(
+def _fgsm_protocol(threat: Threat) -> Protocol:
+    return _gradient_protocol(attacks.fgsm, threat, num_steps=1, settings={}, options={"epsilon": threat.epsilon})
+
+
+def _pgd_protocol(threat: Threat, num_steps: int, loss: Callable) -> Protocol:
+    return _gradient_protocol(
         attacks.pgd,
-        epsilon=epsilon,
-        step_size=epsilon / 10,
+        threat,
         num_steps=num_steps,
-        norm=norm,
-        random_start=False,
-        loss=loss,
+        settings={"loss": loss, "random_start": False},
+        options={"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
     )
-    return Protocol(attack, num_steps, 1)
+
+
+def _gradient_protocol(
+    attack: Callable, threat: Threat, *, num_steps: int, settings: dict[str, Any], options: dict[str, float]
+) -> Protocol:
+    bound = _bound(attack, norm=threat.norm, eot_samples=threat.eot_samples, **settings)
+    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(threat.eot_samples, 1))
+
+
+def _autoattack_protocol(threat: Threat) -> Protocol:
+    stochastic = threat.eot_samples > 0
+    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": threat.eot_samples}
+    return Protocol(
+        _bound(attacks.autoattack, **settings),
+        {"epsilon": threat.epsilon},
+        num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
+        num_restarts=1,
+        passes=most_passes(num_classes=threat.num_classes, **settings),
+        whole=True,
+    )
+
+
+@functools.cache
+def _bound(attack: Callable, **settings: Any) -> Callable:
+    """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
+    return partial(attack, **settings)

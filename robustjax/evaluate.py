@@ -1,145 +1,239 @@
 """Judges a trained network: `python -m robustjax.evaluate --workdir=DIR [--attacks=clean,fgsm,pgd20,cw,pgd100]`.
 
-Writes DIR/evaluation/<attack>.json, worst_case.json and examples.png, and prints a table. The threat (norm and epsilon)
-is the one of the run's config.
+Writes DIR/evaluation/<attack>.json, worst_case.json and examples.png, and prints a table. `--sweep=epsilon` and
+`--sweep=steps` write sweep_<kind>.json and .png instead. The threat (norm and epsilon) is the one of the run's config.
+Results are stored batch by batch: the same command goes on where it was stopped, and runs nothing again.
+
+`--defense=sap:fraction=0.5` switches a defense without parameters of its own on (or, `--defense=none`, off); what
+comes of it lies in DIR/evaluation/<defense>/.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from robustjax import build, cli, data
 from robustjax import config as config_lib
 from robustjax.analysis import plots
-from robustjax.evaluation import records, runner
+from robustjax.evaluation import network, records, runner, session, sweeps, tables
+from robustjax.evaluation.store import Store, open_store
 from robustjax.training import sharding
 from robustjax.training.checkpoint import Checkpoints
-from robustjax.training.progress import Display
+from robustjax.types import InputError
 
-ATTACKS = flags.DEFINE_list("attacks", "clean,fgsm,pgd20,cw,pgd100", "Attacks, in the order in which they run.")
+ATTACKS = flags.DEFINE_list(
+    "attacks", None, "Attacks, in the order in which they run; by default clean,fgsm,pgd20,cw,pgd100, of a sweep pgd20."
+)
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Judge only the first so many test images.", lower_bound=1)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at a time, over all devices.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of attacks that draw.")
+SWEEP = flags.DEFINE_enum("sweep", None, sweeps.KINDS, "Accuracy against epsilon, or against the steps of an attack.")
+DEFENSE = flags.DEFINE_string("defense", None, "Judge the network with sap or kwta, as in sap:fraction=0.5, or none.")
+EOT_SAMPLES = flags.DEFINE_integer(
+    "eot_samples", None, "Draws over which attacks average a stochastic network; by default 20.", lower_bound=1
+)
+DRAWS = flags.DEFINE_integer(
+    "draws", None, "Fresh draws that judge each image of a stochastic network; by default 10.", lower_bound=1
+)
+PREDICTION_DRAWS = flags.DEFINE_integer(
+    "prediction_draws", None, "Draws whose probabilities one prediction averages; by default 1.", lower_bound=1
+)
 
-NUM_SHOWN = 8
+
+class Judged(NamedTuple):
+    """What is judged, and what all its records say of it.
+
+    Attributes:
+        runner: the network on the test images.
+        threat: against which.
+        dataset: the test images.
+        conditions: of every record.
+        settings: on which every result depends, further to the attack's own.
+        folder: of the records.
+        stores: folder of the batches.
+    """
+
+    runner: runner.Runner
+    threat: build.Threat
+    dataset: data.Dataset
+    conditions: dict[str, Any]
+    settings: dict[str, Any]
+    folder: Path
+    stores: Path
+
+    def store(self, name: str, protocol: runner.Protocol) -> Store:
+        """Where the results of an attack lie."""
+        own = {"attack": records.resolved(protocol), "examples_per_batch": self.runner.unit_size(protocol)}
+        return open_store(self.stores, name, {**self.settings, **own})
 
 
 def main() -> int:
     """Runs the evaluation that the flags describe."""
+    judged = _judged()
+    names = ATTACKS.value or (["pgd20"] if SWEEP.value else ["clean", "fgsm", "pgd20", "cw", "pgd100"])
+    protocols = build.evaluation_attacks(names, judged.threat)
+    try:
+        if SWEEP.value:
+            _sweep(judged, protocols)
+        else:
+            _evaluate(judged, protocols)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the next batch")
+        return 130
+    return 0
+
+
+def _judged() -> Judged:
+    """The network that the flags name, on its test images.
+
+    Raises:
+        InputError: no such run or checkpoint, flags that contradict each other, a defense that the network lacks.
+    """
     workdir = Path(cli.WORKDIR.value)
     config = config_lib.read(workdir)
-    attack = config.attack
-    protocols = build.evaluation_attacks(ATTACKS.value, epsilon=attack.epsilon, norm=attack.norm)
     layout = sharding.layout()
     layout.check_batch_size("--batch_size", BATCH_SIZE.value)
     dataset = build.test_dataset(config, num_examples=NUM_EXAMPLES.value)
+    shape = dataset.images.shape[1:]
 
-    module = build.model(config, dataset.num_classes, dtype="float32")  # whatever it was trained in
+    spelling, defense = build.parsed_defense(DEFENSE.value) if DEFENSE.value else (None, build.defense(config))
+    stochastic = defense is not None and defense.stochastic
+    draws = _of_stochastic(DRAWS, stochastic, 10)
+    prediction_draws = _of_stochastic(PREDICTION_DRAWS, stochastic, 1)
+    threat = build.Threat(
+        config.attack.norm, config.attack.epsilon, dataset.num_classes, _of_stochastic(EOT_SAMPLES, stochastic, 20)
+    )
+
+    # Judged in float32, whatever it was trained in.
+    trained = build.model(config, dataset.num_classes, dtype="float32")
+    module = build.guarded(trained, defense)
+    if DEFENSE.value and defense is not None and not module.guards:
+        raise InputError(f"--defense={DEFENSE.value}: it changes training only, there is nothing to switch on")
+    abstract = jax.eval_shape(build.initial_state(config, trained, shape))
+    needed = jax.eval_shape(build.initial_state(config, module, shape)).judged
+    if jax.tree.structure(needed) != jax.tree.structure(abstract.judged):
+        raise InputError(
+            f"--defense={DEFENSE.value}: the run was trained with {config.defense.name or 'no defense'}, and one of "
+            "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
+        )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.find(CHECKPOINT.value)
-        abstract = jax.eval_shape(build.initial_state(config, module, dataset.images.shape[1:]))
         variables = checkpoints.restore(step, abstract, layout).judged
 
-    run = runner.make_runner(
-        lambda variables, images: module.apply(variables, images, train=False).logits,
-        variables,
-        dataset,
-        epsilon=attack.epsilon,
-        norm=attack.norm,
-        batch_size=BATCH_SIZE.value,
-        layout=layout,
-    )
+    plain = build.plain(config)
     conditions = {
         "dataset": dataset.name,
         "split": "test",
         "seed": SEED.value,
         "checkpoint_step": step,
+        "weights": network.digest(variables),
         "batch_norm": "running statistics",
+        "defense": spelling or config.defense.name,
+        **({"eot_samples": threat.eot_samples, "prediction_draws": prediction_draws} if stochastic else {}),
         **records.conditions(),
-        "config": build.plain(config),
     }
-    outcomes, entries = {}, []
-    with Display("judging", total=run.num_batches * len(protocols)) as display:
-        for i, (name, protocol) in enumerate(protocols.items()):
-            display.update(i * run.num_batches, name)
-            outcome = run(
-                protocol.attack,
-                jax.random.fold_in(jax.random.key(SEED.value), i),
-                whole=protocol.whole,
-                progress=lambda done, i=i, name=name: display.update(i * run.num_batches + done, name),
-            )
-            entry = records.record(
-                name,
-                outcome.robust,
-                norm=attack.norm,
-                epsilon=attack.epsilon,
-                num_steps=protocol.num_steps,
-                num_restarts=protocol.num_restarts,
-                seconds=outcome.seconds,
-                conditions=conditions,
-            )
-            records.write(workdir, [entry])
-            outcomes[name] = outcome
-            entries.append(entry)
-    entries.append(records.worst_case(entries))
-    records.write(workdir, entries[-1:])
-    _print_table(entries)
-    picture = _save_picture(workdir, dataset, outcomes, entries[:-1])
-    print(f"records: {workdir / 'evaluation'}" + (f"; picture: {picture}" if picture else ""))
-    return 0
-
-
-def _print_table(entries: list[dict]) -> None:
-    first = entries[0]
-    table = Table(
-        title=(
-            f"{first['config']['model']['name']} on {first['num_examples']:,} test images of {first['dataset']}, "
-            f"{first['norm']} epsilon {first['epsilon']:.4g}, checkpoint of step {first['checkpoint_step']:,}"
-        )
+    settings = {name: value for name, value in conditions.items() if name not in ("commit", "versions", "hardware")}
+    settings |= {
+        "batch_size": BATCH_SIZE.value,
+        "draws": draws,
+        "norm": threat.norm,
+        "model": plain["model"],
+        "trained_defense": plain["defense"],
+        "jax": conditions["versions"]["jax"],
+        "device": conditions["hardware"]["device"],
+    }
+    run = runner.make_runner(
+        network.logits_fn(module, stochastic=stochastic, prediction_draws=prediction_draws),
+        variables,
+        dataset,
+        epsilon=threat.epsilon,
+        norm=threat.norm,
+        batch_size=BATCH_SIZE.value,
+        layout=layout,
+        draws=draws,
     )
-    for heading in ("attack", "steps", "accuracy", "95 % interval", "seconds"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for entry in entries:
-        low, high = entry["interval_95"]
-        table.add_row(
-            entry["attack"].replace("_", " "),
-            str(entry["num_steps"]) if entry["attack"] != "worst_case" else "",
-            f"{entry['accuracy']:.2%}",
-            f"{low:.2%} to {high:.2%}",
-            f"{entry['seconds']:.1f}",
-            end_section=entry is entries[-2],
-        )
-    Console().print(table)
+    stores = workdir / "evaluation" / "batches"
+    folder = workdir / "evaluation" / (spelling or "")
+    return Judged(run, threat, dataset, {**conditions, "config": plain}, settings, folder, stores)
 
 
-def _save_picture(workdir: Path, dataset: data.Dataset, outcomes: dict, entries: list[dict]) -> Path | None:
+def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> int:
+    """A flag that only stochastic networks have; 0 for others."""
+    if not stochastic and flag.value is not None:
+        raise InputError(f"--{flag.name}: the network is deterministic, and has no draws; leave the flag out")
+    return (flag.value or default) if stochastic else 0
+
+
+def _evaluate(judged: Judged, protocols: dict[str, runner.Protocol]) -> None:
+    tasks = [session.Task(name, protocol, judged.store(name, protocol)) for name, protocol in protocols.items()]
+    threat = {"norm": judged.threat.norm, "epsilon": judged.threat.epsilon}
+    outcomes, entries = [], []
+    for task, outcome in zip(tasks, session.outcomes(judged.runner, tasks, seed=SEED.value), strict=True):
+        outcomes.append(outcome)
+        entries.append(records.record(task.name, task.protocol, outcome, conditions=judged.conditions, **threat))
+        records.write(judged.folder, task.name, entries[-1])
+    entries.append(records.worst_case(entries))
+    records.write(judged.folder, "worst_case", entries[-1])
+    tables.print_records(entries)
+    picture = _save_picture(judged, entries[:-1], outcomes)
+    print(f"records: {judged.folder}" + (f"; picture: {picture}" if picture else ""))
+
+
+def _save_picture(judged: Judged, entries: Sequence[dict[str, Any]], outcomes: Sequence[runner.Outcome]) -> Path | None:
     """The first images under the attack that the network fares worst against; None where nothing attacked."""
-    attacks = [entry for entry in entries if entry["num_steps"] > 0]
+    attacks = [pair for pair in zip(entries, outcomes, strict=True) if pair[0]["num_steps"] > 0]
     if not attacks:
         return None
-    worst = min(attacks, key=lambda entry: entry["accuracy"])
-    outcome = outcomes[worst["attack"]]
-    path = workdir / "evaluation" / "examples.png"
-    shown = slice(min(NUM_SHOWN, len(outcome.adversarial)))
+    worst, outcome = min(attacks, key=lambda pair: pair[0]["accuracy"])
+    shown = slice(len(outcome.adversarial))
+    path = judged.folder / "examples.png"
     plots.save_examples(
         path,
-        dataset.images[shown] / np.float32(255),
-        outcome.adversarial[shown],
+        np.asarray(data.to_float(judged.dataset.images[shown])),
+        outcome.adversarial,
         outcome.clean_predictions[shown],
         outcome.predictions[shown],
-        dataset.labels[shown],
-        label_names=dataset.label_names,
+        judged.dataset.labels[shown],
+        label_names=judged.dataset.label_names,
         title=f"{worst['attack']}, {worst['norm']} epsilon {worst['epsilon']:.4g}: {worst['accuracy']:.1%} robust",
         epsilon=worst["epsilon"],
     )
     return path
+
+
+def _sweep(judged: Judged, protocols: dict[str, runner.Protocol]) -> None:
+    kind, threat = SWEEP.value, judged.threat
+    shape = judged.dataset.images.shape[1:]
+    swept = sweeps.points(kind, protocols, epsilon=threat.epsilon, norm=threat.norm, image_shape=shape)
+    tasks = [session.Task(point.attack, point.protocol, judged.store(point.attack, point.protocol)) for point in swept]
+    outcomes = list(session.outcomes(judged.runner, tasks, seed=SEED.value))
+    conditions = {"norm": threat.norm, "epsilon": threat.epsilon, **judged.conditions}
+    sweep = sweeps.summary(kind, swept, outcomes, num_classes=threat.num_classes, conditions=conditions)
+    records.write(judged.folder, f"sweep_{kind}", sweep)
+    tables.print_sweep(sweep)
+    picture = judged.folder / f"sweep_{kind}.png"
+    curves = {name: [] for name in protocols}
+    for point, entry in zip(swept, sweep["points"], strict=True):
+        curves[point.attack].append((point.at, entry["accuracy"], *entry["interval_95"]))
+    plots.save_sweep(
+        picture,
+        curves,
+        quantity=kind,
+        marked=threat.epsilon if kind == "epsilon" else None,
+        chance=sweep["chance"],
+        title=(
+            f"{sweep['config']['model']['name']} on {len(judged.dataset.labels):,} test images of "
+            f"{judged.dataset.name}, {threat.norm}" + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
+        ),
+    )
+    print(f"sweep: {judged.folder / f'sweep_{kind}.json'}; picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,11 +108,85 @@ def test_an_evaluation_writes_records_a_table_and_a_picture(trained):
         assert (record["norm"], record["epsilon"]) == ("linf", 0.2)
         assert record["versions"]["jax"] and record["hardware"]["platform"] == "cpu"
         assert record["config"]["attack"]["num_steps"] == 2
+        assert record["weights"] == records["clean"]["weights"] and record["source"]
     flags = [records[name]["robust"] for name in ("clean", "fgsm", "pgd20", "cw")]
     assert records["worst_case"]["robust"] == [all(row) for row in zip(*flags, strict=True)]
     assert records["pgd20"]["num_steps"] == 20 and records["pgd20"]["accuracy"] <= records["clean"]["accuracy"]
     assert (folder / "examples.png").read_bytes().startswith(b"\x89PNG")
+    assert records["cw"]["settings"]["loss"] == {"function": "margin", "confidence": 50.0}
     assert "worst case" in done.stdout and "examples.png" in done.stdout
+    assert done.stdout.startswith("estimated time for what is left: ")
+
+
+def evaluation(workdir):
+    """The records of a run without what may differ from one time to the next."""
+    found = {path.stem: json.loads(path.read_text()) for path in (workdir / "evaluation").glob("*.json")}
+    return {name: {k: v for k, v in record.items() if k != "seconds"} for name, record in found.items()}
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_the_next_batch_and_ends_the_same(trained, tmp_path):
+    workdirs = [tmp_path / "killed", tmp_path / "whole"]
+    for workdir in workdirs:
+        shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("evaluation"))
+    flags = ["--attacks=clean,fgsm,pgd100", "--batch_size=6"]
+    stored = lambda: {path: path.stat().st_mtime_ns for path in workdirs[0].rglob("*.batch")}  # noqa: E731
+    process = subprocess.Popen(
+        command("evaluate", *flags, f"--workdir={workdirs[0]}"),
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(stored()) < 70 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    before = stored()
+    assert 70 <= len(before) < 180
+    done = [run("evaluate", *flags, f"--workdir={workdir}") for workdir in workdirs]
+    assert all(one.returncode == 0 and one.stderr == "" for one in done), done[0].stderr + done[1].stderr
+    assert " of 180 batches are there" in done[0].stdout and "are there" not in done[1].stdout
+    assert before.items() <= stored().items() and len(stored()) == 180  # nothing was run again
+    assert evaluation(workdirs[0]) == evaluation(workdirs[1])
+
+
+def test_a_sweep_writes_its_points_and_a_picture(trained):
+    flags = ["--sweep=epsilon", "--attacks=pgd20,fgsm", "--num_examples=60"]
+    done = run("evaluate", f"--workdir={trained}", *flags)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    sweep = json.loads((trained / "evaluation" / "sweep_epsilon.json").read_text())
+    assert {point["attack"] for point in sweep["points"]} == {"pgd20", "fgsm"} and len(sweep["points"]) == 18
+    assert [point["epsilon"] for point in sweep["points"][:5]] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert all(point["num_examples"] == 60 and len(point["interval_95"]) == 2 for point in sweep["points"])
+    assert sweep["points"][0]["accuracy"] >= sweep["points"][8]["accuracy"] and sweep["chance"] == 0.1
+    assert (trained / "evaluation" / "sweep_epsilon.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_defense_is_switched_on_for_a_network_trained_without_it(trained):
+    before = evaluation(trained)
+    flags = ["--defense=sap:sampler=bernoulli,fraction=0.3", "--attacks=fgsm", "--num_examples=60"]
+    done = run("evaluate", f"--workdir={trained}", *flags, "--eot_samples=2", "--draws=4")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert evaluation(trained) == before
+    record = json.loads((trained / "evaluation" / "sap:fraction=0.3,sampler=bernoulli" / "fgsm.json").read_text())
+    assert (record["num_draws"], record["eot_samples"], record["prediction_draws"]) == (4, 2, 1)
+    assert record["settings"]["eot_samples"] == 2 and record["defense"] == "sap:fraction=0.3,sampler=bernoulli"
+    right = record["right_draws"]
+    assert record["accuracy"] == pytest.approx(sum(right) / 240) and 0 < sum(right) < 240
+    assert record["robust"] == [count > 2 for count in right] and record["num_examples"] == 60
+    assert record["worst_of_draws"] <= record["accuracy"] and "majority" in done.stdout
+
+
+def test_a_config_with_sap_trains_the_plain_network_and_is_judged_with_it(trained, tmp_path):
+    flags = ["--config.defense.name=sap", "--config.defense.sampler=bernoulli"]
+    done = run("train", *SMALL, *flags, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path) == read_metrics(trained)
+    flags = ["--attacks=clean", "--num_examples=60", "--draws=3", "--prediction_draws=2"]
+    assert run("evaluate", *flags, f"--workdir={tmp_path}").returncode == 0
+    record = json.loads((tmp_path / "evaluation" / "clean.json").read_text())
+    assert (record["defense"], record["num_draws"], record["prediction_draws"]) == ("sap", 3, 2)
 
 
 def test_a_finished_run_is_not_trained_again(trained):
@@ -205,6 +280,9 @@ def test_batches_that_the_devices_cannot_share_are_refused(tmp_path):
         (["--checkpoint=7"], "got '7'"),
         (["--num_examples=361"], "361"),
         (["--num_examples=0"], "num_examples"),
+        (["--sweep=steps", "--attacks=fgsm"], "fgsm has no num_steps"),
+        (["--defense=cas"], "trained with no defense, and one of the two has trained parameters"),
+        (["--draws=3"], "the network is deterministic"),
     ],
     ids=str,
 )

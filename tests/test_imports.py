@@ -71,7 +71,8 @@ def test_flax_stays_in_models_and_defenses():
 
 def test_importing_everything_loads_no_tensorflow_and_starts_no_backend():
     program = (
-        "import robustjax.train, robustjax.evaluate, robustjax.report, robustjax.data, robustjax.interop.__main__, sys; "
+        "import robustjax.train, robustjax.evaluate, robustjax.report, robustjax.data, sys; "
+        "import robustjax.interop.__main__; "
         "from jax._src import xla_bridge as bridge; assert not bridge.backends_are_initialized(); "
         "found = {name.split('.')[0] for name in sys.modules} & {'tensorflow', 'clu'}; assert not found, found"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,4 +55,49 @@ def save_examples(
                 guess = predicted[name][i]
                 colour = "tab:green" if guess == labels[i] else "tab:red"
                 axis.set_title(label_names[guess][:MAX_NAME], fontsize=9, color=colour, pad=3)
+    figure.savefig(path)
+
+
+def save_sweep(
+    path: str | Path,
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    quantity: str,
+    marked: float | None,
+    chance: float,
+    title: str,
+) -> None:
+    """Accuracy against a strength of attack as a PNG, with intervals and the level of chance.
+
+    Args:
+        path: of the PNG.
+        curves: attack's name -> points (strength, accuracy, lower and upper end of the interval), by rising strength.
+        quantity: what the strength is.
+        marked: the strength at which the network is judged otherwise, up to which the axis is linear; or None. It is
+            logarithmic from there on.
+        chance: accuracy of guessing.
+        title: above everything.
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=130, layout="constrained")
+    axis = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        at, accuracy, low, high = np.array(points, np.float64).T
+        axis.fill_between(at, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+        axis.errorbar(at, accuracy, (accuracy - low, high - accuracy), fmt="o-", markersize=4, capsize=3, label=name)
+    axis.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance ({chance:.0%})")
+    if marked is not None:
+        axis.axvline(marked, color="grey", linestyle=":", linewidth=1, label=f"{quantity} of the run ({marked:.4g})")
+    if marked is None:
+        axis.set_xscale("log")
+    else:
+        axis.set_xscale("symlog", linthresh=marked, linscale=0.6)
+        axis.set_xlim(left=0.0)
+    axis.set_xticks(at, [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in at], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel(quantity)
+    axis.set_ylabel("accuracy, with 95 % intervals")
+    axis.set_ylim(-0.02, 1.02)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,11 @@ class Stage(NamedTuple):
     chunk: int
     cost: int
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of all its runs."""
+        return self.cost * self.search.num_steps * self.num_targets * self.num_restarts
+
 
 def autoattack(
     logits_fn: LogitsFn,
@@ -80,7 +85,8 @@ def autoattack(
     batch_size: int | None = None,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int | None = None,
-    progress: bool = False,
+    sharding: jax.sharding.NamedSharding | None = None,
+    progress: bool | Callable[[str, float, int], None] = False,
 ) -> AutoAttackResult:
     """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack sees only what survived those before.
 
@@ -103,11 +109,15 @@ def autoattack(
             restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient, loss and
             acceptance; or a list of attacks' names. In l1 apgd-ce restarts five times and apgd-t takes five targets, as
             published.
-        batch_size: images at a time; by default 512, and 64 on a CPU, whose caches hold no more.
+        batch_size: images at a time, over all devices; by default 512 on each, and 64 on a CPU, whose caches hold no
+            more.
         bounds: box of valid pixels.
         eot_samples: for stochastic networks outside "rand". An image is then broken where more than half of as many
             fresh draws are misclassified.
-        progress: show a bar with the images left, the accuracy so far and the time to go.
+        sharding: how the leading axis of a batch is split between devices, which divide batch_size; by default one
+            device does it all. Weights in a `Partial` are copied to each.
+        progress: show a bar with the images left, the accuracy so far and the time to go; or a function that is told
+            the attack's name, the share of the work that is done, at least, and the number of images left.
 
     Returns:
         An `AutoAttackResult` of NumPy arrays.
@@ -132,29 +142,54 @@ def autoattack(
         )
     if eot_samples is None:
         eot_samples = RAND_EOT_SAMPLES if version == "rand" else 0
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    default = DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE
-    sizes = _sizes(batch_size or default)
+    num_devices = 1 if sharding is None else sharding.num_devices
+    batch_size = default_batch_size() * num_devices if batch_size is None else batch_size
+    if batch_size < 1 or batch_size % num_devices:
+        devices = "" if num_devices == 1 else f" and a multiple of the {num_devices} devices"
+        raise InputError(f"batch_size: expected at least 1{devices}, got {batch_size}")
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
-    run = _Run(network, key, images, labels, epsilon, norm, bounds, eot_samples, sizes)
+    if sharding is not None:
+        network = jax.device_put(network, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    sizes = _sizes(batch_size, num_devices)
+    run = _Run(network, key, images, labels, epsilon, norm, bounds, eot_samples, sizes, sharding)
     robust, targets = run.classify()
     if np.min(labels) < 0 or np.max(labels) > len(targets):
         given = f"{np.min(labels)} to {np.max(labels)}"
         raise InputError(f"labels: expected classes 0 to {len(targets)}, as there are logits, got {given}")
     adversarial, by_attack = images.copy(), {}
     stages = {name: _stage(name, norm, version, bounds, eot_samples, targets.shape[0]) for name in names}
-    costs = [stage.cost * stage.search.num_steps * stage.num_targets * stage.num_restarts for stage in stages.values()]
-    with Bar(enabled=progress, num_images=len(images)) as bar:
+    costs = [stage.passes for stage in stages.values()]
+    most = sum(costs) * int(robust.sum())
+    with Bar(enabled=progress is True, num_images=len(images)) as bar:
         for i, (name, stage) in enumerate(stages.items()):
             later = sum(costs[i + 1 :])
             attack = run.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, np.flatnonzero(robust))
             for broken, points, left in attack:
                 robust[broken] = False
                 adversarial[broken] = points
-                bar.update(name, left=left * stage.cost + later * int(robust.sum()), robust=int(robust.sum()))
+                count = int(robust.sum())
+                work = left * stage.cost + later * count
+                bar.update(name, left=work, robust=count)
+                if callable(progress):
+                    progress(name, 1.0 - work / most, count)
             by_attack[name] = robust.copy()
     return AutoAttackResult(adversarial, robust, by_attack)
+
+
+def default_batch_size() -> int:
+    """Images at a time on one device, if a caller does not say."""
+    return DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE
+
+
+def most_passes(*, norm: str, version: str, num_classes: int, eot_samples: int = 0) -> int:
+    """Forward passes that an image costs which withstands everything, a gradient counting as two further ones.
+
+    Example:
+        >>> most_passes(norm="linf", version="standard", num_classes=10)
+        11630
+    """
+    stages = [_stage(name, norm, version, (0.0, 1.0), eot_samples, num_classes - 1) for name in VERSIONS[version]]
+    return sum(stage.passes for stage in stages)
 
 
 class _Run(NamedTuple):
@@ -169,6 +204,7 @@ class _Run(NamedTuple):
     bounds: geometry.Bounds
     eot_samples: int
     sizes: tuple[int, ...]
+    sharding: jax.sharding.NamedSharding | None
 
     def classify(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images are correctly classified as they are [N], and their likeliest wrong classes [R, N]."""
@@ -176,9 +212,8 @@ class _Run(NamedTuple):
         for start in range(0, len(self.images), self.sizes[0]):
             rows = np.arange(start, min(start + self.sizes[0], len(self.images)))
             padded = np.resize(rows, _fitting(len(rows), self.sizes))
-            wrong, ranked = _classify(
-                self.network, self._key("clean"), self.images[padded], self.labels[padded], eot_samples=self.eot_samples
-            )
+            batch = self._split((self.images[padded], self.labels[padded]))
+            wrong, ranked = _classify(self.network, self._key("clean"), *batch, eot_samples=self.eot_samples)
             correct.append(~np.asarray(wrong)[: len(rows)])
             targets.append(np.asarray(ranked)[:, : len(rows)])
         return np.concatenate(correct), np.concatenate(targets, axis=1)
@@ -209,11 +244,9 @@ class _Run(NamedTuple):
             rows_of = (at, self.images[at], self.labels[at], targets[run // stage.num_restarts, at], self.epsilon[at])
             if state is None:
                 state, fresh = _blank(stage.search, *rows_of[1:]), np.ones(size, bool)
+            rows_of, *changing = self._split((rows_of, run, run % stage.num_restarts, state, fresh))
             started = time.perf_counter()
-            state = _advance(
-                stage.search, self.network, key, *rows_of, run, run % stage.num_restarts, state, fresh, stage.chunk,
-                np.int32(looks),
-            )  # fmt: skip
+            state = _advance(stage.search, self.network, key, *rows_of, *changing, stage.chunk, np.int32(looks))
             looks += 1
             fresh = np.zeros(size, bool)
             share, over = np.asarray(state.best.share), np.asarray(state.count) >= num_steps
@@ -236,6 +269,10 @@ class _Run(NamedTuple):
             occupant[gone], run[gone] = -1, 0
             left = (len(waiting) * num_runs + int((num_runs - run)[occupant >= 0].sum())) * num_steps
             yield indices, np.asarray(state.best.images)[broken] if broken.any() else self.images[:0], left
+
+    def _split(self, tree: Any) -> Any:
+        """Arrays [B, ...] shared by the devices."""
+        return tree if self.sharding is None else jax.device_put(tree, self.sharding)
 
     def _key(self, purpose: str) -> Key:
         return jax.random.fold_in(self.key, {"clean": 101, "verify": 102}[purpose])
@@ -335,12 +372,13 @@ def _stage(
     return Stage(search, 1, restarts, chunk=10, cost=3 * passes)
 
 
-def _sizes(largest: int) -> tuple[int, ...]:
-    """Batch sizes, falling."""
-    sizes = [largest]
-    while sizes[-1] > SMALLEST_BATCH:
-        sizes.append(max(-(-sizes[-1] // SHRINK), SMALLEST_BATCH))
-    return tuple(sizes)
+def _sizes(largest: int, num_devices: int) -> tuple[int, ...]:
+    """Batch sizes, falling, that the devices can share."""
+    least = -(-SMALLEST_BATCH // num_devices)
+    sizes = [largest // num_devices]
+    while sizes[-1] > least:
+        sizes.append(max(-(-sizes[-1] // SHRINK), least))
+    return tuple(size * num_devices for size in sizes)
 
 
 def _fitting(count: int, sizes: tuple[int, ...]) -> int:

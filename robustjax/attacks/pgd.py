@@ -132,7 +132,7 @@ def pgd(
         labels: integers [B], or whatever `loss` takes.
         epsilon: radius of the ball, a number >= 0 or one per example [B].
         step_size: length of a step in the same norm, a number or one per example.
-        num_steps: gradient steps of a restart.
+        num_steps: gradient steps of a restart; may be traced, which compiles once for all numbers.
         norm: "linf", "l2" or "l1".
         random_start: True starts uniformly in the ball, False at the image, "gaussian" at x + 0.001 N(0, 1) as TRADES.
         num_restarts: independent starts. Each example keeps the restart with the highest (misclassified share, loss).
@@ -162,7 +162,7 @@ def pgd(
         ("num_restarts", num_restarts, 1),
         ("eot_samples", eot_samples, 0),
     ):
-        if value < least:
+        if not isinstance(value, jax.core.Tracer) and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if random_start not in (True, False, "gaussian"):
         raise ValueError(f"random_start must be True, False or 'gaussian', got {random_start!r}")

@@ -95,6 +95,7 @@ class Defense(NamedTuple):
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.
         joint: whether the heads take part in all that the network's own logits do, so that the training attack climbs
             `loss` too; otherwise it climbs its term of the network's own logits.
+        inference_only: whether it guards networks that were trained without it.
         stochastic: whether inference draws from the rng stream "defense"; attacks then average over draws.
         gradient: where the forward pass is not differentiable, is detached or saturates, and what `surrogate` does.
         mode: of the guards that `guards` returns.
@@ -109,6 +110,7 @@ class Defense(NamedTuple):
     tracker: Tracker | None = None
     heads: tuple[str, ...] = ()
     joint: bool = False
+    inference_only: bool = False
     stochastic: bool = False
     mode: Mode = "active"
 

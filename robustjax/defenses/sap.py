@@ -121,6 +121,7 @@ def defense(*, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Defen
         role="activation",
         build=lambda sites, num_classes, mode: {site: SAP(fraction, sampler, mode) for site in sites},
         gradient="mask and scale are random constants; the surrogate passes the gradient on as the identity does",
+        inference_only=True,
         stochastic=True,
     )
 

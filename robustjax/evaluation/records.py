@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from robustjax.evaluation.runner import GIVEN_TO_DRIVERS, Outcome, Protocol
+from robustjax.evaluation.store import write_durably
 from robustjax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def wilson_interval(successes: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tuple[float, float]:
     r"""The 95 % interval of a proportion (Wilson 1927), which unlike the usual one holds at 0 and 1.
 
     .. math:: \frac{\hat p + z^2 / 2n \pm z \sqrt{\hat p (1 - \hat p) / n + z^2 / 4 n^2}}{1 + z^2 / n}
 
     Args:
-        successes: in 0..total.
+        successes: in [0, total].
         total: at least 1.
         z: standard normal quantile of the wanted level.
 
@@ -39,68 +44,123 @@ def wilson_interval(successes: int, total: int, *, z: float = 1.959964) -> tuple
     scale = 1 + z**2 / total
     middle = (share + z**2 / (2 * total)) / scale
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / scale
-    # At 0 and 1 the formula's ends are exact; rounding must not move them out of [0, 1].
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 the formula's ends are exact; rounding must move them neither out of [0, 1] nor past the share itself.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
+def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
+    """What follows from how often a network was right: accuracy, interval, and a flag for each example.
+
+    The network of `num_draws` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which it
+    is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
+    variance of a share is at most that of a coin with the same mean, hence it holds with 95 % at least. Beside it stand
+    the accuracies of the majority vote (`robust`: right in more than half of the draws) and of the worst draw.
+
+    Args:
+        right: int [N], in how many draws.
+        num_draws: of each example.
+
+    Example:
+        >>> values = figures(np.array([10, 6, 0, 0]), 10)
+        >>> values["accuracy"], values["majority_vote"], values["worst_of_draws"], values["robust"]
+        (0.4, 0.5, 0.25, [True, True, False, False])
+    """
+    total = len(right)
+    robust, accuracy = 2 * right > num_draws, float(right.sum() / (num_draws * total))
+    of_draws = {
+        "num_draws": num_draws,
+        "majority_vote": float(robust.mean()),
+        "majority_vote_interval_95": wilson_interval(int(robust.sum()), total),
+        "worst_of_draws": float((right == num_draws).mean()),
+        "worst_of_draws_interval_95": wilson_interval(int((right == num_draws).sum()), total),
+        "right_draws": right.tolist(),
+    }
+    return {
+        "num_examples": total,
+        "accuracy": accuracy,
+        "interval_95": wilson_interval(accuracy * total, total),
+        "interval_method": "Wilson, over examples",
+        **(of_draws if num_draws > 1 else {}),
+        "robust": robust.tolist(),
+    }
 
 
 def record(
-    attack: str,
-    robust: np.ndarray,
-    *,
-    norm: str,
-    epsilon: float,
-    num_steps: int,
-    num_restarts: int,
-    seconds: float,
-    conditions: dict[str, Any],
+    attack: str, protocol: Protocol, outcome: Outcome, *, norm: str, epsilon: float, conditions: dict[str, Any]
 ) -> dict[str, Any]:
     """One attack's outcome as plain data.
 
     Args:
         attack: its name.
-        robust: bool [N], in data-set order: still classified correctly.
+        protocol, outcome: what ran, and what came of it.
         norm, epsilon: the threat.
-        num_steps, num_restarts: of the attack.
-        seconds: wall time, compilation included.
         conditions: what all records of an evaluation share (`conditions`, and what the caller adds).
     """
-    correct, total = int(robust.sum()), len(robust)
+    by_attack = {name: float(flags.mean()) for name, flags in outcome.by_attack.items()}
     return {
         "attack": attack,
         "norm": norm,
         "epsilon": epsilon,
-        "num_steps": num_steps,
-        "num_restarts": num_restarts,
-        "num_examples": total,
-        "accuracy": correct / total,
-        "interval_95": wilson_interval(correct, total),
-        "seconds": round(seconds, 3),
+        "num_steps": protocol.num_steps,
+        "num_restarts": protocol.num_restarts,
+        "settings": resolved(protocol),
+        "seconds": round(outcome.seconds, 3),
         **conditions,
-        "robust": [bool(flag) for flag in robust],
+        **({"by_attack": by_attack} if by_attack else {}),
+        **figures(outcome.right, outcome.num_draws),
     }
 
 
 def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of an adversary who picks the best attack for each example: robust where it is against every one."""
-    robust = np.logical_and.reduce([record["robust"] for record in records])
-    correct, total = int(robust.sum()), len(robust)
+    """The record of an adversary who picks the best attack for each example: robust where it is against every one.
+
+    Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
+    """
+    num_draws = records[0].get("num_draws", 1)
+    right = np.min([record["right_draws" if num_draws > 1 else "robust"] for record in records], axis=0).astype(int)
+    shared = {name: value for name, value in records[0].items() if name not in ("settings", "by_attack")}
     return {
-        **records[0],
+        **shared,
         "attack": "worst_case",
         "attacks": [record["attack"] for record in records],
         "num_steps": max(record["num_steps"] for record in records),
         "num_restarts": max(record["num_restarts"] for record in records),
-        "accuracy": correct / total,
-        "interval_95": wilson_interval(correct, total),
         "seconds": round(sum(record["seconds"] for record in records), 3),
-        "robust": [bool(flag) for flag in robust],
+        **figures(right, num_draws),
     }
+
+
+def resolved(protocol: Protocol) -> dict[str, Any]:
+    """Every setting of a protocol by name, defaults included, as JSON can hold it.
+
+    Example:
+        >>> def attack(logits_fn, key, images, labels, *, epsilon, num_steps=10, loss=abs): ...
+        >>> resolved(Protocol(attack, {"epsilon": 0.5}))
+        {'attack': 'attack', 'num_steps': 10, 'loss': 'abs', 'epsilon': 0.5}
+    """
+    return {} if protocol.attack is None else _resolved(protocol.attack, "attack", dict(protocol.options))
+
+
+def _resolved(function: Callable[..., Any], kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(function, functools.partial):
+        return _resolved(function.func, kind, {**function.keywords, **given})
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    settings = {name: value for name, value in {**defaults, **given}.items() if name not in GIVEN_TO_DRIVERS}
+    return {kind: function.__name__, **{name: _plain(value) for name, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        return _resolved(value, "function", {})
+    return value.__name__ if callable(value) else value
 
 
 def conditions() -> dict[str, Any]:
     """Source, versions and hardware of this process."""
     return {
         "commit": _commit(),
+        "source": source_digest(),
         "versions": {
             "robustjax": __version__,
             "python": platform.python_version(),
@@ -116,14 +176,19 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def write(workdir: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Each record to `workdir/evaluation/<attack>.json`, whole or not at all."""
-    folder = Path(workdir) / "evaluation"
-    folder.mkdir(exist_ok=True)
-    for entry in records:
-        part = folder / f"{entry['attack']}.json.part"
-        part.write_text(json.dumps(entry) + "\n")
-        part.replace(folder / f"{entry['attack']}.json")
+def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
+    """A record to `folder/<name>.json`, whole or not at all."""
+    write_durably(Path(folder) / f"{name}.json", json.dumps(record).encode() + b"\n")
+
+
+@functools.cache
+def source_digest() -> str:
+    """A checksum of this package's source: results of other code are other results, whatever its version says."""
+    sha = hashlib.sha256()
+    root = Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")):
+        sha.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def _commit() -> str | None:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display(contextlib.AbstractContextManager):
-    """A progress bar over `total` units of work, and lines above it."""
+    """A progress bar over `total` units of work, counted or as a percentage, and lines above it."""
 
-    def __init__(self, title: str, *, total: int, done: int = 0):
+    def __init__(self, title: str, *, total: float, done: float = 0, counted: bool = True):
         console = Console()
         self._terminal = console.is_terminal
         self._progress = Progress(
             TextColumn(title),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            MofNCompleteColumn() if counted else TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(compact=True),
@@ -35,7 +43,7 @@ class Display(contextlib.AbstractContextManager):
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def update(self, done: int, status: str) -> None:
+    def update(self, done: float, status: str) -> None:
         """Moves the bar."""
         self._progress.update(self._task, completed=done, status=status)
 

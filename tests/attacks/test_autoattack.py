@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax.attacks import autoattack
 from robustjax.attacks import verify as verify_lib
@@ -117,6 +118,24 @@ def test_results_do_not_depend_on_the_batch_size(key):
     for name in large.by_attack:
         np.testing.assert_array_equal(small.by_attack[name], large.by_attack[name])
     np.testing.assert_allclose(small.images, large.images, atol=1e-5)
+
+
+def test_devices_share_the_batches_and_change_nothing(key):
+    labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
+    attack = partial(autoattack, toys.smooth, key, toys.IMAGES, labels, epsilon=0.03, version=["apgd-t", "square"])
+    alone, seen = attack(batch_size=16), []
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    shared = attack(batch_size=16, sharding=split, progress=lambda *report: seen.append(report))
+    assert 0 < alone.robust.sum() < 16
+    for name in alone.by_attack:
+        np.testing.assert_array_equal(shared.by_attack[name], alone.by_attack[name])
+    np.testing.assert_allclose(shared.images, alone.images, atol=1e-5)
+    names, done, robust = zip(*seen, strict=True)
+    assert names[0] == "apgd-t" and (names[-1], robust[-1]) == ("square", alone.robust.sum())
+    assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
+    with pytest.raises(InputError, match="multiple of the 4 devices, got 6"):
+        attack(batch_size=6, sharding=split)
 
 
 def test_a_broken_image_costs_nothing_more(key):
