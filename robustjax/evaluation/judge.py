@@ -136,7 +136,9 @@ def judge(
         raise InputError(f"epsilon: expected a number, got shape {list(np.shape(epsilon))}")
     flags: dict[str, Flag] = {}
     flags["randomness"] = _randomness(logits_fn, key, jnp.asarray(images[:NUM_REPEATED]), hints.stochastic)
-    direct, trouble = _differentiable(logits_fn, images[:1], (key,) if hints.stochastic else ())
+    keys = (key,) if hints.stochastic else ()
+    _check(hints, logits_fn, images[:2], keys)
+    direct, trouble = _differentiable(logits_fn, images[:1], keys)
     trial = Trial(
         Networks(
             direct,
@@ -205,6 +207,21 @@ def _partial(network: Any) -> Any:
     if network is None or isinstance(network, jax.tree_util.Partial):
         return network
     return jax.tree_util.Partial(network)
+
+
+def _check(hints: Hints, logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> None:
+    """The shapes of what was declared."""
+    expected = jax.eval_shape(lambda points: probes.float_logits(logits_fn(points, *keys)), images).shape
+    for name, network in hints._asdict().items():
+        if name == "stochastic" or network is None:
+            continue
+        outputs = jax.eval_shape(network, images, *keys)
+        shape = getattr(getattr(outputs, "logits", outputs), "shape", ())
+        if name == "auxiliary_fn" and not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
+            wanted = f"logits [S, B, K] with B = {expected[0]} and K = {expected[1]}"
+            raise InputError(f"auxiliary_fn: expected {wanted}, got shape {list(shape)}")
+        if name != "auxiliary_fn" and shape != expected:
+            raise InputError(f"{name}: expected logits {list(expected)} as of logits_fn, got shape {list(shape)}")
 
 
 def _randomness(logits_fn: LogitsFn, key: Key, images: Array, stochastic: bool) -> Flag:
@@ -296,7 +313,7 @@ def _convergence(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
     everything = trial.whole_box()
     unbounded = trial.apgd("unbounded", rows, epsilon=everything, view="direct", loss="ce")
     unbounded |= trial.targeted("unbounded", rows[~unbounded[rows]], view="direct", epsilon=everything)
-    flags["unbounded_attack_fails"] = red_flags.unbounded_attack_fails(unbounded[rows], num_classes=trial.num_classes)
+    flags["unbounded_attack_fails"] = red_flags.unbounded_attack_fails(unbounded[rows])
     before = _white(trial)
     left = np.flatnonzero(trial.correct & ~before)
     again = trial.apgd("apgd-ce:restart", left, view="direct", loss="ce")
@@ -410,7 +427,7 @@ def _won_by(trial: Trial) -> list[str | None]:
 
 
 def _acceptance(share: np.ndarray, num_draws: int) -> Acceptance:
-    expected, n = float(np.mean(1.0 - share)), len(share)
+    expected, n = 1.0 - float(np.mean(share, dtype=np.float64)), len(share)
     return Acceptance(
         num_draws, expected, wilson_interval(expected * n, n), float(np.mean(share <= 0.5)), float(np.mean(share == 0))
     )

@@ -258,7 +258,8 @@ def directional_agreement(
         delta = shape.random_start(key, images, length)
         delta = delta * geometry.per_example(length / jnp.maximum(shape.norm(delta), 1e-30), images)
         derivative = jax.jvp(value, (images,), (delta,))[1]
-        return derivative, 0.5 * (value(images + delta) - value(images - delta))
+        ahead, behind = jax.lax.map(value, jnp.stack([images + delta, images - delta]))
+        return derivative, 0.5 * (ahead - behind)
 
     derivatives, differences = jax.lax.map(along, jax.random.split(key, NUM_DIRECTIONS))
     product = jnp.sum(derivatives * differences, axis=0)

@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robustjax.evaluation.records import wilson_interval
-
 # In the order in which a report lists them.
 GRADIENTS = ("zero_gradients", "nonfinite_gradients", "shattered_gradients")
 CONVERGENCE = (
@@ -276,19 +274,18 @@ def accuracy_rises_with_epsilon(broken: np.ndarray) -> Flag:
     return max(flags, key=lambda flag: (flag.status == "fail", flag.value))
 
 
-def unbounded_attack_fails(broken: np.ndarray, *, num_classes: int) -> Flag:
+def unbounded_attack_fails(broken: np.ndarray) -> Flag:
     """Examples broken, bool [n], where anything inside the box is allowed: nothing can be robust then.
 
-    Warns above 2 % accuracy, fails where the interval of accuracy lies above chance.
+    Warns where more than 2 % stand, fails above 5 % and three examples.
 
     Example:
-        >>> unbounded_attack_fails(np.zeros(50, bool), num_classes=10).status
+        >>> unbounded_attack_fails(np.zeros(50, bool)).status
         'fail'
     """
     n, standing = len(broken), int(np.sum(~broken))
     accuracy = standing / n
-    above_chance = wilson_interval(standing, n)[0] > 1.0 / num_classes
-    status = "fail" if above_chance else "warn" if accuracy > 0.02 and standing > 1 else "pass"
+    status = "fail" if accuracy > 0.05 and standing > 3 else "warn" if accuracy > 0.02 and standing > 1 else "pass"
     return Flag(
         status, accuracy, 0.02, n,
         "attacks that may change everything break everything" if status == "pass" else
