@@ -179,7 +179,7 @@ def ascend(
     networks: Networks, key: Key, images: Array, labels: Array, goal: Goal, epsilon: Array, step_size: Array,
     num_steps: Array, num_draws: Array, frozen: Array, *, stochastic: bool, norm: str, bounds: geometry.Bounds,
 ) -> Ascent:  # fmt: skip
-    """PGD from the image itself, recorded; everything but the norm is traced.
+    """PGD from the image itself, recorded, in full float32; everything but the norm is traced.
 
     Args:
         num_steps: at most `MAX_STEPS`.
@@ -195,7 +195,8 @@ def ascend(
             wrong = ~verify.is_correct(outputs.logits, labels)
             return jnp.sum(loss), (wrong.astype(jnp.float32), loss, margin)
 
-        gradient, rest = jax.grad(total, has_aux=True)(points)
+        with jax.default_matmul_precision("float32"):
+            gradient, rest = jax.grad(total, has_aux=True)(points)
         return jnp.where(jnp.isfinite(gradient), gradient, 0.0), *rest
 
     def expected(points: Array, step: Array) -> tuple[Array, ...]:
@@ -236,7 +237,8 @@ def ascend(
 def gradients(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> tuple[Array, Array]:
     """Where the gradient of a goal is exactly zero, and where it is not finite, each bool [B]."""
     total = lambda points: jnp.sum(climbed(answer(networks, goal, points, *key), labels))  # noqa: E731
-    gradient = jax.grad(total)(images)
+    with jax.default_matmul_precision("float32"):
+        gradient = jax.grad(total)(images)
     axes = tuple(range(1, images.ndim))
     return jnp.all(gradient == 0, axis=axes), ~jnp.all(jnp.isfinite(gradient), axis=axes)
 
@@ -261,7 +263,8 @@ def directional_agreement(
         ahead, behind = jax.lax.map(value, jnp.stack([images + delta, images - delta]))
         return derivative, 0.5 * (ahead - behind)
 
-    derivatives, differences = jax.lax.map(along, jax.random.split(key, NUM_DIRECTIONS))
+    with jax.default_matmul_precision("float32"):  # in less, differences drown in rounding
+        derivatives, differences = jax.lax.map(along, jax.random.split(key, NUM_DIRECTIONS))
     product = jnp.sum(derivatives * differences, axis=0)
     lengths = [jnp.sqrt(jnp.sum(values**2, axis=0)) for values in (derivatives, differences)]
     cosine = product / (lengths[0] * lengths[1])
@@ -290,6 +293,11 @@ def random_search(
         return best.or_better(points, wrong.astype(jnp.float32), losses.margin(logits, labels))
 
     return jax.lax.fori_loop(0, num_draws, draw, Best.none(images)).images
+
+
+def partial(network: Any) -> Any:
+    """A function as a leafless argument of what is compiled; None and what is one already stay as they are."""
+    return network if network is None or isinstance(network, jax.tree_util.Partial) else jax.tree_util.Partial(network)
 
 
 def float_logits(outputs: Any) -> Array:
