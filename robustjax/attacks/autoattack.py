@@ -134,7 +134,7 @@ def autoattack(
         >>> result.robust
         array([False,  True])
     """
-    images, labels, epsilon = _checked(images, labels, epsilon, norm, bounds)
+    images, labels, epsilon = checked(images, labels, epsilon, norm, bounds)
     names = VERSIONS.get(version) if isinstance(version, str) else tuple(version)
     if not names or not set(names) <= set(ATTACKS):
         raise InputError(
@@ -391,7 +391,7 @@ def _full(count: int, sizes: tuple[int, ...]) -> int:
     return next((size for size in sizes if count >= 0.75 * size), sizes[-1])
 
 
-def _checked(
+def checked(
     images: Array, labels: Array, epsilon: Array | float, norm: str, bounds: geometry.Bounds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The arrays on the host, float32 and int32."""

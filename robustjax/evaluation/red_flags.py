@@ -1,0 +1,267 @@
+"""Red flags: signs that a figure of robustness is the attack's failure and not the network's merit.
+
+Each check is a pure function of what an evaluation measured, arrays in, one `Flag` out: here those of a network and its
+gradients, in `comparisons` those of one attack against another. From Athalye et al. 2018 (arXiv 1802.00420), Carlini et
+al. 2019 (arXiv 1902.06705), Croce and Hein 2020 (arXiv 2003.01690), Tramer et al. 2020 (arXiv 2002.08347) and Pintor et
+al. 2022 (arXiv 2106.09947). A clean list proves nothing: it only means that none of the known mistakes was seen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# In the order in which a report lists them.
+GRADIENTS = ("zero_gradients", "nonfinite_gradients", "shattered_gradients")
+CONVERGENCE = (
+    "one_step_beats_many",
+    "more_steps_help",
+    "more_restarts_help",
+    "step_size_sensitive",
+    "accuracy_rises_with_epsilon",
+    "unbounded_attack_fails",
+    "loss_and_margin_disagree",
+)
+STOCHASTIC = ("eot_not_converged", "frozen_key_resists")
+NAMES = (
+    "invalid_perturbation",
+    "probabilities",
+    "randomness",
+    *GRADIENTS,
+    *CONVERGENCE,
+    "black_box_beats_white_box",
+    "transfer_beats_white_box",
+    "random_search_succeeds",
+    "auxiliary_attack_helps",
+    "surrogate_helps",
+    "silent_success",
+    *STOCHASTIC,
+    "bfloat16_disagrees",
+)
+
+
+class Flag(NamedTuple):
+    """The outcome of one check.
+
+    Attributes:
+        status: "pass", "warn", "fail", or "na" where the check does not apply.
+        value: what was measured.
+        threshold: beyond which it counts; noise permitting.
+        n: examples it was measured on.
+        explanation: what it means here, and what to do.
+    """
+
+    status: str
+    value: float | None
+    threshold: float | None
+    n: int
+    explanation: str
+
+    @classmethod
+    def not_applicable(cls, reason: str) -> Flag:
+        """A check that has nothing to look at."""
+        return cls("na", None, None, 0, reason)
+
+
+def invalid_perturbation(valid: np.ndarray) -> Flag:
+    """Images that attacks returned outside the ball or the box, or not finite; bool [n], True where valid.
+
+    Example:
+        >>> invalid_perturbation(np.array([True, False])).status
+        'fail'
+    """
+    share = _share(~valid)
+    return _above(
+        share, 0.0, len(valid), "fail",
+        f"{share:.2%} of the images that attacks returned lie outside the ball or the box, or are not finite; they "
+        "count as failures of the attack",
+        "every adversarial image is finite and inside ball and box",
+    )  # fmt: skip
+
+
+def probabilities(logits: np.ndarray) -> Flag:
+    """Whether outputs [n, K] are probabilities: then cross-entropy applies its softmax twice, and gradients vanish.
+
+    Example:
+        >>> probabilities(np.array([[0.9, 0.1], [1.0, 0.0]])).status
+        'fail'
+    """
+    rows = (
+        (np.abs(np.sum(logits, axis=1) - 1.0) < 1e-3)
+        & (np.min(logits, axis=1) >= 0.0)
+        & (np.max(logits, axis=1) <= 1.0 + 1e-6)
+    )
+    share = _share(rows)
+    return Flag(
+        "fail" if share == 1.0 else "pass", share, 1.0, len(logits),
+        "the outputs are probabilities: hand over the logits before the softmax, whose saturation hides gradients"
+        if share == 1.0 else "the outputs are not probabilities",
+    )  # fmt: skip
+
+
+def randomness(answers: np.ndarray, *, declared: bool, same_key: np.ndarray | None = None) -> Flag:
+    """Whether logits vary from call to call: answers [R, n, K] of calls on the same images.
+
+    Args:
+        answers: of calls with fresh keys where randomness is declared, else of plain calls.
+        declared: the network was said to be stochastic.
+        same_key: [R, n, K] of calls with one and the same key, for a stochastic network.
+
+    Example:
+        >>> randomness(np.array([[[1.0, 2.0]], [[1.0, 2.1]]]), declared=False).status
+        'fail'
+    """
+    hidden = answers if same_key is None else same_key
+    value, n = _variation(hidden), answers.shape[1]
+    if value > 1e-4:
+        how = "with one and the same key" if declared else "from call to call, which was not declared"
+        return Flag(
+            "fail", value, 1e-4, n,
+            f"outputs vary {how}: attacks chase noise and successes cannot be repeated; draw everything from the key "
+            "and declare Hints(stochastic=True), so that gradients and judgements average over draws",
+        )  # fmt: skip
+    if declared:
+        return Flag(
+            "pass", _variation(answers), 1e-4, n,
+            "stochastic, as declared: gradients average over draws, and success is judged on fresh ones",
+        )  # fmt: skip
+    return Flag("pass", value, 1e-4, n, "the same images give the same outputs")
+
+
+def zero_gradients(zero: np.ndarray) -> Flag:
+    """Examples with an input gradient of exactly zero somewhere, bool [n].
+
+    Example:
+        >>> zero_gradients(np.array([False] * 3 + [True])).status
+        'fail'
+    """
+    share = _share(zero)
+    explanation = (
+        f"{share:.2%} of examples have an input gradient of exactly zero (cross-entropy or margin; at the image, a "
+        "random point, or along an attack), where gradient attacks stand still: look for saturation, or declare a "
+        "surrogate_fn"
+    )
+    return _graded(share, len(zero), explanation, "no input gradient is exactly zero")
+
+
+def nonfinite_gradients(nonfinite: np.ndarray) -> Flag:
+    """Examples with NaN or infinite entries in an input gradient somewhere, bool [n].
+
+    Example:
+        >>> nonfinite_gradients(np.array([False, True])).status
+        'fail'
+    """
+    share = _share(nonfinite)
+    explanation = (
+        f"{share:.2%} of examples have NaN or infinite input gradients: attacks are blind there; mend or hide them"
+    )
+    return _graded(share, len(nonfinite), explanation, "all input gradients are finite")
+
+
+def shattered_gradients(cosine: np.ndarray) -> Flag:
+    """Agreement [n] of derivatives with finite differences along random directions: warns below 0.9, fails below 0.5.
+
+    Example:
+        >>> shattered_gradients(np.array([0.1, 0.0, 0.2])).status
+        'fail'
+    """
+    median = float(np.median(cosine))
+    status = "pass" if median >= 0.9 else "warn" if median >= 0.5 else "fail"
+    return Flag(
+        status, median, 0.9, len(cosine),
+        "derivatives agree with finite differences" if status == "pass" else
+        f"derivatives and finite differences agree only to a cosine of {median:.2f} in the median: gradients do "
+        "not say what the network does nearby (shattered, substituted or detached); declare a surrogate_fn",
+    )  # fmt: skip
+
+
+def unbounded_attack_fails(broken: np.ndarray) -> Flag:
+    """Examples broken, bool [n], where anything inside the box is allowed: nothing can be robust then.
+
+    Warns where more than 2 % stand, fails above 5 % and three examples.
+
+    Example:
+        >>> unbounded_attack_fails(np.zeros(50, bool)).status
+        'fail'
+    """
+    n, standing = len(broken), int(np.sum(~broken))
+    accuracy = standing / n
+    status = "fail" if accuracy > 0.05 and standing > 3 else "warn" if accuracy > 0.02 and standing > 1 else "pass"
+    return Flag(
+        status, accuracy, 0.02, n,
+        "attacks that may change everything break everything" if status == "pass" else
+        f"accuracy stays at {accuracy:.2%} where an attack may change the image into any other: it is the attack that "
+        "fails, so gradients are masked",
+    )  # fmt: skip
+
+
+def loss_and_margin_disagree(loss: np.ndarray, margin: np.ndarray) -> Flag:
+    """Rank correlation of attack loss and margin over the iterates [T, n]; warns below 0.8 in the median.
+
+    Example:
+        >>> rising = np.arange(10.0)[:, None]
+        >>> loss_and_margin_disagree(rising, -rising).status
+        'warn'
+    """
+    moved = (np.ptp(loss, axis=0) > 1e-6) & (np.ptp(margin, axis=0) > 1e-6)
+    if not moved.any():
+        return Flag.not_applicable("the loss moved for no example")
+    correlation = float(np.median(_rank_correlation(loss[:, moved], margin[:, moved])))
+    return Flag(
+        "warn" if correlation < 0.8 else "pass", correlation, 0.8, int(moved.sum()),
+        f"the attack's loss and the margin rise together only to a rank correlation of {correlation:.2f}: what is "
+        "climbed is not what misclassifies" if correlation < 0.8 else "the attack's loss and the margin rise together",
+    )  # fmt: skip
+
+
+def bfloat16_disagrees(robust: np.ndarray, robust_bfloat16: np.ndarray) -> Flag:
+    """Examples robust in float32 and in bfloat16 under the same images, bool [n] each.
+
+    Example:
+        >>> bfloat16_disagrees(np.ones(50, bool), np.zeros(50, bool)).status
+        'warn'
+    """
+    share = _share(robust != robust_bfloat16)
+    return _above(
+        share, 0.002, len(robust), "warn",
+        f"bfloat16 and float32 disagree on {share:.2%} of examples: judge in float32",
+        "bfloat16 and float32 agree",
+    )  # fmt: skip
+
+
+def _share(rows: np.ndarray) -> float:
+    return float(np.mean(rows)) if len(rows) else 0.0
+
+
+def _above(value: float, threshold: float, n: int, status: str, fires: str, silent: str) -> Flag:
+    fired = value > threshold
+    return Flag(status if fired else "pass", value, threshold, n, fires if fired else silent)
+
+
+def _graded(share: float, n: int, fires: str, silent: str) -> Flag:
+    """Warns for any example, fails above one in a hundred."""
+    return Flag("fail" if share > 0.01 else "warn" if share > 0 else "pass", share, 0.01, n, fires if share else silent)
+
+
+def _variation(answers: np.ndarray) -> float:
+    """Largest distance of answers [R, n, K] from the first, in units of the first's size; 1 for another argmax."""
+    first = answers[0].astype(np.float64)
+    size = np.maximum(np.linalg.norm(first - first.mean(axis=-1, keepdims=True), axis=-1), 1e-12)
+    distance = np.nan_to_num(np.linalg.norm(answers - first, axis=-1) / size)
+    # A tie may be broken either way by the last bit; that alone is no randomness.
+    other = (np.argmax(answers, axis=-1) != np.argmax(first, axis=-1)) & (distance > 1e-6)
+    return 1.0 if other.any() else float(np.max(distance))
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's, over the first axis; steps below a thousandth of the range are ties, kept in their order."""
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        low, span = values.min(axis=0), np.ptp(values, axis=0)
+        rounded = np.round(1000 * (values - low) / span)
+        order = np.argsort(rounded, axis=0, kind="stable")
+        return np.argsort(order, axis=0).astype(np.float64)
+
+    first, second = (values - values.mean(axis=0) for values in (ranks(first), ranks(second)))
+    return np.sum(first * second, axis=0) / np.sqrt(np.sum(first**2, axis=0) * np.sum(second**2, axis=0))

@@ -1,0 +1,179 @@
+"""Adaptive attacks from what is declared: each finds what was hidden for it, and none finds more where nothing was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import verdict_toys as toys
+
+from robustjax import defenses, models
+from robustjax.evaluation import Hints, adaptive, judge
+
+IMAGES, LABELS = toys.digits()[1]
+
+
+def declared(*, surrogate, heads, undefended):
+    """Hints of toys by their names; one structure, so that one compilation serves all."""
+    known = toys.toys()
+    return Hints(
+        surrogate_fn=known[surrogate],
+        auxiliary_fn=toys.heads_of(heads),
+        undefended_fn=known[undefended],
+        trained_fn=known["robust"],
+        bfloat16_fn=known[undefended],
+    )
+
+
+# network, what is declared of it -> the flags that compare with it
+DECLARED = {
+    "honest": (
+        "robust",
+        {"surrogate": "robust", "heads": "robust", "undefended": "robust"},
+        {"surrogate": "pass", "auxiliary": "pass", "transfer": "pass", "bfloat16": "pass"},
+    ),
+    "masked": (
+        "masked",
+        {"surrogate": "undefended", "heads": "masked", "undefended": "undefended"},
+        {"surrogate": "fail", "auxiliary": "pass", "transfer": "fail", "bfloat16": "warn"},
+    ),
+    "betrayed by its heads": (
+        "misleading",
+        {"surrogate": "misleading", "heads": "undefended", "undefended": "misleading"},
+        {"surrogate": "pass", "auxiliary": "fail"},
+    ),
+}
+FLAGS = {
+    "surrogate": "surrogate_helps",
+    "auxiliary": "auxiliary_attack_helps",
+    "transfer": "transfer_beats_white_box",
+    "bfloat16": "bfloat16_disagrees",
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    return {
+        case: judge(toys.toys()[name], toys.KEY, IMAGES, LABELS, epsilon=toys.EPSILON, hints=declared(**hints))
+        for case, (name, hints, _) in DECLARED.items()
+    }
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_what_is_declared_helps_where_it_should(verdicts, case):
+    flags = verdicts[case].flags
+    assert {family: flags[FLAGS[family]].status for family in DECLARED[case][2]} == DECLARED[case][2]
+
+
+def test_an_honest_network_gets_a_clean_report(verdicts):
+    flags = verdicts["honest"].flags
+    assert {name: flag.status for name, flag in flags.items() if flag.status not in ("pass", "na")} == {}
+    assert [name for name, flag in flags.items() if flag.status == "na"] == ["eot_not_converged", "frozen_key_resists"]
+    assert all(flag.explanation for flag in flags.values())
+
+
+def test_adaptive_attacks_find_what_autoattack_leaves(verdicts):
+    assert verdicts["honest"].worst_case > verdicts["honest"].autoattack - 0.03
+    for case in ("masked", "betrayed by its heads"):
+        assert verdicts[case].worst_case < verdicts[case].autoattack - 0.05
+    assert any(str(won).startswith("surrogate:") for won in verdicts["masked"].won_by)
+    assert any(str(won).startswith("auxiliary:") for won in verdicts["betrayed by its heads"].won_by)
+
+
+def test_the_weight_is_swept_with_both_losses_on_the_same_examples(verdicts):
+    names = [name for name in verdicts["honest"].broken if name.startswith("auxiliary:")]
+    weights = ("0", "0.1", "1", "2", "10", "100", "only")
+    assert names == [f"auxiliary:{loss}:{weight}" for weight in weights for loss in ("ce", "margin")]
+    # The heads alone know the way here, so the more they count the more is found.
+    broken = [int(verdicts["betrayed by its heads"].broken[f"auxiliary:ce:{weight}"].sum()) for weight in weights]
+    assert broken[0] < 3 and broken[2] > 10 and broken[-1] > 20
+
+
+@pytest.fixture(scope="module")
+def stochastic():
+    return {
+        name: judge(
+            network,
+            toys.KEY,
+            *toys.examples(name),
+            epsilon=toys.EPSILON,
+            hints=Hints(stochastic=True, undefended_fn=network),
+        )
+        for name, network in toys.stochastic_toys().items()
+    }
+
+
+def test_a_smoothed_network_gets_a_clean_report(stochastic):
+    flags = stochastic["noisy"].flags
+    assert {name: flag.status for name, flag in flags.items() if flag.status not in ("pass", "na")} == {}
+    assert flags["randomness"].value > 1e-4 and flags["eot_not_converged"].status == "pass"
+    assert flags["frozen_key_resists"].status == "pass"
+
+
+def test_randomness_that_hides_the_gradient_is_found_out(stochastic):
+    assert stochastic["few pixels"].flags["frozen_key_resists"].status == "fail"
+    assert stochastic["noisy gradient"].flags["eot_not_converged"].status == "fail"
+    # Its outputs do not depend on the key, so averaging recovers the robustness of the network inside.
+    assert stochastic["few pixels"].worst_case < 0.5
+
+
+def test_acceptance_is_by_fresh_draws_each_under_its_name(stochastic):
+    verdict = stochastic["noisy"]
+    assert {"eot-1", "eot-2", "eot-4", "eot-8", "eot-16", "eot-frozen"} <= set(verdict.broken)
+    for part in verdict.acceptance.values():
+        assert part.num_draws == 20 and part.interval_95[0] < part.expected < part.interval_95[1]
+        assert part.worst <= part.majority and part.worst <= part.expected
+    worst = verdict.acceptance["worst_case"]
+    assert worst.worst < worst.majority  # draws differ, so demanding all of them is more
+    assert worst.expected < verdict.acceptance["clean"].expected
+    # Outputs that do not depend on the draw are all or nothing.
+    still = stochastic["few pixels"].acceptance["worst_case"]
+    assert still.worst == still.majority == stochastic["few pixels"].worst_case == pytest.approx(still.expected)
+
+
+def build(defense):
+    return models.create("small_cnn", defense=defense)
+
+
+@pytest.mark.parametrize("name", ["cas", "cifs", "fsr", "kwta", "sap"])
+def test_a_defense_of_the_library_declares_itself(name):
+    options = {"cifs": {"hidden": 5}, "fsr": {"width": 3}, "kwta": {"fraction": 0.3}, "sap": {"sampler": "bernoulli"}}
+    defense = defenses.create(name, **options.get(name, {}))
+    images = jnp.asarray(IMAGES[:2])
+    shapes = jax.eval_shape(build(defense).init, toys.KEY, images)
+    rng = np.random.default_rng(0)
+    # Statistics of BatchNorm have to be positive.
+    least = {"params": -0.2, "batch_stats": 0.1}
+    variables = {
+        name: jax.tree.map(
+            lambda leaf, low=least[name]: jnp.asarray(rng.uniform(low, 0.3, leaf.shape), "float32"), tree
+        )
+        for name, tree in shapes.items()
+    }
+    logits_fn, hints = adaptive.hints_of(build, defense, variables)
+    key = (toys.KEY,) if defense.stochastic else ()
+    assert hints.stochastic == defense.stochastic == (name == "sap")
+
+    @jax.jit
+    def everything(images):
+        functions = {"direct": logits_fn, "surrogate": hints.surrogate_fn, "undefended": hints.undefended_fn}
+        return {
+            view: (function(images, *key), jax.grad(lambda x, f=function: f(x, *key)[:, 0].sum())(images))
+            for view, function in functions.items()
+        }, None if hints.auxiliary_fn is None else hints.auxiliary_fn(images, *key)
+
+    views, heads = everything(images)
+    np.testing.assert_allclose(views["direct"][0], views["surrogate"][0], rtol=1e-4, atol=1e-5)
+    assert float(jnp.max(jnp.abs(views["direct"][1] - views["surrogate"][1]))) > 1e-7
+    assert float(jnp.max(jnp.abs(views["direct"][0] - views["undefended"][0]))) > 1e-7
+    outputs = build(defense).apply(variables, images, rngs={"defense": toys.KEY})
+    # The head of FSR that is trained to be wrong is not one to attack.
+    kinds = [outputs.auxiliary[kind] for kind in defense.heads if kind != "nonrobust"]
+    assert (heads is None) == (not kinds)
+    if kinds:
+        np.testing.assert_allclose(heads, jnp.concatenate(kinds), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_a_defense_declares_nothing():
+    variables = build(None).init(toys.KEY, jnp.asarray(IMAGES[:1]))
+    logits_fn, hints = adaptive.hints_of(build, None, variables)
+    assert hints == Hints() and logits_fn(jnp.asarray(IMAGES[:1])).shape == (1, 10)

@@ -1,0 +1,136 @@
+"""Verdicts on networks with a known answer; one compilation serves nearly all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import verdict_toys as toys
+
+from robustjax.evaluation import Hints, Verdict, judge, red_flags
+from robustjax.types import InputError
+
+# Toy -> flags that have to fire. The honest ones come first: nothing may.
+FIRES = {
+    "robust": {},
+    "undefended": {},
+    "masked": {
+        "zero_gradients": "fail",
+        "black_box_beats_white_box": "fail",
+        "random_search_succeeds": "fail",
+        "unbounded_attack_fails": "fail",
+    },
+    "saturated": {"zero_gradients": "fail"},
+    "softmax": {"probabilities": "fail"},
+    "nan gradient": {"nonfinite_gradients": "fail", "shattered_gradients": "fail"},
+    "misleading": {"shattered_gradients": "fail", "black_box_beats_white_box": "fail"},
+    "constant": {"zero_gradients": "fail", "unbounded_attack_fails": "fail"},
+    "hill": {"one_step_beats_many": "fail"},
+    "watershed": {"more_restarts_help": "fail"},
+    "spike": {"accuracy_rises_with_epsilon": "fail"},
+    "gates": {"more_steps_help": "fail", "step_size_sensitive": "warn"},
+    "crowd": {"loss_and_margin_disagree": "warn"},
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    return {
+        name: judge(network, toys.KEY, *toys.examples(name), epsilon=toys.EPSILON)
+        for name, network in toys.toys().items()
+    }
+
+
+def fired(verdict):
+    return {name: flag.status for name, flag in verdict.flags.items() if flag.status in ("warn", "fail")}
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_flags_fire_where_they_should(verdicts, name):
+    found = fired(verdicts[name])
+    assert FIRES[name].items() <= found.items()
+    if not FIRES[name]:
+        assert not found
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_figures_are_consistent(verdicts, name):
+    verdict = verdicts[name]
+    assert isinstance(verdict, Verdict) and list(verdict.flags) == list(red_flags.NAMES)
+    assert verdict.worst_case <= verdict.autoattack <= verdict.clean
+    assert verdict.robust.dtype == bool and verdict.worst_case == verdict.robust.mean()
+    broken = np.logical_or.reduce(list(verdict.broken.values()))
+    for i, won in enumerate(verdict.won_by):
+        first = next((attack for attack, rows in verdict.broken.items() if rows[i]), None)
+        assert won == ("clean" if first is None and not verdict.robust[i] else first)
+        assert verdict.robust[i] == (won is None) and broken[i] == (won not in (None, "clean"))
+    assert verdict.won_by.count("clean") == round((1 - verdict.clean) * toys.COUNT)
+    assert verdict.seconds["total"] == pytest.approx(sum(verdict.seconds.values()) / 2)
+
+
+def test_worst_cases_are_those_that_were_built_in(verdicts):
+    # Misclassified at u = 1, and nowhere for the constant; at the spike; and eight classes never reach the first.
+    expected = {"constant": 1.0, "hill": 0.0, "watershed": 0.0, "spike": 0.0, "gates": 0.0, "crowd": 1.0}
+    assert {name: verdicts[name].worst_case for name in expected} == expected
+    # A monotonous change of the logits changes no robustness; masking a gradient gives none.
+    assert verdicts["saturated"].worst_case == verdicts["softmax"].worst_case == verdicts["robust"].worst_case
+    assert verdicts["masked"].worst_case < verdicts["masked"].clean - 0.3
+    assert verdicts["robust"].worst_case > verdicts["undefended"].worst_case + 0.2
+
+
+def test_a_linear_network_in_closed_form_in_l2():
+    images, labels, distances = toys.linear_examples(64, "l2")
+    epsilon = float(np.median(distances)) * 1.01
+    labels[0] = (labels[0] + 1) % 4
+    verdict = judge(toys.linear, toys.KEY, images, labels, epsilon=epsilon, norm="l2")
+    expected = distances > epsilon
+    expected[0] = False
+    np.testing.assert_array_equal(verdict.robust, expected)
+    assert verdict.won_by[0] == "clean" and verdict.clean == 63 / 64
+    assert not fired(verdict)
+
+
+def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
+    rng = np.random.default_rng(0)
+
+    def noise(images):
+        return np.round(np.asarray(images) * 16) / 16 + 0.02 * rng.normal(size=images.shape).astype(np.float32)
+
+    def network(images):
+        # A shape alone, so that JAX neither knows of the noise nor has a derivative.
+        return toys.linear(jax.pure_callback(noise, jax.ShapeDtypeStruct(images.shape, jnp.float32), images))
+
+    images, labels, _ = toys.linear_examples(32, "linf")
+    verdict = judge(network, toys.KEY, images, labels, epsilon=0.02)
+    found = fired(verdict)
+    assert found["randomness"] == found["zero_gradients"] == "fail"
+    assert "cannot be differentiated" in verdict.flags["zero_gradients"].explanation
+    assert verdict.worst_case < verdict.clean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "huge"}, "budget: expected one of quick, full, got 'huge'"),
+        ({"norm": "l3"}, "norm: expected one of linf, l2, l1, got 'l3'"),
+        ({"epsilon": -1.0}, "epsilon: expected at least 0"),
+        ({"epsilon": np.full(2, 0.1)}, r"epsilon: expected a number, got shape \[2\]"),
+        ({"images": np.full((2, 8, 8, 1), 2.0, np.float32)}, r"images: expected pixels in \[0.0, 1.0\]"),
+        ({"labels": np.array([0, 4])}, "labels: expected classes 0 to 3, as there are logits, got 0 to 4"),
+        ({"labels": np.array([0])}, r"labels: expected integers \[2\]"),
+        ({"logits_fn": lambda images: images}, r"logits_fn: expected logits \[B, K\] with K >= 2, got shape"),
+        (
+            {"hints": Hints(auxiliary_fn=toys.linear)},
+            r"auxiliary_fn: expected logits \[S, B, K\] with B = 2 and K = 4, got shape \[2, 4\]",
+        ),
+        (
+            {"hints": Hints(surrogate_fn=lambda images: toys.linear(images)[:, :3])},
+            r"surrogate_fn: expected logits \[2, 4\] as of logits_fn, got shape \[2, 3\]",
+        ),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    images, labels, _ = toys.linear_examples(2, "linf")
+    arguments = {"logits_fn": toys.linear, "images": images, "labels": labels, "epsilon": 0.1} | change
+    call = [arguments.pop("logits_fn"), toys.KEY, arguments.pop("images"), arguments.pop("labels")]
+    with pytest.raises(InputError, match=message):
+        judge(*call, **arguments)

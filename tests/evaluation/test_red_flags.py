@@ -1,0 +1,114 @@
+"""Every flag fires on what it is for and stays silent on what it is not for; numbers written down by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from robustjax.evaluation import comparisons, red_flags
+from robustjax.evaluation.red_flags import Flag
+
+RNG = np.random.default_rng(0)
+NONE, ALL = np.zeros(100, bool), np.ones(100, bool)
+RISING = np.linspace(0.0, 1.0, 20)[:, None].repeat(100, 1)
+LOGITS = RNG.normal(size=(100, 4))
+SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+
+
+def some(count):
+    return np.arange(100) < count
+
+
+# name -> (arguments of a positive, status) and (arguments of a negative)
+CASES = {
+    "invalid_perturbation": [(~some(1),), "fail", (ALL,)],
+    "probabilities": [(SOFTMAX,), "fail", (LOGITS,)],
+    "randomness": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
+    "zero_gradients": [(some(2),), "fail", (NONE,)],
+    "nonfinite_gradients": [(some(2),), "fail", (NONE,)],
+    "shattered_gradients": [(np.full(100, 0.4),), "fail", (np.full(100, 0.95),)],
+    "one_step_beats_many": [(ALL, some(90)), "fail", (some(90), ALL)],
+    "more_steps_help": [(np.stack([NONE, some(5)]), np.zeros(0)), "fail", (np.stack([NONE, some(1)]), np.zeros(99))],
+    "more_restarts_help": [(some(50), some(60)), "fail", (some(50), some(52))],
+    "step_size_sensitive": [({"0.1": some(9), "0.5": NONE},), "warn", ({"0.1": some(9), "0.5": some(9)},)],
+    "accuracy_rises_with_epsilon": [(np.stack([some(9), some(2)]),), "fail", (np.stack([some(2), some(9)]),)],
+    "unbounded_attack_fails": [(some(90),), "fail", (some(99),)],
+    "black_box_beats_white_box": [(some(50), some(40)), "fail", (some(40), some(50))],
+    "transfer_beats_white_box": [(~some(40), some(40)), "fail", (some(10), some(40))],
+    "random_search_succeeds": [(some(50), some(40)), "fail", (some(3), NONE)],
+    "auxiliary_attack_helps": [(some(50), some(40)), "fail", (some(43), some(40))],
+    "surrogate_helps": [(some(50), NONE), "fail", (NONE, NONE)],
+    "loss_and_margin_disagree": [(RISING, -(RISING - 0.4) ** 2), "warn", (RISING, RISING**3)],
+    "silent_success": [(some(50), some(40)), "fail", (some(40), some(50))],
+    "eot_not_converged": [(np.stack([NONE, NONE, some(9)]),), "fail", (np.stack([NONE, some(9), some(9)]),)],
+    "frozen_key_resists": [(some(20), some(50)), "fail", (some(50), some(20))],
+    "bfloat16_disagrees": [(some(50), some(51)), "warn", (some(50), some(50))],
+}  # fmt: skip
+
+
+def call(name, arguments):
+    options = {"declared": False} if name == "randomness" else {}
+    return getattr(comparisons if hasattr(comparisons, name) else red_flags, name)(*arguments, **options)
+
+
+def test_every_flag_has_a_case():
+    assert CASES.keys() == set(red_flags.NAMES) and len(red_flags.NAMES) == len(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_flag_fires_where_it_should_and_only_there(name):
+    positive, status, negative = CASES[name]
+    fired, silent = call(name, positive), call(name, negative)
+    assert (fired.status, silent.status) == (status, "pass")
+    assert fired.n == silent.n or name in ("invalid_perturbation", "loss_and_margin_disagree")
+    assert fired.explanation != silent.explanation and "{" not in fired.explanation + silent.explanation
+    assert math.isfinite(fired.value) and math.isfinite(fired.threshold)
+
+
+@pytest.mark.parametrize(("gained", "lost", "fires"), [(3, 0, False), (4, 0, True), (9, 3, False), (10, 3, True)])
+def test_a_difference_must_exceed_the_noise_of_the_examples_that_differ(gained, lost, fires):
+    """By hand: 1.96 sqrt(3) = 3.39, sqrt(4) = 3.92, sqrt(12) = 6.79, sqrt(13) = 7.07 and 10 - 3 = 7."""
+    first, second = some(gained), (np.arange(100) >= 90) & (np.arange(100) < 90 + lost)
+    flag = comparisons.one_step_beats_many(first, second)
+    fires = fires and gained - lost > 1.96 * math.sqrt(gained + lost)
+    assert flag.value == (gained - lost) / 100 and (flag.status == "fail") == fires
+
+
+def test_a_difference_must_exceed_its_threshold_too():
+    n = 10000
+    few, more = np.arange(n) < 20, np.arange(n) < 21
+    assert comparisons.black_box_beats_white_box(few, np.zeros(n, bool)).status == "pass"  # 0.2 %
+    assert comparisons.black_box_beats_white_box(more, np.zeros(n, bool)).status == "fail"
+
+
+def test_gradients_warn_below_one_in_a_hundred_and_cosines_below_nine_tenths():
+    assert red_flags.zero_gradients(np.arange(1000) < 10).status == "warn"
+    assert red_flags.zero_gradients(np.arange(1000) < 11).status == "fail"
+    assert red_flags.shattered_gradients(np.array([0.8, 0.85, 1.0])) == Flag(
+        "warn", 0.85, 0.9, 3, red_flags.shattered_gradients(np.array([0.85] * 3)).explanation
+    )
+
+
+def test_randomness_is_declared_or_hidden_behind_one_key():
+    same, other = np.stack([LOGITS] * 3), np.stack([LOGITS, LOGITS + 0.1 * RNG.normal(size=LOGITS.shape)])
+    assert red_flags.randomness(other, declared=True, same_key=same).status == "pass"
+    assert red_flags.randomness(other, declared=True, same_key=other).status == "fail"
+    # The last bits of a float32 sum may differ from call to call on an accelerator, and break a tie either way.
+    tie = np.array([[[1.0, 1.0 + 1e-7, 0.0]], [[1.0 + 1e-7, 1.0, 0.0]]])
+    assert red_flags.randomness(tie, declared=False).status == "pass"
+
+
+def test_a_loss_that_still_rises_warns_of_too_few_steps():
+    broken = np.stack([NONE, NONE])
+    assert comparisons.more_steps_help(broken, np.full(10, 0.2)).status == "warn"
+    assert comparisons.more_steps_help(broken, np.full(10, 0.01)).status == "pass"
+
+
+def test_rank_correlation_is_that_of_scipy():
+    from scipy import stats
+
+    loss, margin = RNG.normal(size=(2, 12, 30)) * 1000  # no two within a thousandth of the range, or hardly
+    expected = np.median([stats.spearmanr(loss[:, i], margin[:, i]).statistic for i in range(30)])
+    assert red_flags.loss_and_margin_disagree(loss, margin).value == pytest.approx(expected, abs=0.02)
+    still = np.zeros((12, 30))
+    assert red_flags.loss_and_margin_disagree(still, still).status == "na"

@@ -1,0 +1,84 @@
+"""The report of a verdict: figures where a reader looks for them, and nothing half written."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from robustjax.evaluation import trust
+from robustjax.evaluation.judge import Acceptance, Verdict
+from robustjax.evaluation.red_flags import Flag
+
+PROTOCOL = [{"attack": "pgd20", "accuracy": 0.75, "seconds": 1.25}]
+
+
+def verdict(**flags):
+    robust = np.array([True, True, False, False])
+    return Verdict(
+        clean=0.75,
+        autoattack=0.75,
+        worst_case=0.5,
+        robust=robust,
+        won_by=[None, None, "surrogate:apgd-ce", "clean"],
+        flags={"probabilities": Flag("pass", 0.0, 1.0, 4, "the outputs are | not [bold]")} | flags,
+        broken={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
+        acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5)},
+        seconds={"clean": 1.0, "autoattack": 2.0, "red flags": 3.0, "adaptive": 4.0, "judgement": 0.5, "total": 10.5},
+        seconds_by_attack={"apgd-ce": 2.0},
+        threat={"epsilon": 8 / 255, "norm": "linf", "bounds": (0.0, 1.0), "budget": "quick"},
+    )
+
+
+FAILED = {"zero_gradients": Flag("fail", 0.5, 0.01, 4, "stand still")}
+WARNED = {"shattered_gradients": Flag("warn", 0.8, 0.9, 4, "only 0.8")}
+SKIPPED = {"surrogate_helps": Flag.not_applicable("no surrogate_fn declared")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "start", "end"),
+    [
+        ({}, "50.00% of 4 examples", "and no red flag was raised."),
+        (WARNED, "Take this figure with care", "with warnings (shattered_gradients)."),
+        (FAILED | WARNED, "Do not trust this figure", "but attacks failed on the way (zero_gradients)."),
+    ],
+)
+def test_the_sentence_says_whether_to_trust(flags, start, end):
+    sentence = trust.sentence(verdict(**flags))
+    assert sentence.startswith(start) and sentence.endswith(end) and "linf epsilon 0.03137" in sentence
+
+
+def test_json_holds_everything_and_is_written_whole(tmp_path):
+    path = trust.write(tmp_path, verdict(**FAILED, **SKIPPED), protocol=PROTOCOL, commit="abc")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["trust.json", "trust.md"]
+    read = json.loads(path.read_text())
+    assert (read["clean"], read["autoattack"], read["worst_case"], read["commit"]) == (0.75, 0.75, 0.5, "abc")
+    assert read["robust"] == [True, True, False, False] and read["won_by"] == [None, None, "surrogate:apgd-ce", "clean"]
+    assert read["attacks"]["surrogate:apgd-ce"] == {"broken": 1, "won": 1, "seconds": 0.0}
+    assert read["flags"]["zero_gradients"] == {"name": "zero_gradients", **FAILED["zero_gradients"]._asdict()}
+    assert read["flags"]["zero_gradients"]["status"] == "fail"
+    assert read["flags"]["surrogate_helps"]["value"] is None
+    assert read["protocol"] == {"pgd20": 0.75} and read["acceptance"]["clean"]["majority"] == 0.75
+    assert read["seconds"]["total"] == 10.5 and read["interval_95"][0] < 0.5 < read["interval_95"][1]
+
+
+def test_markdown_has_a_table_of_each_part():
+    text = trust.markdown(verdict(**FAILED, **SKIPPED), protocol=PROTOCOL)
+    lines = text.splitlines()
+    assert "| pgd20 | 75.00% | 1.2 |" in lines
+    assert "| worst case, adaptive attacks and checks included | 50.00% | 7.0 |" in lines
+    assert "| surrogate:apgd-ce | 1 | 1 |  |" in lines
+    assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | stand still |" in lines
+    assert r"| probabilities | pass | 0 | 1 | 4 | the outputs are \| not [bold] |" in lines
+    assert "| clean | 70.00% | 20.00% to 90.00% | 75.00% | 50.00% | 20 |" in lines
+    assert trust.sentence(verdict(**FAILED, **SKIPPED)) in text and trust.CAVEAT in text
+    assert all(line.count(" | ") == lines[i - 1].count(" | ") for i, line in enumerate(lines) if "---" in line)
+
+
+def test_the_terminal_shows_the_same():
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(trust.table(verdict(**FAILED, **SKIPPED), protocol=PROTOCOL))
+    text = console.export_text()
+    for part in ("pgd20", "zero_gradients", "fail", "not [bold]", "10.5", "Do not trust this figure"):
+        assert part in text
