@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robustjax.evaluation.runner import CLEAN, Outcome, Protocol, Runner, Unit
+from robustjax.evaluation.protocols import CLEAN, Protocol
+from robustjax.evaluation.runner import Outcome, Runner, Unit
 from robustjax.evaluation.store import DamagedBatch, Store, fingerprints
 from robustjax.training.progress import Display
 from robustjax.types import Key
