@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ import optax
 from ml_collections import ConfigDict
 
 from robustjax import attacks, data, defenses, models, objectives
-from robustjax.attacks import losses
-from robustjax.attacks.autoattack import most_passes
 from robustjax.data import augment
-from robustjax.evaluation.runner import CLEAN, Protocol
+from robustjax.evaluation import protocols
+from robustjax.evaluation.protocols import Protocol, Threat
 from robustjax.training import checkpoint, loop, optim, sharding, state, step
 from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
 
@@ -53,32 +51,15 @@ OBJECTIVES = {
 SCHEDULES = optim.SCHEDULES
 
 
-class Threat(NamedTuple):
-    """What an evaluation defends against, and with what a network has to do it.
-
-    Attributes:
-        norm, epsilon: the ball.
-        num_classes: K.
-        eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
-    """
-
-    norm: str
-    epsilon: float
-    num_classes: int
-    eot_samples: int = 0
-
-
 DEFENSES = tuple(defenses.DEFENSES)
 
-# The settings that the evaluated papers share: steps of epsilon / 10 from the image itself; C&W as PGD on the margin.
-CW_MARGIN = partial(losses.margin, confidence=50.0)
 EVALUATION_ATTACKS = {
-    "clean": lambda threat: CLEAN,
-    "fgsm": lambda threat: _fgsm_protocol(threat),
-    "pgd20": lambda threat: _pgd_protocol(threat, 20, losses.cross_entropy),
-    "cw": lambda threat: _pgd_protocol(threat, 30, CW_MARGIN),
-    "pgd100": lambda threat: _pgd_protocol(threat, 100, losses.cross_entropy),
-    "autoattack": lambda threat: _autoattack_protocol(threat),
+    "clean": lambda threat: protocols.CLEAN,
+    "fgsm": protocols.fgsm,
+    "pgd20": partial(protocols.pgd, num_steps=20),
+    "cw": partial(protocols.pgd, num_steps=30, loss=protocols.CW_MARGIN),
+    "pgd100": partial(protocols.pgd, num_steps=100),
+    "autoattack": protocols.autoattack,
 }
 
 
@@ -330,43 +311,3 @@ def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
         return attack(logits_fn, key, images, labels, loss=loss, **scaled_lengths)
 
     return scaled
-
-
-def _fgsm_protocol(threat: Threat) -> Protocol:
-    return _gradient_protocol(attacks.fgsm, threat, num_steps=1, settings={}, options={"epsilon": threat.epsilon})
-
-
-def _pgd_protocol(threat: Threat, num_steps: int, loss: Callable) -> Protocol:
-    return _gradient_protocol(
-        attacks.pgd,
-        threat,
-        num_steps=num_steps,
-        settings={"loss": loss, "random_start": False},
-        options={"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
-    )
-
-
-def _gradient_protocol(
-    attack: Callable, threat: Threat, *, num_steps: int, settings: dict[str, Any], options: dict[str, float]
-) -> Protocol:
-    bound = _bound(attack, norm=threat.norm, eot_samples=threat.eot_samples, **settings)
-    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(threat.eot_samples, 1))
-
-
-def _autoattack_protocol(threat: Threat) -> Protocol:
-    stochastic = threat.eot_samples > 0
-    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": threat.eot_samples}
-    return Protocol(
-        _bound(attacks.autoattack, **settings),
-        {"epsilon": threat.epsilon},
-        num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
-        num_restarts=1,
-        passes=most_passes(num_classes=threat.num_classes, **settings),
-        whole=True,
-    )
-
-
-@functools.cache
-def _bound(attack: Callable, **settings: Any) -> Callable:
-    """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
-    return partial(attack, **settings)

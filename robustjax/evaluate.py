@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from robustjax import build, cli, data
 from robustjax import config as config_lib
 from robustjax.analysis import plots
+from robustjax.defenses import Defense
 from robustjax.evaluation import network, records, runner, session, sweeps, tables
+from robustjax.evaluation.protocols import Protocol, Threat
 from robustjax.evaluation.store import Store, open_store
 from robustjax.training import sharding
 from robustjax.training.checkpoint import Checkpoints
@@ -61,14 +64,14 @@ class Judged(NamedTuple):
     """
 
     runner: runner.Runner
-    threat: build.Threat
+    threat: Threat
     dataset: data.Dataset
     conditions: dict[str, Any]
     settings: dict[str, Any]
     folder: Path
     stores: Path
 
-    def store(self, name: str, protocol: runner.Protocol) -> Store:
+    def store(self, name: str, protocol: Protocol) -> Store:
         """Where the results of an attack lie."""
         own = {"attack": records.resolved(protocol), "examples_per_batch": self.runner.unit_size(protocol)}
         return open_store(self.stores, name, {**self.settings, **own})
@@ -77,8 +80,8 @@ class Judged(NamedTuple):
 def main() -> int:
     """Runs the evaluation that the flags describe."""
     judged = _judged()
-    names = ATTACKS.value or (["pgd20"] if SWEEP.value else ["clean", "fgsm", "pgd20", "cw", "pgd100"])
-    protocols = build.evaluation_attacks(names, judged.threat)
+    default = ["pgd20"] if SWEEP.value else ["clean", "fgsm", "pgd20", "cw", "pgd100"]
+    protocols = build.evaluation_attacks(default if ATTACKS.value is None else ATTACKS.value, judged.threat)
     try:
         if SWEEP.value:
             _sweep(judged, protocols)
@@ -100,34 +103,20 @@ def _judged() -> Judged:
     config = config_lib.read(workdir)
     layout = sharding.layout()
     layout.check_batch_size("--batch_size", BATCH_SIZE.value)
-    dataset = build.test_dataset(config, num_examples=NUM_EXAMPLES.value)
-    shape = dataset.images.shape[1:]
-
-    spelling, defense = build.parsed_defense(DEFENSE.value) if DEFENSE.value else (None, build.defense(config))
+    spelling, defense = (config.defense.name, build.defense(config))
+    if DEFENSE.value:
+        spelling, defense = build.parsed_defense(DEFENSE.value)
     stochastic = defense is not None and defense.stochastic
-    draws = _of_stochastic(DRAWS, stochastic, 10)
-    prediction_draws = _of_stochastic(PREDICTION_DRAWS, stochastic, 1)
-    threat = build.Threat(
-        config.attack.norm, config.attack.epsilon, dataset.num_classes, _of_stochastic(EOT_SAMPLES, stochastic, 20)
+    draws, eot_samples, prediction_draws = (
+        _of_stochastic(flag, stochastic, default)
+        for flag, default in ((DRAWS, 10), (EOT_SAMPLES, 20), (PREDICTION_DRAWS, 1))
     )
+    dataset = build.test_dataset(config, num_examples=NUM_EXAMPLES.value)
+    threat = Threat(config.attack.norm, config.attack.epsilon, dataset.num_classes, eot_samples)
+    module, variables, step = _network(config, dataset, defense, layout)
 
-    # Judged in float32, whatever it was trained in.
-    trained = build.model(config, dataset.num_classes, dtype="float32")
-    module = build.guarded(trained, defense)
-    if DEFENSE.value and defense is not None and not module.guards:
-        raise InputError(f"--defense={DEFENSE.value}: it changes training only, there is nothing to switch on")
-    abstract = jax.eval_shape(build.initial_state(config, trained, shape))
-    needed = jax.eval_shape(build.initial_state(config, module, shape)).judged
-    if jax.tree.structure(needed) != jax.tree.structure(abstract.judged):
-        raise InputError(
-            f"--defense={DEFENSE.value}: the run was trained with {config.defense.name or 'no defense'}, and one of "
-            "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
-        )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.find(CHECKPOINT.value)
-        variables = checkpoints.restore(step, abstract, layout).judged
-
-    plain = build.plain(config)
+    about = records.conditions()
+    config = build.plain(config)
     conditions = {
         "dataset": dataset.name,
         "split": "test",
@@ -135,19 +124,19 @@ def _judged() -> Judged:
         "checkpoint_step": step,
         "weights": network.digest(variables),
         "batch_norm": "running statistics",
-        "defense": spelling or config.defense.name,
-        **({"eot_samples": threat.eot_samples, "prediction_draws": prediction_draws} if stochastic else {}),
-        **records.conditions(),
+        "defense": spelling,
     }
-    settings = {name: value for name, value in conditions.items() if name not in ("commit", "versions", "hardware")}
-    settings |= {
-        "batch_size": BATCH_SIZE.value,
-        "draws": draws,
+    if stochastic:
+        conditions |= {"num_draws": draws, "eot_samples": eot_samples, "prediction_draws": prediction_draws}
+    settings = {
+        **conditions,
         "norm": threat.norm,
-        "model": plain["model"],
-        "trained_defense": plain["defense"],
-        "jax": conditions["versions"]["jax"],
-        "device": conditions["hardware"]["device"],
+        "batch_size": BATCH_SIZE.value,
+        "model": config["model"],
+        "trained_defense": config["defense"],
+        "source": about["source"],
+        "jax": about["versions"]["jax"],
+        "device": about["hardware"]["device"],
     }
     run = runner.make_runner(
         network.logits_fn(module, stochastic=stochastic, prediction_draws=prediction_draws),
@@ -159,9 +148,30 @@ def _judged() -> Judged:
         layout=layout,
         draws=draws,
     )
-    stores = workdir / "evaluation" / "batches"
-    folder = workdir / "evaluation" / (spelling or "")
-    return Judged(run, threat, dataset, {**conditions, "config": plain}, settings, folder, stores)
+    folder = workdir / "evaluation"
+    conditions |= {**about, "config": config}
+    own_folder = folder / spelling if DEFENSE.value else folder
+    return Judged(run, threat, dataset, conditions, settings, own_folder, folder / "batches")
+
+
+def _network(
+    config: ConfigDict, dataset: data.Dataset, defense: Defense | None, layout: sharding.Layout
+) -> tuple[Any, Any, int]:
+    """The network with this defense, the weights of the checkpoint that the flags name, and its step."""
+    trained = build.model(config, dataset.num_classes, dtype="float32")  # whatever it was trained in
+    module = build.guarded(trained, defense)
+    if DEFENSE.value and defense is not None and not module.guards:
+        raise InputError(f"--defense={DEFENSE.value}: it changes training only, there is nothing to switch on")
+    shape = dataset.images.shape[1:]
+    abstract, needed = (jax.eval_shape(build.initial_state(config, net, shape)) for net in (trained, module))
+    if jax.tree.structure(needed.judged) != jax.tree.structure(abstract.judged):
+        raise InputError(
+            f"--defense={DEFENSE.value}: the run was trained with {config.defense.name or 'no defense'}, and one of "
+            "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
+        )
+    with Checkpoints(cli.WORKDIR.value, read_only=True) as checkpoints:
+        step = checkpoints.find(CHECKPOINT.value)
+        return module, checkpoints.restore(step, abstract, layout).judged, step
 
 
 def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> int:
@@ -171,7 +181,7 @@ def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> in
     return (flag.value or default) if stochastic else 0
 
 
-def _evaluate(judged: Judged, protocols: dict[str, runner.Protocol]) -> None:
+def _evaluate(judged: Judged, protocols: dict[str, Protocol]) -> None:
     tasks = [session.Task(name, protocol, judged.store(name, protocol)) for name, protocol in protocols.items()]
     threat = {"norm": judged.threat.norm, "epsilon": judged.threat.epsilon}
     outcomes, entries = [], []
@@ -208,7 +218,7 @@ def _save_picture(judged: Judged, entries: Sequence[dict[str, Any]], outcomes: S
     return path
 
 
-def _sweep(judged: Judged, protocols: dict[str, runner.Protocol]) -> None:
+def _sweep(judged: Judged, protocols: dict[str, Protocol]) -> None:
     kind, threat = SWEEP.value, judged.threat
     shape = judged.dataset.images.shape[1:]
     swept = sweeps.points(kind, protocols, epsilon=threat.epsilon, norm=threat.norm, image_shape=shape)

@@ -280,7 +280,6 @@ def test_batches_that_the_devices_cannot_share_are_refused(tmp_path):
         (["--checkpoint=7"], "got '7'"),
         (["--num_examples=361"], "361"),
         (["--num_examples=0"], "num_examples"),
-        (["--sweep=steps", "--attacks=fgsm"], "fgsm has no num_steps"),
         (["--defense=cas"], "trained with no defense, and one of the two has trained parameters"),
         (["--draws=3"], "the network is deterministic"),
     ],

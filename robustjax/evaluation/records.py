@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from robustjax.evaluation.runner import GIVEN_TO_DRIVERS, Outcome, Protocol
+from robustjax.evaluation.protocols import GIVEN_TO_DRIVERS, Protocol
+from robustjax.evaluation.runner import Outcome
 from robustjax.evaluation.store import write_durably
 from robustjax.version import __version__
 

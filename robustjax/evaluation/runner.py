@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from robustjax import data
 from robustjax.attacks import verify
 from robustjax.attacks.autoattack import default_batch_size
+from robustjax.evaluation.protocols import Protocol
 from robustjax.training.sharding import Layout
 from robustjax.types import Array, Key
 
@@ -23,32 +23,6 @@ NUM_KEPT = 8
 # the last images leave slots empty. On a network that mostly holds, 8 batches at a time cost 12 % more forward passes
 # than 32 did, 4 cost 25 % and 2 cost 98 % more; while a kill costs the chunk that was running.
 BATCHES_PER_CHUNK = 8
-# Where and with what a driver runs, none of it a setting of the attack.
-GIVEN_TO_DRIVERS = ("batch_size", "sharding", "progress")
-
-
-class Protocol(NamedTuple):
-    """An attack of an evaluation.
-
-    Attributes:
-        attack: `(logits_fn, key, images, labels, **options) -> images`, compiled by the runner; None: clean accuracy.
-        options: numbers that are arguments of the compiled program: attacks that differ in them alone compile once.
-            Where `epsilon` is among them, it is also the ball that images are checked against.
-        num_steps, num_restarts: of the attack; of the longest part of an ensemble.
-        passes: forward passes that it costs for each example, at most, a gradient counting as two further ones.
-        whole: whether it is a driver like `attacks.autoattack`, which compiles by itself, takes many images at once,
-            and further `batch_size`, `sharding` and `progress`.
-    """
-
-    attack: Callable[..., Any] | None
-    options: Mapping[str, float] = MappingProxyType({})
-    num_steps: int = 0
-    num_restarts: int = 0
-    passes: float = 0
-    whole: bool = False
-
-
-CLEAN = Protocol(None)
 
 
 class Unit(NamedTuple):
@@ -140,6 +114,18 @@ def make_runner(
         layout: of the devices.
         draws: for a stochastic network, how many fresh draws judge each image, never an attack's own. 0 means a
             deterministic network.
+
+    Example:
+        >>> from robustjax.evaluation.protocols import Threat, pgd
+        >>> from robustjax.training import sharding
+        >>> images = np.array([[[[100]]], [[[140]]], [[[255]]]], np.uint8)
+        >>> dataset = data.Dataset("greys", images, np.array([0, 1, 1], np.int32), 2, ("dark", "light"))
+        >>> score = lambda weight, images: weight * (images[:, 0, 0] - 0.5)
+        >>> logits_fn = lambda weight, images: jnp.concatenate([-score(weight, images), score(weight, images)], axis=1)
+        >>> runner = make_runner(logits_fn, jnp.float32(2.0), dataset, epsilon=0.1, norm="linf", batch_size=4,
+        ...                      layout=sharding.layout())
+        >>> runner(pgd(Threat("linf", 0.1, 2), num_steps=10), jax.random.key(0)).robust
+        array([ True, False,  True])
     """
     variables = layout.replicate(variables)
     driver_batch_size = min(batch_size, default_batch_size() * layout.num_devices)

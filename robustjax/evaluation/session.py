@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robustjax.evaluation.runner import CLEAN, Outcome, Protocol, Runner, Unit
+from robustjax.evaluation.protocols import CLEAN, Protocol
+from robustjax.evaluation.runner import Outcome, Runner, Unit
 from robustjax.evaluation.store import DamagedBatch, Store, fingerprints
 from robustjax.training.progress import Display
 from robustjax.types import Key
@@ -46,10 +47,11 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, seed: int) -> Iterator[Ou
         if missing := session.missing():
             pace = session.pace()
             left = session.missing()
-            most = "at most " if any(tasks[t].protocol.whole for t, _ in left) else ""
+            drivers = sorted({tasks[t].name for t, _ in left if tasks[t].protocol.whole})
+            most = f" (less as {' and '.join(drivers)} breaks images)" if drivers else ""
             seconds = pace * sum(work[t][i] for t, i in left)
-            there = f" ({known} of {known + len(missing)} batches are there)" if known else ""
-            display.say(f"estimated time for what is left: {most}{duration(seconds)}, compilation apart{there}")
+            there = f"; {known} of {known + len(missing)} batches are there" if known else ""
+            display.say(f"estimated time for what is left: {duration(seconds)}{most}, compilation apart{there}")
         else:
             display.say("every batch is there already, and nothing is run again")
         for t, task in enumerate(tasks):
@@ -103,9 +105,8 @@ class _Session:
             if not self._tasks[t].protocol.whole:
                 first.setdefault(t, i)
         if not first:
-            seconds = self._runner.run_unit(
-                CLEAN, attack_key(self._seed, "clean"), 0, lambda share, status: None
-            ).seconds
+            key, idle = attack_key(self._seed, "clean"), lambda share, status: None
+            seconds = min(self._runner.run_unit(CLEAN, key, 0, idle).seconds for _ in range(3))
             return seconds / (_size(self._runner.examples(CLEAN)[0]) * self._runner.passes(CLEAN))
         # Clean accuracy says little of what a gradient costs.
         attacking = {t: i for t, i in first.items() if self._tasks[t].protocol.attack is not None} or first

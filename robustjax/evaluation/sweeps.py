@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustjax.evaluation import records
-from robustjax.evaluation.runner import Outcome, Protocol
+from robustjax.evaluation.protocols import Protocol
+from robustjax.evaluation.runner import Outcome
 from robustjax.types import InputError
 
 KINDS = ("epsilon", "steps")

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WIDEST = 200
+
 
 def print_records(entries: Sequence[dict[str, Any]]) -> None:
     """A row for each record of an evaluation, the worst case last."""
@@ -55,9 +57,9 @@ def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
 
 
 def _print(table: Table) -> None:
-    """The whole table: where the terminal is too narrow its lines wrap, but no figure is cut short."""
+    """The whole table as wide as its figures need, whatever the terminal."""
     console = Console()
-    console.width = max(console.width, console.measure(table).maximum)
+    console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)
 
 

@@ -10,7 +10,8 @@ from scipy import stats
 from robustjax import attacks, build
 from robustjax.attacks import losses
 from robustjax.evaluation import records
-from robustjax.evaluation.runner import Outcome, Protocol
+from robustjax.evaluation.protocols import Protocol, Threat
+from robustjax.evaluation.runner import Outcome
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (0, 1000), (10, 10), (3, 10), (500, 1000), (1, 10000)])
@@ -88,7 +89,7 @@ def test_every_attack_of_an_evaluation_has_settings_of_its_own():
     found = set()
     for eot_samples in (0, 20):
         for epsilon in (0.1, 0.2):
-            threat = build.Threat("linf", epsilon, num_classes=10, eot_samples=eot_samples)
+            threat = Threat("linf", epsilon, num_classes=10, eot_samples=eot_samples)
             protocols = build.evaluation_attacks(list(build.EVALUATION_ATTACKS), threat)
             found |= {json.dumps(records.resolved(protocol)) for protocol in protocols.values()}
             assert protocols["pgd20"].attack is protocols["pgd100"].attack is not protocols["cw"].attack

@@ -9,7 +9,7 @@ import pytest
 
 from robustjax.data import Dataset
 from robustjax.evaluation import runner
-from robustjax.evaluation.runner import CLEAN, Protocol
+from robustjax.evaluation.protocols import CLEAN, Protocol
 from robustjax.training import sharding
 
 # Class 1 where the mean pixel exceeds one half.

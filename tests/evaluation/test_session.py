@@ -7,7 +7,7 @@ import pytest
 
 from robustjax.data import Dataset
 from robustjax.evaluation import runner, session
-from robustjax.evaluation.runner import CLEAN, Protocol
+from robustjax.evaluation.protocols import CLEAN, Protocol
 from robustjax.evaluation.store import open_store
 from robustjax.training import sharding
 

@@ -8,6 +8,7 @@ from robustjax import build
 from robustjax.analysis import plots
 from robustjax.data import Dataset
 from robustjax.evaluation import runner, sweeps
+from robustjax.evaluation.protocols import Threat
 from robustjax.training import sharding
 from robustjax.types import InputError
 
@@ -15,7 +16,7 @@ from robustjax.types import InputError
 LEVELS = np.array([20, 90, 120, 140, 200, 250, 130, 108], np.uint8)
 IMAGES = np.tile(LEVELS.reshape(8, 1, 1, 1), (1, 2, 2, 1))
 DATASET = Dataset("levels", IMAGES, (LEVELS > 127).astype(np.int32), 2, ("dark", "light"))
-THREAT = build.Threat("linf", 0.1, num_classes=2)
+THREAT = Threat("linf", 0.1, num_classes=2)
 
 
 def points(kind, *names):
