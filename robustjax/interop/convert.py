@@ -25,6 +25,10 @@ AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 CONSTANTS = {("mu", "sigma"): lambda channels: (1, channels, 1, 1), ("mean", "std"): lambda channels: (channels, 1, 1)}
 
 
+# What wrappers of a network put before every name.
+PREFIXES = ("module.", "model.")
+
+
 class Published(NamedTuple):
     """A network read from a state dict.
 
@@ -52,8 +56,8 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
     its code; set those by `module.clone(mean=..., std=...)`.
 
     Args:
-        state_dict: PyTorch's names -> NumPy arrays or torch tensors; also with a "module." before every name, or inside
-            a checkpoint under "state_dict" or "model".
+        state_dict: PyTorch's names -> NumPy arrays or torch tensors; also with a "module." or "model." before every
+            name, or inside a checkpoint under "state_dict" or "model".
         source: whose names they are: "cas" (Bai et al. 2021), "cifs" (Yan et al. 2021), "fsr" (Kim et al. 2023):
             ResNet and WideResNet, of CAS and FSR also VGG-16; or "robustbench": its ResNet with basic blocks,
             PreActResNet and WideResNet.
@@ -101,7 +105,15 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
         PyTorch's names -> float32 arrays.
 
     Raises:
-        InputError: an unknown source, or one that does not publish such a network.
+        InputError: an unknown source, one that does not publish such a network, or variables of another.
+
+    Example:
+        >>> from robustjax import models
+        >>> network = models.create("preact_resnet18", mean=(0.5,), std=(0.25,))
+        >>> shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        >>> state_dict = to_torch(network, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes), "robustbench")
+        >>> state_dict["layer4.1.conv2.weight"].shape, state_dict["sigma"].ravel()
+        ((512, 512, 3, 3), array([0.25, 0.25, 0.25], dtype=float32))
     """
     layout, origin = written_as(module, source), source_of(source)
     leaves = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
@@ -131,7 +143,7 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
     source = source_of(name)
     entries = _unwrapped(state_dict)
     shapes = {entry: tuple(value.shape) for entry, value in entries.items() if hasattr(value, "shape")}
-    layout = recognise(shapes, name)
+    layout = recognise(entries, name)
 
     network, options = _network(layout, source, shapes)
     stem = shapes.get(f"{next(iter(layout.rows(network).values()))}.weight", ())
@@ -176,8 +188,8 @@ def _unwrapped(state_dict: Any) -> dict[str, Any]:
             break
         state_dict = state_dict[inner]
     entries = {entry: value for entry, value in state_dict.items() if not entry.endswith("num_batches_tracked")}
-    while entries and all(entry.startswith("module.") for entry in entries):
-        entries = {entry.removeprefix("module."): value for entry, value in entries.items()}
+    while prefix := next((p for p in PREFIXES if entries and all(entry.startswith(p) for entry in entries)), None):
+        entries = {entry.removeprefix(prefix): value for entry, value in entries.items()}
     return entries
 
 

@@ -82,5 +82,5 @@ def _read_torch(path: Path) -> Any:
             "save the weights alone where it was made: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(f"{path} cannot be read by PyTorch: {type(error).__name__}: {reason}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from robustjax.models.layers import Network
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
         head: their classifier.
         rows: network without guards -> correspondences.
         read: shapes -> the network's fields but classes and guards.
-        late: network -> what their names of the guards of its "late" sites begin with.
+        late: network -> what their names of the guards at its "late" sites begin with, where CAS or CIFS have it.
         dead: what the names of entries begin with that the published code holds but never uses, and the names that
             they repeat.
         biased_convs: their convolutions have a bias, which ours do not need: BatchNorm's mean takes it up.
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     head: str
     rows: Callable[[Any], Rows]
     read: Callable[[Shapes], dict[str, Any]]
-    late: Callable[[Any], tuple[str, ...]]
+    late: Callable[[Any], tuple[str, ...]] = lambda network: ()
     dead: tuple[tuple[str, str], ...] = ()
     biased_convs: bool = False
 
@@ -135,7 +135,6 @@ PREACT_RESNET = Layout(
     head="linear",
     rows=_PREACT_ROWS,
     read=_read_preact,
-    late=lambda network: (),
 )
 
 WIDE_RESNET = Layout(
@@ -202,7 +201,6 @@ VGG_FSR = Layout(
     read=lambda shapes: {
         "classifier_widths": tuple(vote(shapes, [name], 512) for name in ("classifier.0", "classifier.2"))
     },
-    late=lambda network: (),
     biased_convs=True,
 )
 
@@ -270,17 +268,17 @@ def guards_a_projection(network: Network) -> bool:
     return isinstance(network, PreActResNet) and any(site.endswith("_block1_act1") for site in network.guards or ())
 
 
-def recognise(shapes: Shapes, name: str) -> Layout:
-    """The layout of a source to which most names belong.
+def recognise(entries: Collection[str], name: str) -> Layout:
+    """The layout of a source to which most names of entries belong.
 
     Raises:
         InputError: none does.
     """
     layouts = source_of(name).layouts
-    counts = [sum(bool(re.match(layout.pattern, entry)) for entry in shapes) for layout in layouts]
+    counts = [sum(bool(re.match(layout.pattern, entry)) for entry in entries) for layout in layouts]
     if not any(counts):
         titles = ", ".join(layout.title for layout in layouts)
-        first = ", ".join(list(shapes)[:3]) or "none"
+        first = ", ".join(list(entries)[:3]) or "none"
         raise InputError(f"state dict: no entry is one of {name}'s {titles}; its first entries are {first}")
     return layouts[counts.index(max(counts))]
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import random_variables, safetensors
 
 from robustjax import build, config, data, defenses, interop, models
 from robustjax.interop.__main__ import _config, _parser, main
@@ -20,35 +20,18 @@ from robustjax.training.checkpoint import Checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def random_variables(network, channels=1):
-    generator = np.random.default_rng(0)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
-    return jax.tree.map(lambda leaf: generator.uniform(-0.2, 1.0, leaf.shape).astype(np.float32) ** 2, shapes)
-
-
-def write_safetensors(path, state_dict):
-    header, data = {}, b""
-    for name, array in state_dict.items():
-        content = np.ascontiguousarray(array, np.float32).tobytes()
-        offsets = [len(data), len(data) + len(content)]
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}
-        data += content
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
 @pytest.fixture(scope="module")
 def wide():
     """A network of the FSR layout for grey images, and its state dict."""
     defense = defenses.create("fsr", width=7)
     network = models.create("wide_resnet", depth=10, width=1, defense=defense)
-    return network, interop.to_torch(network, random_variables(network), "fsr")
+    return network, interop.to_torch(network, random_variables(network, 1), "fsr")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(wide, tmp_path_factory):
     path = tmp_path_factory.mktemp("published") / "weights.safetensors"
-    write_safetensors(path, wide[1])
+    path.write_bytes(safetensors(wide[1]))
     return path
 
 
@@ -106,13 +89,12 @@ def test_a_checkpoint_becomes_a_run_that_evaluate_judges(wide, checkpoint, tmp_p
 def test_constants_are_taken_where_the_checkpoint_holds_none(tmp_path, capsys):
     checkpoint, workdir = tmp_path / "weights.safetensors", tmp_path / "run"
     network = models.create("wide_resnet", depth=10, width=1)
-    state_dict = interop.to_torch(network, random_variables(network), "robustbench")
+    state_dict = interop.to_torch(network, random_variables(network, 1), "robustbench")
     given = ("--source=robustbench", f"--workdir={workdir}", "--dataset=digits", "--mean=0.5", "--std=0.25")
-    write_safetensors(checkpoint, state_dict | {"mu": np.ones((1, 1, 1, 1)), "sigma": np.ones((1, 1, 1, 1))})
+    checkpoint.write_bytes(safetensors(state_dict | {"mu": np.ones((1, 1, 1, 1)), "sigma": np.ones((1, 1, 1, 1))}))
     assert "holds mean and std already; leave out --mean and --std" in refusal(capsys, checkpoint, *given)
-    write_safetensors(
-        checkpoint, state_dict | {name.replace("block1", "sub_block1"): state_dict[name] for name in state_dict}
-    )
+    twin = {f"sub_{name}": array for name, array in state_dict.items() if name.startswith("block1.")}
+    checkpoint.write_bytes(safetensors(state_dict | twin))
     assert main([str(checkpoint), *given]) == 0
     assert "left out 10 entries that it never uses" in capsys.readouterr().out
     assert (config.read(workdir).model.mean, config.read(workdir).model.std) == ((0.5,), (0.25,))
@@ -143,10 +125,10 @@ def test_networks_without_a_name_or_for_other_images_are_refused(tmp_path, capsy
         ("--source=robustbench", "--dataset=digits", f"--workdir={tmp_path / 'run'}"),
     )
     small = ResNet(blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4))
-    write_safetensors(checkpoint, interop.to_torch(small, random_variables(small), "robustbench"))
+    checkpoint.write_bytes(safetensors(interop.to_torch(small, random_variables(small, 1), "robustbench")))
     assert "no model name of a config means a ResNet with blocks (1, 1, 1, 1)" in refusal(capsys, checkpoint, *given)
     colour = models.create("wide_resnet", depth=10, width=1, num_classes=7, mean=(0.5,), std=(0.5,))
-    write_safetensors(checkpoint, interop.to_torch(colour, random_variables(colour, 3), "robustbench"))
+    checkpoint.write_bytes(safetensors(interop.to_torch(colour, random_variables(colour), "robustbench")))
     message = refusal(capsys, checkpoint, *given)
     assert "has 7 classes and 3 image channels, digits has 10 and 1" in message
 
@@ -156,7 +138,7 @@ def test_networks_without_a_name_or_for_other_images_are_refused(tmp_path, capsy
     [
         ("resnet18", {}, "robustbench"),
         ("preact_resnet18", {"final_norm": False}, "robustbench"),
-        ("preact_resnet18", {"mean": (0.5,), "std": (0.25,)}, "robustbench"),
+        ("preact_resnet18", {"mean": (0.5, 0.25, 0.75), "std": (0.25, 0.5, 0.5)}, "robustbench"),
         ("wide_resnet", {"depth": 22, "width": 2}, "robustbench"),
         ("vgg16", {"classifier_widths": (24, 20), "classifier_norm": True}, "cas"),
         ("vgg16", {"classifier_widths": (24, 20)}, "fsr"),
@@ -165,7 +147,7 @@ def test_networks_without_a_name_or_for_other_images_are_refused(tmp_path, capsy
 def test_the_config_describes_the_network(name, options, source):
     defense = None if source == "robustbench" else defenses.create(source)
     network = models.create(name, defense=defense, **options)
-    state_dict = interop.to_torch(network, jax.tree.map(np.abs, random_variables(network)), source)
+    state_dict = interop.to_torch(network, random_variables(network), source)
     given = _parser().parse_args(["weights.pt", f"--source={source}", "--workdir=run", "--dataset=digits"])
     described = _config(read(state_dict, source), given)
     config.validate(described)

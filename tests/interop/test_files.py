@@ -1,31 +1,17 @@
 """Reading checkpoints, whole ones, damaged ones and hostile ones."""
 
-import json
 import os
 import struct
 import sys
 from types import SimpleNamespace
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import DTYPES, safetensors
 
 from robustjax.interop.files import read_checkpoint
 from robustjax.types import InputError
-
-DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": ml_dtypes.bfloat16, "I64": "i8", "U8": "u1", "BOOL": "?"}
-
-
-def safetensors(arrays, **changes):
-    """The bytes of a file, written from the format's description; `changes` replace entries of the header."""
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, (dtype, array) in arrays.items():
-        content = np.asarray(array, np.dtype(DTYPES[dtype])).tobytes()
-        offsets = [len(data), len(data) + len(content)]
-        header[name] = {"dtype": dtype, "shape": list(np.shape(array)), "data_offsets": offsets}
-        data += content
-    text = json.dumps(header | changes).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def refusal(path):
@@ -44,7 +30,7 @@ def test_safetensors_of_every_dtype_are_read(tmp_path):
     read = read_checkpoint(path)
     assert read.keys() == {*DTYPES, "count", "empty"}
     for name, (dtype, array) in arrays.items():
-        expected = np.asarray(array, np.dtype(DTYPES[dtype]))
+        expected = np.asarray(array, jnp.dtype(DTYPES[dtype]))
         assert read[name].dtype == expected.dtype
         np.testing.assert_array_equal(read[name], expected)
     assert read["count"].shape == () and read["empty"].shape == (0, 3)
