@@ -117,6 +117,28 @@ def test_a_guard_changes_what_the_network_goes_on_with(key):
     np.testing.assert_allclose(ours.features["dense"], hidden, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"), [({}, False), ({"guarded_shortcut": False}, True), ({"final_norm": False}, True)]
+)
+def test_what_a_convolution_on_a_shortcut_takes(options, passes, key):
+    """Whether anything gets past a guard that lets nothing through at the input of a block that widens."""
+
+    class Nothing(nn.Module):
+        def __call__(self, features, labels=None, train=False):
+            return jnp.zeros_like(features), {}
+
+    network = models.PreActResNet(blocks=(1,), widths=(4,), stem_width=2, **options)
+    guarded = network.clone(guards={"stage1_block1_act1": Nothing()})
+    images = jax.random.uniform(key, (2, 4, 4, 1))
+    variables = guarded.init(key, images)
+    outputs = guarded.apply(variables, images)
+    assert bool(jnp.any(outputs.features["stage1_block1"] != 0)) == passes
+    if not options.get("final_norm", True):
+        assert "final" not in outputs.features and "final_norm" not in variables["params"]
+        pooled = outputs.features["stage1_block1"].mean(axis=(1, 2))
+        np.testing.assert_allclose(outputs.logits, pooled @ variables["params"]["head"]["kernel"], rtol=1e-5, atol=1e-6)
+
+
 def test_guards_come_from_a_defense():
     class Everywhere:
         def guards(self, sites, num_classes):
