@@ -4,9 +4,12 @@ Every network maps images [B, C, H, W] to logits and auxiliary logits by kind, [
 free, so that tests stay quick.
 """
 
-import torch
-from torch import nn
-from torch.nn import functional as F
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 
 def conv3(channels_in, channels_out, stride=1, bias=False):
