@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import jax
@@ -86,9 +85,9 @@ def _imported(options: argparse.Namespace) -> str:
     dataset = build.test_dataset(config, num_examples=1)
     _check_images(published, dataset, options)
 
-    # The state before the first step, of a network that starts from the published variables.
-    network = SimpleNamespace(init=lambda rngs, images: published.variables)
-    state = build.initial_state(config, network, dataset.images.shape[1:])()
+    create = build.initial_state(config, published.module, dataset.images.shape[1:])
+    # Under jit, what is not returned is not computed: no random weights are drawn.
+    state = jax.jit(lambda: create()._replace(variables=None))()._replace(variables=published.variables)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(build.plain(config), indent=2) + "\n")
