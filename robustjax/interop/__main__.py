@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,9 +70,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(map(float, text.split(",")))
+        numbers = tuple(map(float, text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, received {text!r}") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, received {text!r}")
+    return numbers
 
 
 def _imported(options: argparse.Namespace) -> str:

@@ -42,15 +42,15 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a .safetensors file by name."""
-    content = Path(path).read_bytes()
     try:
+        content = Path(path).read_bytes()
         length = int.from_bytes(content[:8], "little")
         if not 8 + length <= len(content):
             raise ValueError(f"a header of {length} bytes in {len(content)}")
         header = json.loads(content[8 : 8 + length])
         data = memoryview(content)[8 + length :]
         return {name: _array(data, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from error
 
 

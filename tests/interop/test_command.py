@@ -115,6 +115,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp
     assert "--std go together, each one number or 1" in refusal(capsys, *digits, "--mean=0.5,0.4", "--std=1,1")
     assert "model.std must be positive" in refusal(capsys, *digits, "--mean=0.5", "--std=0")
     assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=grey", "--std=1")
+    assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=0,nan", "--std=1")
     assert "dataset" in refusal(capsys, *given, "--dataset=no_such_dataset", f"--data_dir={tmp_path}").lower()
     assert not workdir.exists()
 
