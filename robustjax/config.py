@@ -155,9 +155,12 @@ def read(workdir: str | Path) -> ConfigDict:
         )
     config = base()
     try:
-        config.update(_tuples(json.loads(path.read_text())))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as a config of this version: {error}") from error
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    problems = list(_fill(config, stored))
+    if problems:
+        raise InputError(f"{path} is not a config of this version: {'; '.join(problems)}")
     validate(config)
     return config
 
@@ -245,11 +248,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             build.defense(config)
         except InputError as error:
             yield str(error)
-    if len(config.model.mean) != len(config.model.std):
-        lengths = f"{len(config.model.mean)} and {len(config.model.std)}"
-        yield f"model.mean and model.std must be of one length, got {lengths}"
-    if not all(value > 0 for value in config.model.std):
-        yield f"model.std must be positive, got {tuple(config.model.std)}"
+    yield from _tuple_problems(config)
     for name, options in models.OWN_OPTIONS.items():
         for option in options:
             given, chosen = config.model[option] is not None, config.model.name == name
@@ -262,6 +261,31 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "
             f"got {config.optimizer.warmup_epochs}"
         )
+    if config.init_from == "":
+        yield "init_from must be the folder of a run, or None, got ''"
+    if config.optimizer.nesterov and config.optimizer.momentum == 0:
+        yield "optimizer.nesterov needs an optimizer.momentum above 0, got 0.0"
+    if config.objective.name == "mart" and config.objective.label_smoothing > 0:
+        yield f"objective.label_smoothing is not part of mart, got {config.objective.label_smoothing}"
+
+
+def _tuple_problems(config: ConfigDict) -> Iterator[str]:
+    wrong = False
+    for path in ("model.mean", "model.std", "optimizer.boundaries"):
+        values = _get(config, path)
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            wrong = True
+            yield f"{path} must hold finite numbers, got {tuple(values)}"
+    widths = config.model.classifier_widths or ()
+    if not all(type(width) is int and width > 0 for width in widths):
+        yield f"model.classifier_widths must hold integers from 1 on, got {tuple(widths)}"
+    if wrong:
+        return
+    if len(config.model.mean) != len(config.model.std):
+        lengths = f"{len(config.model.mean)} and {len(config.model.std)}"
+        yield f"model.mean and model.std must be of one length, got {lengths}"
+    if not all(value > 0 for value in config.model.std):
+        yield f"model.std must be positive, got {tuple(config.model.std)}"
     boundaries = tuple(config.optimizer.boundaries)
     if list(boundaries) != sorted(set(boundaries)) or not all(epoch > 0 for epoch in boundaries):
         yield f"optimizer.boundaries must be positive and rising, got {boundaries}"
@@ -277,11 +301,32 @@ def _threat_problems(attack: ConfigDict) -> Iterator[str]:
         yield f"attack.name 'n_fgsm' is defined for attack.norm 'linf' only, got {attack.norm!r}"
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has lists where a config has tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(entry) for key, entry in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+def _fill(config: ConfigDict, stored: Any, section: str = "") -> Iterator[str]:
+    """Puts what JSON holds in its places; yields what has none, or is of another type."""
+    if not isinstance(stored, dict):
+        yield f"{section or 'it'} must be an object, got {_short(stored)}"
+        return
+    for key, value in stored.items():
+        path = f"{section}.{key}" if section else key
+        if key not in config:
+            yield f"{path} is unknown{_nearest(key, list(config))}"
+        elif isinstance(config[key], ConfigDict):
+            yield from _fill(config[key], value, path)
+        else:
+            kind = config.get_type(key)
+            if isinstance(value, list) and kind is tuple:
+                value = tuple(value)  # which JSON does not have
+            elif type(value) is int and kind is float:
+                value = float(value)
+            if type(value) is kind or (value is None and config[key] is None):
+                config[key] = value
+            else:
+                yield f"{path} must be of type {kind.__name__}, got {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _get(config: ConfigDict, path: str):

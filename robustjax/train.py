@@ -17,6 +17,13 @@ from robustjax.training import loop
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
+STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status",
+    0,
+    "Exit status of a run that a signal stopped and that has saved: a scheduler starts again what does not end in 0.",
+    lower_bound=0,
+    upper_bound=255,
+)
 
 
 def main() -> int:
@@ -34,11 +41,9 @@ def main() -> int:
         print(
             f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
         )
-    else:
-        print(
-            f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there"
-        )
-    return 0
+        return 0
+    print(f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there")
+    return STOPPED_STATUS.value
 
 
 if __name__ == "__main__":

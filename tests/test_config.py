@@ -117,3 +117,11 @@ def test_the_digits_config_has_every_objective_with_every_defense(objective, def
 def test_the_digits_config_names_what_it_has():
     with pytest.raises(InputError, match="got 'at_caas'"):
         load(CONFIGS[0].parent / "digits.py").get_config("at_caas")
+
+
+def test_the_pod_config_scales_its_learning_rate_with_the_batch():
+    get_config = load(CONFIGS[0].parent / "cifar10_at_pod.py").get_config
+    assert get_config("128").optimizer.learning_rate == config.cifar10().optimizer.learning_rate
+    assert get_config("4096").optimizer.learning_rate == pytest.approx(3.2)
+    with pytest.raises(InputError, match="got '4k'"):
+        get_config("4k")

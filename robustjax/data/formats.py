@@ -73,10 +73,13 @@ def _idx(file: File, rank: int) -> np.ndarray:
 
 def _cifar(file: File, batches: dict[str, list[str]], labels: list[str]) -> dict[str, Columns]:
     """Batches of records: one byte per label, then the red, green and blue 32 x 32 planes, row by row."""
+    wanted = {name for names in batches.values() for name in names}
     try:
-        with tarfile.open(fileobj=io.BytesIO(file.content), mode="r:gz") as tar:
-            # Members are read by their base names into memory, so no path in the archive can lead anywhere.
-            content = {PurePosixPath(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+        # Decompressed whole, since tarfile would not look at the checksum. Members are read by their base names into
+        # memory, so no path in the archive can lead anywhere.
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(file.content)), mode="r:") as tar:
+            members = {PurePosixPath(member.name).name: member for member in tar if member.isfile()}
+            content = {name: tar.extractfile(members[name]).read() for name in wanted & members.keys()}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file.name}: expected a whole tar.gz archive, received {_reason(error)}") from error
 

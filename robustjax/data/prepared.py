@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,10 +66,14 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Sou
     import tensorflow_datasets as tfds  # half a second, and the embedded digits do without
 
     with _blaming(f"{folder}: expected a readable tfds data set"):
+        _check_classes(json.loads((folder / "features.json").read_text()))
         builder = tfds.builder_from_directory(folder)
         features, splits = dict(builder.info.features), list(builder.info.splits)
     if split not in splits:
         raise InputError(f"{folder}: expected a split {split!r}, received only {', '.join(map(repr, splits))}")
+    for path in builder.info.splits[split].filepaths:
+        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+            raise InputError(f"{folder}: expected its files inside it, received {path}")
     image_key, label_key = _supervised_keys(builder.info.supervised_keys)
     image, label = features.get(image_key), features.get(label_key)
     if not (
@@ -87,6 +92,9 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Sou
     with _blaming(f"{where}: expected ArrayRecord files with examples"):
         # The images stay encoded: tfds would decode them more slowly, and with OpenCV wherever that is installed.
         records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        size = sum(os.path.getsize(path) for path in builder.info.splits[split].filepaths)
+    if len(records) > size:
+        raise InputError(f"{where}: expected {len(records)} records, received files of {size} bytes in all")
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = None, np.empty(len(indices), np.int32)
@@ -134,6 +142,19 @@ def _decode(encoded: bytes, channels: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _check_classes(features: Any) -> None:
+    """tfds imports whatever module a features.json names, which would run it: its own are enough for images."""
+    if isinstance(features, list):
+        for entry in features:
+            _check_classes(entry)
+    elif isinstance(features, dict):
+        for key, value in features.items():
+            _check_classes(value)
+            named = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str)
+            if named and not value.startswith("tensorflow_datasets.core.features."):
+                raise ValueError(f"features.json names {value}, which is no feature of tfds")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -64,8 +65,8 @@ def defense(*, beta: float = 2.0) -> Defense:
         >>> defense().heads
         ('probe',)
     """
-    if beta < 0:
-        raise InputError(f"cas: beta must be at least 0, got {beta}")
+    if not 0 <= beta < math.inf:
+        raise InputError(f"cas: beta must be at least 0 and finite, got {beta}")
     return Defense(
         name="cas",
         role="late",

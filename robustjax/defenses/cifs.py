@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -154,8 +155,8 @@ def defense(*, beta: float = 2.0, top_k: int = 2, importance: Importance = "soft
         >>> defense().joint
         True
     """
-    if beta < 0:
-        raise InputError(f"cifs: beta must be at least 0, got {beta}")
+    if not 0 <= beta < math.inf:
+        raise InputError(f"cifs: beta must be at least 0 and finite, got {beta}")
     if hidden < 1 or top_k < 1:
         raise InputError(f"cifs: hidden and top_k must be at least 1, got {hidden} and {top_k}")
     _check(importance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -142,11 +143,11 @@ def defense(
         >>> defense().heads
         ('robust', 'nonrobust', 'recalibrated')
     """
-    if not temperature > 0:
-        raise InputError(f"fsr: temperature must be above 0, got {temperature}")
-    if separation_weight < 0 or recalibration_weight < 0:
+    if not 0 < temperature < math.inf:
+        raise InputError(f"fsr: temperature must be above 0 and finite, got {temperature}")
+    if not (0 <= separation_weight < math.inf and 0 <= recalibration_weight < math.inf):
         raise InputError(
-            f"fsr: separation_weight and recalibration_weight must be at least 0, "
+            f"fsr: separation_weight and recalibration_weight must be at least 0 and finite, "
             f"got {separation_weight} and {recalibration_weight}"
         )
     if width < 1:

@@ -6,6 +6,7 @@ public, so training with `stabilizing_loss` is SNS-style. There is no guard: inf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -154,9 +155,9 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 
         >>> defense().views
         ('natural', 'adversarial')
     """
-    if weight < 0 or refresh_steps < 1 or not 0 < fraction <= 1:
+    if not 0 <= weight < math.inf or refresh_steps < 1 or not 0 < fraction <= 1:
         raise InputError(
-            f"sns: weight must be at least 0, fraction in (0, 1] and refresh_steps at least 1, "
+            f"sns: weight must be at least 0 and finite, fraction in (0, 1] and refresh_steps at least 1, "
             f"got {weight}, {fraction} and {refresh_steps}"
         )
 
