@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -20,11 +21,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if len(arguments) > 1:
             return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
+            logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
         try:
             return main()
         except InputError as error:
             return _refuse(str(error))
+        except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -44,6 +48,12 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
         sys.exit(_refuse(f"--config: {type(error).__name__}: {text}"))
 
 
-def _refuse(message: str) -> int:
+def fail(message: str) -> int:
+    """One line on stderr for what is no fault of the input, and exit status 1."""
     print("error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _refuse(message: str) -> int:
+    fail(message)
     return 2

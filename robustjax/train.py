@@ -6,14 +6,13 @@ files.
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
 from robustjax import build, cli
 from robustjax import config as config_lib
 from robustjax.training import loop
+from robustjax.training.files import WriteError
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
@@ -28,8 +27,9 @@ def main() -> int:
     try:
         stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return cli.fail(str(error))
+    except WriteError as error:
+        return cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
     if stopped.complete:
         print(
             f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"

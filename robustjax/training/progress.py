@@ -9,11 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display(contextlib.AbstractContextManager):
-    """A progress bar over `total` units of work, and lines above it."""
+    """A progress bar over `total` units of work, and lines above it; nothing unless `shown`."""
 
-    def __init__(self, title: str, *, total: int, done: int = 0):
+    def __init__(self, title: str, *, total: int, done: int = 0, shown: bool = True):
+        self._shown = shown
         console = Console()
-        self._terminal = console.is_terminal
+        self._terminal = console.is_terminal and shown
         self._progress = Progress(
             TextColumn(title),
             BarColumn(bar_width=None),
@@ -43,5 +44,5 @@ class Display(contextlib.AbstractContextManager):
         """A line that stays."""
         if self._terminal:
             self._progress.console.print(line, highlight=False, markup=False)
-        else:
+        elif self._shown:
             print(line, flush=True)
