@@ -9,9 +9,16 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from robustjax import hosts
 from robustjax.types import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", None, ["auto"], "auto: find out the three above from a TPU pod, Slurm, Open MPI or Kubernetes."
+)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -25,12 +32,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         try:
             return main()
         except InputError as error:
-            return _refuse(str(error))
+            return _leave(_refuse(str(error)))
         except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(130)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def join_hosts() -> None:
+    """Makes this process one of several where the flags say so; before any other use of jax."""
+    hosts.join(
+        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto"
+    )
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -115,6 +116,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
             InputError: there are checkpoints, and all are damaged. They stay where they are.
         """
+        with files.writing("the newest checkpoint"):
+            self._manager.wait_until_finished()
         damaged = {}
         for step in reversed(self.steps()):
             if validated and self._metrics[step] is None:
@@ -235,21 +238,24 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 def _checksums(state: Any, *, finite: bool = True) -> dict[str, str]:
     """Name of every array -> its dtype, shape and CRC-32, which notices every flipped bit and every burst of them."""
-    leaves = jax.device_get([(name, _data(leaf)) for name, leaf in _by_name(state)])
-    for name, leaf in leaves if finite else ():
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+    leaves = dict(_by_name(state))
+    values = jax.device_get({name: _data(leaf) for name, leaf in leaves.items()})
+    for name, array in values.items() if finite else ():
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise FloatingPointError(f"{name} holds a value that is not finite")
-    return {name: f"{_form(leaf)} {zlib.crc32(leaf.reshape(-1).view(np.uint8)):08x}" for name, leaf in leaves}
+    return {name: f"{_form(leaves[name])} {_crc(array)}" for name, array in values.items()}
 
 
 def _form(leaf: Any) -> str:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _crc(array: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
 
 
 def _by_name(tree: Any) -> Iterator[tuple[str, Any]]:
