@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from robustjax import hosts
@@ -32,19 +34,27 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         try:
             return main()
         except InputError as error:
-            return _leave(_refuse(str(error)))
+            return _refuse(str(error))
         except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(130)
+        except Exception as error:
+            if not hosts.several():
+                raise
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                traceback.print_exc()
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            fail(
+                f"process {jax.process_index()} stops, it lost the others or failed ({what}); the same command goes on"
+            )
+            return hosts.abandon(1)
 
     app.run(guarded, flags_parser=_parse)
 
 
 def join_hosts() -> None:
     """Makes this process one of several where the flags say so; before any other use of jax."""
-    hosts.join(
-        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto"
-    )
+    hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto")
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:

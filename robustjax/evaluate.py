@@ -14,7 +14,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from robustjax import build, cli, data
+from robustjax import build, cli, data, hosts
 from robustjax import config as config_lib
 from robustjax.analysis import plots
 from robustjax.evaluation import records, runner
@@ -36,16 +36,17 @@ def main() -> int:
     workdir = Path(cli.WORKDIR.value)
     config = config_lib.read(workdir)
     attack = config.attack
+    cli.join_hosts()
     protocols = build.evaluation_attacks(ATTACKS.value, epsilon=attack.epsilon, norm=attack.norm)
     layout = sharding.layout()
     layout.check_batch_size("--batch_size", BATCH_SIZE.value)
-    dataset = build.test_dataset(config, num_examples=NUM_EXAMPLES.value)
+    dataset = hosts.together(lambda: build.test_dataset(config, num_examples=NUM_EXAMPLES.value))
 
     module = build.model(config, dataset.num_classes, dtype="float32")  # whatever it was trained in
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.find(CHECKPOINT.value)
         abstract = jax.eval_shape(build.initial_state(config, module, dataset.images.shape[1:]))
-        variables = checkpoints.restore(step, abstract, layout).judged
+        variables = hosts.together(lambda: checkpoints.restore(step, abstract, layout)).judged
 
     run = runner.make_runner(
         lambda variables, images: module.apply(variables, images, train=False).logits,
@@ -66,7 +67,7 @@ def main() -> int:
         "config": build.plain(config),
     }
     outcomes, entries = {}, []
-    with Display("judging", total=run.num_batches * len(protocols)) as display:
+    with Display("judging", total=run.num_batches * len(protocols), shown=hosts.is_first()) as display:
         for i, (name, protocol) in enumerate(protocols.items()):
             display.update(i * run.num_batches, name)
             outcome = run(
@@ -85,9 +86,12 @@ def main() -> int:
                 seconds=outcome.seconds,
                 conditions=conditions,
             )
-            records.write(workdir, [entry])
+            if hosts.is_first():
+                records.write(workdir, [entry])
             outcomes[name] = outcome
             entries.append(entry)
+    if not hosts.is_first():
+        return 0
     entries.append(records.worst_case(entries))
     records.write(workdir, entries[-1:])
     _print_table(entries)

@@ -5,6 +5,8 @@ Without `join` there is one process, every function here is trivial, and `jax.di
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -66,6 +68,23 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             "--distributed=auto found no cluster" if detect else f"no run of {num_processes} processes at {coordinator}"
         )
         raise InputError(f"{how} ({' '.join(str(error).split())[:200]})") from error
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def abandon(status: int) -> int:
+    """Ends a process of several at once, so that the others notice; a process by itself ends as it likes.
+
+    At an ordinary end it would wait for the others, and they, in the middle of a step, for it.
+    """
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def is_first() -> bool:

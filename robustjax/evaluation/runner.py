@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from robustjax import data
+from robustjax import data, hosts
 from robustjax.attacks import verify
 from robustjax.training.sharding import Layout
 from robustjax.types import Array, Attack, Batch, Key
@@ -66,7 +67,8 @@ def make_runner(
     def in_batches(images: np.ndarray) -> Iterator[Batch]:
         return (layout.split_batch(batch) for batch in data.batches(dataset._replace(images=images), batch_size))
 
-    @jax.jit
+    # Replicated, so that each of several processes has the whole.
+    @partial(jax.jit, out_shardings=layout.replicated)
     def judge(variables: Any, images: Array, adversarial: Array, labels: Array) -> tuple[Array, Array, Array]:
         logits = logits_fn(variables, adversarial)
         valid = verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm)
@@ -87,7 +89,7 @@ def make_runner(
         return correct, predictions
 
     def perturbed(attack: Attack, key: Key, progress: Callable[[int], None]) -> np.ndarray:
-        @jax.jit
+        @partial(jax.jit, out_shardings=layout.replicated)
         def perturb(variables: Any, key: Key, images: Array, labels: Array) -> Array:
             return attack(lambda points: logits_fn(variables, points), key, images, labels)
 
@@ -110,7 +112,8 @@ def make_runner(
         adversarial, predictions = dataset.images, clean_predictions
         if attack is not None:
             if whole:
-                network = jax.tree_util.Partial(logits_fn, variables)
+                # Several processes do it side by side, each the whole.
+                network = jax.tree_util.Partial(logits_fn, jax.device_get(variables) if hosts.several() else variables)
                 adversarial = attack(network, key, dataset.images, dataset.labels, batch_size=batch_size).images
             else:
                 adversarial = perturbed(attack, key, progress)
