@@ -41,12 +41,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         except Exception as error:
             if not hosts.several():
                 raise
-            if not isinstance(error, jax.errors.JaxRuntimeError):
+            which = f"process {jax.process_index()}"
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                fail(f"{which} stops, another one is gone ({str(error).splitlines()[0]}); the same command goes on")
+            else:
                 traceback.print_exc()
-            what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            fail(
-                f"process {jax.process_index()} stops, it lost the others or failed ({what}); the same command goes on"
-            )
+                fail(f"{which} stops, it failed as above")
             return hosts.abandon(1)
 
     app.run(guarded, flags_parser=_parse)

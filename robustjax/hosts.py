@@ -5,6 +5,7 @@ Without `join` there is one process, every function here is trivial, and `jax.di
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
+        faulthandler.disable()  # absl's; when a process is lost jax may abort, and says why in fewer lines
     except (ValueError, RuntimeError) as error:
         how = (
             "--distributed=auto found no cluster" if detect else f"no run of {num_processes} processes at {coordinator}"

@@ -65,7 +65,8 @@ def make_runner(
     dataset = dataset._replace(images=np.asarray(data.to_float(dataset.images)))
 
     def in_batches(images: np.ndarray) -> Iterator[Batch]:
-        return (layout.split_batch(batch) for batch in data.batches(dataset._replace(images=images), batch_size))
+        for batch in data.batches(dataset._replace(images=images), batch_size):
+            yield layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
 
     # Replicated, so that each of several processes has the whole.
     @partial(jax.jit, out_shardings=layout.replicated)
