@@ -269,6 +269,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             attack_statistics=config.batch_norm.attack,
             update_statistics=config.batch_norm.training,
             ema_decay=config.train.ema_decay,
+            accumulation=config.train.accumulation,
         ),
         warm_start=warm_start(config, module, train.images.shape[1:]),
         schedule=schedule,

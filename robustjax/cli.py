@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -13,9 +14,16 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from robustjax import hosts
 from robustjax.types import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", None, ["auto"], "auto: find out the three above from a TPU pod, Slurm, Open MPI or Kubernetes."
+)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -26,11 +34,24 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
         _keep_compiled()
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
+            logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
         try:
             return main()
         except InputError as error:
             return _refuse(str(error))
+        except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
+        except Exception as error:
+            if not hosts.several():
+                raise
+            which = f"process {jax.process_index()}"
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                fail(f"{which} stops, another one is gone ({str(error).splitlines()[0]}); the same command goes on")
+            else:
+                traceback.print_exc()
+                fail(f"{which} stops, it failed as above")
+            return hosts.abandon(1)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -55,6 +76,11 @@ def _keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def join_hosts() -> None:
+    """Makes this process one of several where the flags say so; before any other use of jax."""
+    hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto")
+
+
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
         return flags.FLAGS(arguments)
@@ -70,6 +96,12 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
         sys.exit(_refuse(f"--config: {type(error).__name__}: {text}"))
 
 
-def _refuse(message: str) -> int:
+def fail(message: str) -> int:
+    """One line on stderr for what is no fault of the input, and exit status 1."""
     print("error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _refuse(message: str) -> int:
+    fail(message)
     return 2

@@ -97,11 +97,13 @@ def base() -> ConfigDict:
     config.train = ConfigDict()
     config.train.num_epochs = 30
     config.train.batch_size = 128  # over all devices
+    config.train.accumulation = 1  # micro-batches that a batch is cut into, for memory; BatchNorm sees each by itself
     config.train.ema_decay = (
         0.0  # of an exponential moving average of the weights, which is then what is judged; 0: off
     )
     config.train.log_every_steps = 100  # a line of metrics.jsonl
     config.train.keep_checkpoints = 2  # newest ones kept, besides the best by robust validation accuracy
+    config.train.on_nonfinite = "stop"  # or "halve": back to the last validated checkpoint at half the learning rate
 
     config.validation = ConfigDict()  # clean, FGSM and PGD accuracy on the validation split, during training
     config.validation.every_epochs = 1  # also how often a checkpoint is written
@@ -199,6 +201,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         "batch_norm.attack": ("running", "batch"),
         "batch_norm.training": ("batch", "running"),
         "optimizer.schedule": build.SCHEDULES,
+        "train.on_nonfinite": ("stop", "halve"),
     }
     for path, valid in choices.items():
         value = _get(config, path)
@@ -226,6 +229,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         "train.batch_size": (1, inf, True),
         "train.log_every_steps": (1, inf, True),
         "train.keep_checkpoints": (1, inf, True),
+        "train.accumulation": (1, inf, True),
         "validation.every_epochs": (1, inf, True),
         "validation.batch_size": (1, inf, True),
         "validation.num_steps": (1, inf, True),
@@ -256,6 +260,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
                 yield f"model.{option} must be left None for {config.model.name}"
             elif chosen and not given and name == "wide_resnet":
                 yield f"model.{option} must be set for {name}"
+    if config.train.accumulation > 0 and config.train.batch_size % config.train.accumulation:
+        yield (
+            f"train.accumulation must divide train.batch_size ({config.train.batch_size}), "
+            f"got {config.train.accumulation}"
+        )
     if config.optimizer.schedule in ("cosine", "cyclic") and config.optimizer.warmup_epochs >= config.train.num_epochs:
         yield (
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "

@@ -11,6 +11,7 @@ comes of it lies in DIR/evaluation/<defense>/.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from robustjax import build, cli, data
+from robustjax import build, cli, data, hosts
 from robustjax import config as config_lib
 from robustjax.analysis import plots
 from robustjax.defenses import Defense
@@ -74,7 +75,9 @@ class Judged(NamedTuple):
     def store(self, name: str, protocol: Protocol) -> Store:
         """Where the results of an attack lie."""
         own = {"attack": records.resolved(protocol), "examples_per_batch": self.runner.unit_size(protocol)}
-        return open_store(self.stores, name, {**self.settings, **own})
+        opened = partial(open_store, self.stores, name, {**self.settings, **own})
+        hosts.first_only(opened)
+        return opened()
 
 
 def main() -> int:
@@ -101,6 +104,7 @@ def _judged() -> Judged:
     """
     workdir = Path(cli.WORKDIR.value)
     config = config_lib.read(workdir)
+    cli.join_hosts()
     layout = sharding.layout()
     layout.check_batch_size("--batch_size", BATCH_SIZE.value)
     spelling, defense = (config.defense.name, build.defense(config))
@@ -111,7 +115,7 @@ def _judged() -> Judged:
         _of_stochastic(flag, stochastic, default)
         for flag, default in ((DRAWS, 10), (EOT_SAMPLES, 20), (PREDICTION_DRAWS, 1))
     )
-    dataset = build.test_dataset(config, num_examples=NUM_EXAMPLES.value)
+    dataset = hosts.together(lambda: build.test_dataset(config, num_examples=NUM_EXAMPLES.value))
     threat = Threat(config.attack.norm, config.attack.epsilon, dataset.num_classes, eot_samples)
     module, variables, step = _network(config, dataset, defense, layout)
 
@@ -171,7 +175,7 @@ def _network(
         )
     with Checkpoints(cli.WORKDIR.value, read_only=True) as checkpoints:
         step = checkpoints.find(CHECKPOINT.value)
-        return module, checkpoints.restore(step, abstract, layout).judged, step
+        return module, hosts.together(lambda: checkpoints.restore(step, abstract, layout)).judged, step
 
 
 def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> int:
@@ -188,7 +192,10 @@ def _evaluate(judged: Judged, protocols: dict[str, Protocol]) -> None:
     for task, outcome in zip(tasks, session.outcomes(judged.runner, tasks, seed=SEED.value), strict=True):
         outcomes.append(outcome)
         entries.append(records.record(task.name, task.protocol, outcome, conditions=judged.conditions, **threat))
-        records.write(judged.folder, task.name, entries[-1])
+        if hosts.is_first():
+            records.write(judged.folder, task.name, entries[-1])
+    if not hosts.is_first():
+        return
     entries.append(records.worst_case(entries))
     records.write(judged.folder, "worst_case", entries[-1])
     tables.print_records(entries)
@@ -224,6 +231,8 @@ def _sweep(judged: Judged, protocols: dict[str, Protocol]) -> None:
     swept = sweeps.points(kind, protocols, epsilon=threat.epsilon, norm=threat.norm, image_shape=shape)
     tasks = [session.Task(point.attack, point.protocol, judged.store(point.attack, point.protocol)) for point in swept]
     outcomes = list(session.outcomes(judged.runner, tasks, seed=SEED.value))
+    if not hosts.is_first():
+        return
     conditions = {"norm": threat.norm, "epsilon": threat.epsilon, **judged.conditions}
     sweep = sweeps.summary(kind, swept, outcomes, num_classes=threat.num_classes, conditions=conditions)
     records.write(judged.folder, f"sweep_{kind}", sweep)

@@ -1,19 +1,19 @@
 """Trains a network: `python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]`.
 
 The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
-files.
+files. Several processes make one run with --coordinator, --num_processes and --process_id, or --distributed=auto; DIR
+then has to be the same folder for all of them.
 """
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
-from robustjax import build, cli
+from robustjax import build, cli, hosts
 from robustjax import config as config_lib
 from robustjax.training import loop
+from robustjax.training.files import WriteError
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
@@ -32,11 +32,18 @@ def main() -> int:
         config_lib.validate(CONFIG.value)
     except OSError as error:  # a config file that could not be read says so when it is first looked into
         raise InputError(f"--config: {error}") from error
+    cli.join_hosts()
+    experiment = hosts.together(lambda: build.experiment(CONFIG.value))
     try:
-        stopped = loop.run(build.experiment(CONFIG.value), cli.WORKDIR.value)
+        stopped = loop.run(experiment, cli.WORKDIR.value)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return cli.fail(str(error))
+    except WriteError as error:
+        return hosts.abandon(
+            cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
+        )
+    if not hosts.is_first():
+        return 0
     if stopped.complete:
         print(
             f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"

@@ -5,46 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "--config=configs/quickstart.py",
-    "--config.train.num_epochs=3",
-    "--config.validation.every_epochs=1",
-    "--config.data.train_examples=256",
-    "--config.train.batch_size=32",
-    "--config.train.log_every_steps=3",
-    "--config.attack.num_steps=2",
-]
-
-
-def command(module, *arguments):
-    return [sys.executable, "-m", f"robustjax.{module}", *map(str, arguments)]
-
-
-def run(module, *arguments, **environment):
-    return subprocess.run(
-        command(module, *arguments),
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
-def refused(done):
-    """The one line that a refusal is."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
+from processes import ROOT, SMALL, command, read_metrics, refused, run
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +19,6 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "trained 24 steps" in done.stdout and done.stderr == ""
     return workdir
-
-
-def read_metrics(workdir):
-    return (workdir / "metrics.jsonl").read_text()
 
 
 def test_a_run_leaves_what_the_contract_names(trained):

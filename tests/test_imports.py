@@ -21,8 +21,20 @@ ALLOWED = {
     "objectives": {"types", "attacks"},
     "data": {"types"},
     "interop": {"types", "defenses", "models"},
-    "training": {"types", "ops", "attacks", "defenses", "models", "objectives", "data"},
-    "evaluation": {"version", "types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
+    "hosts": {"types"},
+    "training": {"hosts", "types", "ops", "attacks", "defenses", "models", "objectives", "data"},
+    "evaluation": {
+        "version",
+        "hosts",
+        "types",
+        "ops",
+        "attacks",
+        "defenses",
+        "models",
+        "objectives",
+        "data",
+        "training",
+    },
     "analysis": {"evaluation", "types", "ops", "attacks", "defenses", "models", "objectives", "data", "training"},
 }
 COMMANDS = {"train", "evaluate", "report", "cli", "build", "config", "__init__"}  # where rooms are put together

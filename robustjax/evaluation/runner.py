@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import data
+from robustjax import data, hosts
 from robustjax.attacks import verify
 from robustjax.attacks.autoattack import default_batch_size
 from robustjax.evaluation.protocols import Protocol
@@ -129,11 +130,14 @@ def make_runner(
     """
     variables = layout.replicate(variables)
     driver_batch_size = min(batch_size, default_batch_size() * layout.num_devices)
-    network = jax.tree_util.Partial(logits_fn, variables)
+    # Of several processes each does the whole of what a driver does, on devices of its own.
+    network = jax.tree_util.Partial(logits_fn, jax.device_get(variables) if hosts.several() else variables)
+    sharding = None if hosts.several() else layout.batch
 
     def in_batches(images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
         part = dataset._replace(images=images, labels=labels)
-        return (layout.split_batch(batch) for batch in data.batches(part, batch_size))
+        for batch in data.batches(part, batch_size):
+            yield layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
 
     def classify(variables: Any, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:
         """In how many draws the network is right [B], and what it says most often [B]; in full float32."""
@@ -151,7 +155,9 @@ def make_runner(
                 right, votes = jax.tree.map(lambda values: jnp.sum(values, axis=0), per_draw)
         return right, jnp.argmax(votes, axis=-1)
 
-    @_compiled_apart
+    compiled_apart = partial(_compiled_apart, layout=layout)
+
+    @compiled_apart
     def judge(variables: Any, key: Key, images: Array, adversarial: Array, labels: Array, epsilon: Array):
         # The same draws for both, so that an attack that changes nothing changes nothing.
         clean_right, clean_predictions = classify(variables, key, images, labels)
@@ -173,7 +179,7 @@ def make_runner(
                 network = jax.tree_util.Partial(logits_fn, variables)
                 return attack(network, key, images, labels, **options)
 
-            programs[attack] = _compiled_apart(perturb)
+            programs[attack] = compiled_apart(perturb)
         return programs[attack]
 
     def attacked(protocol: Protocol, key: Key, images: np.ndarray, labels: np.ndarray, progress: Callable):
@@ -184,7 +190,7 @@ def make_runner(
         if protocol.whole:
             result = protocol.attack(
                 network, key, images, labels,
-                batch_size=driver_batch_size, sharding=layout.batch, progress=progress, **protocol.options,
+                batch_size=driver_batch_size, sharding=sharding, progress=progress, **protocol.options,
             )  # fmt: skip
             return result.images, result.by_attack, time.perf_counter() - started
         (batch,) = in_batches(images, labels)
@@ -248,13 +254,16 @@ def make_runner(
     return Runner(unit_size, examples, run_unit, outcome, dataset, passes)
 
 
-def _compiled_apart(function: Callable[..., Any]) -> Callable[..., tuple[Any, float]]:
-    """`arguments -> (results on the host, seconds)`, the seconds without what compiling takes, once for all calls."""
+def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable[..., tuple[Any, float]]:
+    """`arguments -> (results on the host, seconds)`, the seconds without what compiling takes, once for all calls.
+
+    The results are whole in each of several processes.
+    """
     compiled = []
 
     def call(*arguments: Any) -> tuple[Any, float]:
         if not compiled:
-            compiled.append(jax.jit(function).lower(*arguments).compile())
+            compiled.append(jax.jit(function, out_shardings=layout.replicated).lower(*arguments).compile())
         started = time.perf_counter()
         results = jax.device_get(compiled[0](*arguments))
         return results, time.perf_counter() - started

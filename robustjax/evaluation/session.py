@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from robustjax import hosts
 from robustjax.evaluation.protocols import CLEAN, Protocol
 from robustjax.evaluation.runner import Outcome, Runner, Unit
 from robustjax.evaluation.store import DamagedBatch, Store, fingerprints
@@ -41,7 +42,7 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, seed: int) -> Iterator[Ou
     Prints an estimate of the time before most of it is spent.
     """
     work = [[_size(rows) * runner.passes(task.protocol) for rows in runner.examples(task.protocol)] for task in tasks]
-    with Display("judging", total=sum(map(sum, work)), counted=False) as display:
+    with Display("judging", total=sum(map(sum, work)), counted=False, shown=hosts.is_first()) as display:
         session = _Session(runner, tasks, seed, work, display)
         known = len(session.stored)
         if missing := session.missing():
@@ -89,7 +90,8 @@ class _Session:
             progress(0.0, "")
             unit = self._runner.run_unit(task.protocol, attack_key(self._seed, task.name), i, progress)
             arrays = unit.arrays | {"seconds": np.float64(unit.seconds)}
-            task.store.write(i, self._marks[self._examples[t][i]], arrays)
+            if hosts.is_first():
+                task.store.write(i, self._marks[self._examples[t][i]], arrays)
             self._keep(t, i, unit)
         return self.stored[t, i]
 
@@ -107,7 +109,7 @@ class _Session:
         if not first:
             key, idle = attack_key(self._seed, "clean"), lambda share, status: None
             seconds = min(self._runner.run_unit(CLEAN, key, 0, idle).seconds for _ in range(3))
-            return seconds / (_size(self._runner.examples(CLEAN)[0]) * self._runner.passes(CLEAN))
+            return _agreed(seconds) / (_size(self._runner.examples(CLEAN)[0]) * self._runner.passes(CLEAN))
         # Clean accuracy says little of what a gradient costs.
         attacking = {t: i for t, i in first.items() if self._tasks[t].protocol.attack is not None} or first
         rising = sorted(attacking.items(), key=lambda at: self._tasks[at[0]].protocol.passes)
@@ -116,7 +118,7 @@ class _Session:
         return self._timed(*short[-1]) if short else pace
 
     def _timed(self, t: int, i: int) -> float:
-        return self.unit(t, i).seconds / self._work[t][i]
+        return _agreed(self.unit(t, i).seconds) / self._work[t][i]
 
     def _keep(self, t: int, i: int, unit: Unit) -> None:
         self.stored[t, i] = unit
@@ -129,6 +131,11 @@ class _Session:
             self._display.say(f"warning: {damage}; it is run again")
             return None
         return None if arrays is None else Unit(arrays, float(arrays.pop("seconds")))
+
+
+def _agreed(seconds: float) -> float:
+    """What the first process has measured: what runs next follows from it, and has to be the same in all of them."""
+    return int(hosts.gather(round(1e6 * min(seconds, 2000.0)))[0, 0]) / 1e6 if hosts.several() else seconds
 
 
 def duration(seconds: float) -> str:

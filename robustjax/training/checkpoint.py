@@ -1,15 +1,25 @@
-"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to judge."""
+"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to judge.
+
+Beside the arrays lies a manifest with the checksum of each, so that damage is noticed whatever the storage makes of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from robustjax import hosts
+from robustjax.training import files
 from robustjax.training.sharding import Layout
 from robustjax.types import InputError
 
@@ -17,44 +27,137 @@ from robustjax.types import InputError
 BEST_BY = "pgd_accuracy"
 
 
+class DamagedError(InputError):
+    """A checkpoint is not what was written."""
+
+
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints in `workdir/checkpoints`, one folder a step. Writes happen in the background until `close`."""
+    """The checkpoints in `workdir/checkpoints`, one folder a step. Writes happen in the background until `close`.
+
+    Several processes call every method together; they need a common file system.
+    """
 
     def __init__(self, workdir: str | Path, *, keep: int = 1, read_only: bool = False):
         """Opens the folder; with `read_only` nothing is created or deleted.
 
         Args:
             workdir: of the run.
-            keep: how many of the newest checkpoints stay, besides the best.
+            keep: how many of the newest validated checkpoints stay, besides the newest of all and the best.
             read_only: for evaluation.
         """
         self.directory = Path(workdir).absolute() / "checkpoints"
-        # Orbax's own best_fn with max_to_keep would delete the latest step whenever it is not among the best.
-        policy = AnyPreservationPolicy(
-            [
-                LatestN(keep),
-                BestN(get_metric_fn=lambda m: m[BEST_BY], n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
+        self._keep = keep
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else policy,
-            best_fn=lambda m: m[BEST_BY],
+            preservation_policy=None if read_only else self,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with contextlib.nullcontext() if read_only else files.writing(self.directory):
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._metrics = {step: self._metrics_of(step) for step in self.steps()}
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Starts to write a state; `metrics` of a validation of this very state make it a candidate for the best."""
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        """Starts to write a state; `metrics` of a validation of this very state make it a candidate for the best.
+
+        Raises:
+            FloatingPointError: the state is not finite: no checkpoint is better than such a one.
+            WriteError: this or the write before failed.
+        """
+        manifest = {"arrays": _checksums(state), "metrics": metrics}
+        manifest = {**manifest, "checksum": _checksum_of_text(manifest)}
+        self._metrics[step] = metrics
+        with files.writing(f"the checkpoint of step {step}"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)),
+            )
 
     def restore(self, step: int, abstract_state: Any, layout: Layout) -> Any:
-        """The state of a step, its arrays on every device. `abstract_state` gives structure, shapes and dtypes."""
+        """The state of a step, its arrays on every device. `abstract_state` gives structure, shapes and dtypes.
+
+        Raises:
+            DamagedError: what was read is not what was written.
+            InputError: it is the state of another network.
+        """
+        written = self._manifest(step)["arrays"]
+        form = {name: text.rpartition(" ")[0] for name, text in written.items()}
+        wanted = {name: _form(leaf) for name, leaf in _by_name(abstract_state)}
+        if form != wanted:
+            differing = sorted(name for name in form.keys() | wanted.keys() if form.get(name) != wanted.get(name))
+            raise InputError(f"{self.directory / str(step)} is of another network, differing in {', '.join(differing)}")
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.replicated), abstract_state
         )
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            state = self._manager.restore(step, args=args)["state"]
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise
+        except Exception as error:  # there is no telling what a reader makes of damaged files
+            raise DamagedError(self._damaged(step, f"{type(error).__name__}: {error}")) from error
+        differing = [name for name, text in _checksums(state, finite=False).items() if text != written[name]]
+        if differing:
+            raise DamagedError(self._damaged(step, f"other bits than were written in {', '.join(sorted(differing))}"))
+        return state
+
+    def restore_newest(
+        self, abstract_state: Any, layout: Layout, *, warn: Callable[[str], None], validated: bool = False
+    ) -> tuple[Any, int] | None:
+        """The state and the step of the newest checkpoint that is intact; None where there is none at all.
+
+        Newer ones make way: damaged ones are set aside in `workdir/damaged_checkpoints`, others are deleted.
+
+        Args:
+            abstract_state, layout: as in `restore`.
+            warn: takes a line for every damaged checkpoint.
+            validated: only those that `save` got metrics with.
+
+        Raises:
+            InputError: there are checkpoints, and all are damaged. They stay where they are.
+        """
+        with files.writing("the newest checkpoint"):
+            self._manager.wait_until_finished()
+        damaged = {}
+        for step in reversed(self.steps()):
+            if validated and self._metrics[step] is None:
+                continue
+            try:
+                state = hosts.together(lambda step=step: self.restore(step, abstract_state, layout), error=DamagedError)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            for error in damaged.values():
+                warn(f"warning: {error}; going on from the one of step {step}")
+            self._make_way(step, damaged)
+            return state, step
+        if damaged:
+            raise InputError(
+                f"no checkpoint in {self.directory} is intact ({'; '.join(map(str, damaged.values()))}); "
+                "restore one from a backup, or give another --workdir to begin anew"
+            )
+        self._make_way(-1, ())
+        return None
+
+    def _make_way(self, step: int, damaged: Collection[int]) -> None:
+        """Leaves no checkpoint after `step`; the damaged ones are set aside."""
+        aside = self.directory.with_name("damaged_checkpoints")
+
+        def set_aside() -> None:
+            with files.writing(aside):
+                for other in damaged:
+                    shutil.rmtree(aside / str(other), ignore_errors=True)  # of an earlier time
+                    aside.mkdir(exist_ok=True)
+                    (self.directory / str(other)).rename(aside / str(other))
+
+        newer = [other for other in self.steps() if other > step]
+        if damaged:
+            hosts.first_only(set_aside)
+        for other in newer:
+            if other not in damaged:
+                self._manager.delete(other)
+        if newer:
+            self._manager.reload()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
@@ -64,10 +167,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         """The newest step, or None."""
         return self._manager.latest_step()
 
+    def validated(self) -> int | None:
+        """The newest step that was validated, or None."""
+        return max((step for step in self.steps() if self._metrics[step] is not None), default=None)
+
     def best(self) -> int | None:
         """The step of the highest robust validation accuracy; the newest where nothing was validated."""
-        step = self._manager.best_step()
-        return self.latest() if step is None else step
+        return self._best(self.steps()) if self.validated() is not None else self.latest()
 
     def find(self, name: str) -> int:
         """The step that "best", "last" or a number means.
@@ -84,9 +190,78 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise InputError(f"checkpoint must be best, last or one of {', '.join(map(str, steps))}, got {name!r}")
         return int(name)
 
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's question which checkpoints to keep; a signal's must not push out those to go back to."""
+        steps = [info.step for info in checkpoints]
+        validated = [step for step in steps if self._metrics[step] is not None]
+        kept = {steps[-1], *validated[-self._keep :], self._best(steps)}
+        return [step in kept for step in steps]
+
     def close(self) -> None:
         """Waits for the writes under way."""
-        self._manager.close()
+        with files.writing("the newest checkpoint"):
+            self._manager.close()
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception) and not hosts.several():
+            with contextlib.suppress(files.WriteError):  # what went wrong first is what to tell
+                self.close()
+        # Neither a second Ctrl-C waits, nor one process for others that may be gone.
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        validated = [step for step in steps if self._metrics[step] is not None]
+        return max(validated, key=lambda step: (self._metrics[step][BEST_BY], step), default=None)
+
+    def _metrics_of(self, step: int) -> dict[str, float] | None:
+        try:
+            return self._manifest(step)["metrics"]
+        except DamagedError:
+            return None
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        # The file itself, for Orbax would wait for the other processes, and choke on a damaged one.
+        path = self.directory / str(step) / "manifest" / "metadata"
+        try:
+            manifest = json.loads(path.read_text())
+            checksum = manifest.pop("checksum")
+            if checksum == _checksum_of_text(manifest):
+                return manifest
+        except (OSError, ValueError, KeyError, AttributeError):
+            pass
+        raise DamagedError(self._damaged(step, "its manifest is missing or damaged"))
+
+    def _damaged(self, step: int, how: str) -> str:
+        return f"the checkpoint of step {step} in {self.directory} is damaged ({' '.join(how.split())[:200]})"
+
+
+def _checksums(state: Any, *, finite: bool = True) -> dict[str, str]:
+    """Name of every array -> its dtype, shape and CRC-32, which notices every flipped bit and every burst of them."""
+    leaves = dict(_by_name(state))
+    values = jax.device_get({name: _data(leaf) for name, leaf in leaves.items()})
+    for name, array in values.items() if finite else ():
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+            raise FloatingPointError(f"{name} holds a value that is not finite")
+    return {name: f"{_form(leaves[name])} {_crc(array)}" for name, array in values.items()}
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _crc(array: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
+
+
+def _by_name(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _checksum_of_text(manifest: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"

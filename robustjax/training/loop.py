@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from robustjax import data
+from robustjax import data, hosts
 from robustjax.training import metrics, sharding, step, validation
 from robustjax.training.checkpoint import Checkpoints
+from robustjax.training.claim import claim
 from robustjax.training.progress import Display
+from robustjax.training.signals import stop_signals
 from robustjax.training.state import TrainState
-from robustjax.types import Attack, InputError
+from robustjax.types import Attack
 
 # How long the host leaves the device alone: long enough that dispatching costs nothing, short enough that a signal is
 # answered and the bar moves.
 SECONDS_PER_DISPATCH = 1.0
+
+# A run that is not finite at a thousandth of its learning rate has another fault.
+MOST_HALVINGS = 10
 
 
 class Experiment(NamedTuple):
@@ -71,69 +74,125 @@ class Stopped(NamedTuple):
         return self.step == self.num_steps
 
 
+class NotFiniteError(FloatingPointError):
+    """A metric or the state of a run is not finite. `rate_factor` is the factor on the learning rate it had then."""
+
+    def __init__(self, what: str, rate_factor: float):
+        super().__init__(what)
+        self.rate_factor = rate_factor
+
+
 def run(experiment: Experiment, workdir: str | Path) -> Stopped:
-    """Trains until the last epoch or a signal, from the newest checkpoint in workdir where there is one.
+    """Trains until the last epoch or a signal, from the newest intact checkpoint in workdir where there is one.
 
     Raises:
-        InputError: workdir belongs to a run of another config, or the devices cannot share a batch.
+        InputError: workdir belongs to a run of another config or to one that is still going on, none of its checkpoints
+            is intact, or the devices cannot share a batch.
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
+        WriteError: the disk is full or gone; what was saved before is intact.
     """
     settings = experiment.config["train"]
     layout = sharding.layout()
-    layout.check_batch_size("train.batch_size", settings["batch_size"])
+    layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
     layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
-    variables = None
     if experiment.warm_start is not None and not any(Path(workdir).glob("checkpoints/*")):
-        variables = experiment.warm_start()  # before anything is written: it may not fit
-    _claim(Path(workdir), experiment.config)
+        hosts.together(experiment.warm_start)  # before anything is written: it may not fit
 
     with (
+        claim(workdir, experiment.config),
         Checkpoints(workdir, keep=settings["keep_checkpoints"]) as checkpoints,
-        _stop_signals() as stopping,
+        stop_signals() as stopping,
+        Display("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
     ):
-        state, at = _start(experiment, checkpoints, layout, variables)
-        dispatch = step.make_dispatch(experiment.step, layout)
-        validate = validation.make_validation(
-            experiment.module,
-            experiment.validation_attacks,
-            experiment.validation,
-            batch_size=experiment.config["validation"]["batch_size"],
-            layout=layout,
+        programs = Programs(
+            layout,
+            step.make_dispatch(experiment.step, layout),
+            validation.make_validation(
+                experiment.module,
+                experiment.validation_attacks,
+                experiment.validation,
+                batch_size=experiment.config["validation"]["batch_size"],
+                layout=layout,
+            ),
+            *layout.replicate((experiment.train.images, experiment.train.labels)),
         )
-        images, labels = layout.replicate((experiment.train.images, experiment.train.labels))
-        pace = Pace(most=settings["log_every_steps"])
-        with (
-            metrics.MetricsWriter(workdir, after_step=at) as writer,
-            Display("training", total=experiment.num_steps, done=at) as display,
-        ):
-            display.say(_opening(experiment, layout, at))
-            accuracies = ""
-            while at < experiment.num_steps and not stopping():
-                order = _order(experiment, at, rows=settings["log_every_steps"])
-                count = min(pace.steps(), _next_line(experiment, at) - at)
-                started = time.perf_counter()
-                state = dispatch(state, images, labels, order, count)
-                jax.block_until_ready(state.step)
-                pace.record(count, time.perf_counter() - started)
-                at += count
-                rate = f"{settings['batch_size'] * pace.steps_per_second:,.0f} images/s"
-                display.update(at, f"{rate}{accuracies}")
+        state, at = _start(experiment, checkpoints, layout, display)
+        display.say(_opening(experiment, layout, at))
+        while True:
+            try:
+                at = _train(experiment, workdir, state, at, programs, checkpoints, display, stopping)
+                return Stopped(at, experiment.num_steps)
+            except NotFiniteError as error:
+                if settings["on_nonfinite"] == "stop":
+                    raise FloatingPointError(f"{error}; {_last_good(checkpoints)}") from None
+                factor = error.rate_factor / 2
+                if factor < 2.0**-MOST_HALVINGS:
+                    tried = f"although the learning rate was halved {MOST_HALVINGS} times"
+                    raise FloatingPointError(f"{error}, {tried}; {_last_good(checkpoints)}") from None
+                # A checkpoint that a signal left is passed over: a run without the signal would not have it.
+                state, at = _start(experiment, checkpoints, layout, display, validated=True)
+                state = state._replace(rate_factor=layout.replicate(np.float32(factor)))
+                display.say(f"warning: {error}; back to step {at}, with the learning rate times {factor:g}")
 
-                if at == _next_line(experiment, at - 1):
-                    state = _log(experiment, state, at, writer, pace, checkpoints)
-                if at % experiment.steps_per_epoch == 0 and _validation_due(experiment, at):
-                    figures = validate(state.judged, jax.random.fold_in(state.key, at))
+
+class Programs(NamedTuple):
+    """What a run compiles once, and the data that it puts on the devices once."""
+
+    layout: sharding.Layout
+    dispatch: Callable[..., TrainState]
+    validate: Callable[[Any, Any], dict[str, float]]
+    images: Any
+    labels: Any
+
+
+def _train(
+    experiment: Experiment,
+    workdir: str | Path,
+    state: TrainState,
+    at: int,
+    programs: Programs,
+    checkpoints: Checkpoints,
+    display: Display,
+    stopping: Callable[[], bool],
+) -> int:
+    """Trains from step `at` and returns the step at which it ended. Consumes the state."""
+    settings = experiment.config["train"]
+    pace = Pace(most=settings["log_every_steps"])
+    accuracies = ""
+    with metrics.MetricsWriter(workdir, after_step=at) if hosts.is_first() else contextlib.nullcontext() as writer:
+        display.update(at, "")
+        while at < experiment.num_steps:
+            # One process says how many steps, and any may have been asked to stop.
+            agreed = hosts.gather(min(pace.steps(), _next_line(experiment, at) - at), stopping())
+            if agreed[:, 1].any():
+                break
+            count = int(agreed[0, 0])
+            order = _order(experiment, at, rows=settings["log_every_steps"])
+            started = time.perf_counter()
+            state = programs.dispatch(state, programs.images, programs.labels, order, count)
+            jax.block_until_ready(state.step)
+            pace.record(count, time.perf_counter() - started)
+            at += count
+            rate = f"{settings['batch_size'] * pace.steps_per_second:,.0f} images/s"
+            display.update(at, f"{rate}{accuracies}")
+
+            if at == _next_line(experiment, at - 1):
+                state = _log(experiment, state, at, writer, pace, programs.layout)
+            if at % experiment.steps_per_epoch == 0 and _validation_due(experiment, at):
+                figures = programs.validate(state.judged, jax.random.fold_in(state.key, at))
+                accuracies = "".join(
+                    f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
+                )
+                epoch = f"epoch {at // experiment.steps_per_epoch}/{settings['num_epochs']}"
+                display.say(f"{epoch}: validation{accuracies[1:]}; {rate}")
+                if writer:
                     writer.write("validation", at, at / experiment.steps_per_epoch, figures)
-                    accuracies = "".join(
-                        f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
-                    )
-                    epoch = f"epoch {at // experiment.steps_per_epoch}/{settings['num_epochs']}"
-                    display.say(f"{epoch}: validation{accuracies[1:]}; {rate}")
                     _warn_of_overfitting(workdir, display)
-                    checkpoints.save(at, state, figures)
-            if at < experiment.num_steps and checkpoints.latest() != at:
-                checkpoints.save(at, state)
-    return Stopped(at, experiment.num_steps)
+                _save(checkpoints, at, state, figures)
+        if at < experiment.num_steps and checkpoints.latest() != at:
+            _means(state, at)  # would not be worth keeping
+            _save(checkpoints, at, state)
+    return at
 
 
 class Pace:
@@ -159,44 +218,22 @@ class Pace:
         self._compiled = True
 
 
-def _claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes workdir this run's, or finds that it is already."""
-    path = workdir / "config.json"
-    if path.exists():
-        differing = sorted(_differing_keys(json.loads(path.read_text()), config))
-        if differing:
-            raise InputError(
-                f"{workdir} holds a run of another config, differing in {', '.join(differing)}; "
-                "give another --workdir, or the config it was started with"
-            )
-        return
-    if (workdir / "checkpoints").exists():
-        raise InputError(f"{workdir} holds checkpoints but no config.json to tell of what; give another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = path.with_name("config.json.part")
-        part.write_text(json.dumps(config, indent=2) + "\n")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-
-
-def _differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in a.keys() | b.keys():
-            yield from _differing_keys(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
-    elif a != b:
-        yield prefix
-
-
 def _start(
-    experiment: Experiment, checkpoints: Checkpoints, layout: sharding.Layout, variables: dict[str, Any] | None
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    layout: sharding.Layout,
+    display: Display,
+    *,
+    validated: bool = False,
 ) -> tuple[TrainState, int]:
-    latest = checkpoints.latest()
-    if latest is not None:
-        return checkpoints.restore(latest, jax.eval_shape(experiment.create_state), layout), latest
+    """The state to go on from: of the newest intact checkpoint (that was validated), or from before the first step."""
+    abstract = jax.eval_shape(experiment.create_state)
+    found = checkpoints.restore_newest(abstract, layout, warn=display.say, validated=validated)
+    if found is not None:
+        return found
     state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
-    if variables is not None:
+    if experiment.warm_start is not None:
+        variables = jax.device_get(experiment.warm_start())
         average = None if state.average is None else layout.replicate(jax.tree.map(np.array, variables))
         state = state._replace(variables=layout.replicate(variables), average=average)
     return state, 0
@@ -222,32 +259,43 @@ def _log(
     experiment: Experiment,
     state: TrainState,
     at: int,
-    writer: metrics.MetricsWriter,
+    writer: metrics.MetricsWriter | None,
     pace: Pace,
-    checkpoints: Checkpoints,
+    layout: sharding.Layout,
 ) -> TrainState:
     """Writes the means since the last line, and starts their sums anew."""
+    means = _means(state, at)
+    means["learning_rate"] = float(experiment.schedule(at - 1)) * float(state.rate_factor)
+    if writer:
+        writer.write("train", at, at / experiment.steps_per_epoch, means)
+        rate = pace.steps_per_second * experiment.config["train"]["batch_size"]
+        writer.plot("train", at, {"images_per_second": rate})
+    # Zeros that lie on the devices as the sums do, or the next dispatch would be compiled for another layout.
+    return state._replace(sums=layout.replicate(jax.tree.map(lambda sum: np.zeros(sum.shape, sum.dtype), state.sums)))
+
+
+def _means(state: TrainState, at: int) -> dict[str, float]:
+    """The means since the last line, all finite."""
     sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
     count = sums.pop("steps")
-    means = {name: value / count for name, value in sums.items()}
+    means = {name: value / max(count, 1.0) for name, value in sums.items()}
     for name, value in means.items():
         if not math.isfinite(value):
-            latest = checkpoints.latest()
-            raise FloatingPointError(
-                f"{name} is {value} in the {count:.0f} steps up to step {at}; "
-                + (
-                    f"the checkpoint of step {latest} is good"
-                    if latest is not None
-                    else "no checkpoint was written yet"
-                )
-            )
-    means["learning_rate"] = float(experiment.schedule(at - 1))
-    writer.write("train", at, at / experiment.steps_per_epoch, means)
-    writer.plot("train", at, {"images_per_second": pace.steps_per_second * experiment.config["train"]["batch_size"]})
-    # Zeros that lie on the devices as the sums do, or the next dispatch would be compiled for another layout.
-    return state._replace(
-        sums=jax.tree.map(lambda sums: jax.device_put(np.zeros_like(sums), sums.sharding), state.sums)
-    )
+            what = f"{name} is {value} in the {count:.0f} steps up to step {at}"
+            raise NotFiniteError(what, float(state.rate_factor))
+    return means
+
+
+def _save(checkpoints: Checkpoints, at: int, state: TrainState, figures: dict[str, float] | None = None) -> None:
+    try:
+        checkpoints.save(at, state, figures)
+    except FloatingPointError as error:
+        raise NotFiniteError(f"{error} after step {at}", float(state.rate_factor)) from None
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    latest = checkpoints.latest()
+    return "no checkpoint was written yet" if latest is None else f"the checkpoint of step {latest} is good"
 
 
 def _validation_due(experiment: Experiment, at: int) -> bool:
@@ -277,24 +325,3 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
 
 def _beginning(experiment: Experiment) -> str:
     return f"from the weights of {experiment.config['init_from']}" if experiment.warm_start else "from the start"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM or SIGINT has come. The second one has its usual effect."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    with contextlib.suppress(ValueError):  # only the main thread may set handlers; a notebook's thread goes without
-        previous.update({number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)})
-    try:
-        yield lambda: bool(received)
-    finally:
-        if not received:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from robustjax.training import files
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -26,28 +32,41 @@ class MetricsWriter(contextlib.AbstractContextManager):
         """
         self.path = Path(workdir) / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= after_step]
-        _replace(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self.path, "a")  # noqa: SIM115 - closed by close()
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=after_step + 1)
+        with files.writing(self.path):
+            files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = open(self.path, "a")  # noqa: SIM115 - closed by close()
+        # tensorboardX's SummaryWriter writes from a thread, which a full disk kills; then the run would hang.
+        with files.writing(f"TensorBoard's file in {workdir}"):
+            self._events = EventsWriter(str(Path(workdir) / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step=after_step + 1, session_log=session)  # hides what an earlier process wrote past this step
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line, on the disk when this returns."""
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with files.writing(self.path):
+            self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.plot(split, step, values)
 
     def plot(self, split: str, step: int, values: dict[str, float]) -> None:
         """To TensorBoard only."""
         for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self._event(step=step, summary=summary.scalar(f"{split}/{name}", value))
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        """Closes both files, also after a failed write."""
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):  # what could not be written was told when it was
+                file.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _event(self, **content: Any) -> None:
+        with files.writing("TensorBoard's file"):
+            self._events.write_event(event_pb2.Event(wall_time=time.time(), **content))
+            self._events.flush()
 
 
 def read(workdir: str | Path) -> list[dict]:
@@ -57,13 +76,3 @@ def read(workdir: str | Path) -> list[dict]:
         return []
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a crash leaves either the old or the new content."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -17,11 +17,12 @@ from rich.progress import (
 
 
 class Display(contextlib.AbstractContextManager):
-    """A progress bar over `total` units of work, counted or as a percentage, and lines above it."""
+    """A progress bar over `total` units of work, counted or in per cent, and lines above it; nothing unless `shown`."""
 
-    def __init__(self, title: str, *, total: float, done: float = 0, counted: bool = True):
+    def __init__(self, title: str, *, total: float, done: float = 0, counted: bool = True, shown: bool = True):
+        self._shown = shown
         console = Console()
-        self._terminal = console.is_terminal
+        self._terminal = console.is_terminal and shown
         self._progress = Progress(
             TextColumn(title),
             BarColumn(bar_width=None),
@@ -51,5 +52,5 @@ class Display(contextlib.AbstractContextManager):
         """A line that stays."""
         if self._terminal:
             self._progress.console.print(line, highlight=False, markup=False)
-        else:
+        elif self._shown:
             print(line, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from robustjax.types import InputError
@@ -30,18 +31,19 @@ class Layout(NamedTuple):
 
     def replicate(self, tree: Any) -> Any:
         """A copy of every array on each device."""
-        return jax.device_put(tree, self.replicated)
+        return _put(tree, self.replicated)
 
     def split_batch(self, tree: Any) -> Any:
         """Every array with its leading axis split between the devices."""
-        return jax.device_put(tree, self.batch)
+        return _put(tree, self.batch)
 
-    def check_batch_size(self, name: str, size: int) -> None:
-        """Raises InputError unless the devices can share a batch evenly."""
-        if size % self.num_devices:
+    def check_batch_size(self, name: str, size: int, *, parts: int = 1) -> None:
+        """Raises InputError unless the devices can share a batch, or each of its equal parts, evenly."""
+        least = self.num_devices * parts
+        if size % least:
+            by = f"the {self.num_devices} devices" + (f" times {parts} micro-batches" if parts > 1 else "")
             raise InputError(
-                f"{name} must be divisible by the {self.num_devices} devices, got {size} "
-                f"(nearest: {max(1, round(size / self.num_devices)) * self.num_devices})"
+                f"{name} must be divisible by {by}, got {size} (nearest: {max(1, round(size / least)) * least})"
             )
 
 
@@ -50,3 +52,15 @@ def layout(devices: list[Any] | None = None) -> Layout:
     devices = jax.devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Layout(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, the same in every process, as arrays over all devices of all processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)

@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
         optimizer: optax's state.
         average: exponential moving average of variables, or None.
         sums: sums of metrics since the last line of metrics.jsonl, and under "steps" how many steps they cover.
+        rate_factor: float32 scalar on the learning rate, 1 until the run has gone back from a loss that was not finite.
         carried: what the defense carries from step to step, or None.
     """
 
@@ -31,6 +32,7 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     average: dict[str, Any] | None
     sums: dict[str, Array]
+    rate_factor: Array
     carried: Any = None
 
     @property
@@ -73,6 +75,7 @@ def create(
         optimizer.init(variables["params"]),
         average,
         sums,
+        jnp.ones((), jnp.float32),
         tracker.initial(outputs.features) if tracker else None,
     )
 

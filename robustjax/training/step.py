@@ -22,6 +22,9 @@ Augment = Callable[[Key, Array], Array]
 ScaledAttack = Callable[..., Array]
 Step = Callable[[TrainState, Array, Array], TrainState]
 
+# Metrics of a step rather than means over its examples.
+OF_STEP = ("steps", "gradient_norm")
+
 
 def views_of(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
     """The images that an update passes through the network, in this order: the objective's and the defense's."""
@@ -31,7 +34,7 @@ def views_of(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
 
 def metric_names(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
     """The metrics whose sums a step adds to, "steps" counting them."""
-    return ("steps", "loss", "gradient_norm", *(f"{view}_accuracy" for view in views_of(objective, defense)))
+    return (*OF_STEP, "loss", *(f"{view}_accuracy" for view in views_of(objective, defense)))
 
 
 def make_step(
@@ -46,6 +49,7 @@ def make_step(
     attack_statistics: str,
     update_statistics: str,
     ema_decay: float,
+    accumulation: int = 1,
 ) -> Step:
     """The pure function `(state, images float32 [B, H, W, C], labels [B]) -> state` of one update.
 
@@ -60,6 +64,8 @@ def make_step(
         attack_statistics: BatchNorm during the attack, "running" or "batch".
         update_statistics: BatchNorm during the update, "batch" or "running" (which leaves them as they are).
         ema_decay: d of the average a <- d a + (1 - d) w, or 0 for none. Early on d is min(d, (1 + t) / (10 + t)).
+        accumulation: micro-batches of equal size that a batch is cut into; its gradient is their mean. BatchNorm and
+            whatever else looks at a whole batch sees one micro-batch after another, augmentation and attack draw anew.
     """
 
     def apply(variables: Mapping[str, Any], images: Array, labels: Array | None, key: Key, statistics: str):
@@ -88,34 +94,61 @@ def make_step(
 
         return jax.lax.stop_gradient(attack(outputs_fn, key_attack, images, labels, loss=loss, scale=ramp(state.step)))
 
-    def step(state: TrainState, images: Array, labels: Array) -> TrainState:
-        key_augment, key_attack, key_defense = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+    def differentiate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):
+        """The gradient and the metrics of a (micro-)batch, and the statistics and what is carried after it."""
+        key_augment, key_attack, key_defense = jax.random.split(key, 3)
         inputs = {"natural": augment(key_augment, images)}
         if attack is not None:
             inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Outputs], Any, Any]]:
-            statistics = state.variables["batch_stats"]
-            views = {}
+            views, after, now, extra = {}, statistics, carried, {}
             for i, view in enumerate(view_names):
-                variables = {"params": params, "batch_stats": statistics}
+                variables = {"params": params, "batch_stats": after}
                 key = jax.random.fold_in(key_defense, i)
-                views[view], statistics = apply(variables, inputs[view], labels, key, update_statistics)
-            carried, extra = state.carried, {}
+                views[view], after = apply(variables, inputs[view], labels, key, update_statistics)
             if tracker is not None:
-                carried = tracker.update(views, carried, state.step)
-                extra = {"carried": carried}
+                now = tracker.update(views, carried, state.step)
+                extra = {"carried": now}
             values = total(views, labels, term=objective.term(views), **extra)
-            return jnp.mean(values), (views, statistics, carried)
+            return jnp.mean(values), (views, after, now)
 
         params = state.variables["params"]
-        (loss, (views, statistics, carried)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
-
-        metrics = {"steps": jnp.ones((), jnp.float32), "loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+        (loss, (views, after, now)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        means = {"loss": loss}
         for view, outputs in views.items():
-            metrics[f"{view}_accuracy"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels, dtype=jnp.float32)
+            means[f"{view}_accuracy"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels, dtype=jnp.float32)
+        return (gradient, means), (after, now)
+
+    def accumulate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):
+        """As `differentiate`, of the whole batch, with the memory of a micro-batch."""
+
+        def cut(array: Array) -> Array:
+            # Every so many examples rather than so many in a row: each device keeps the examples that it has.
+            return array.reshape(-1, accumulation, *array.shape[1:]).swapaxes(0, 1)
+
+        def add(held: Any, part: Any) -> tuple[Any, None]:
+            sums, (statistics, carried) = held
+            i, images, labels = part
+            found, after = differentiate(state, jax.random.fold_in(key, i), images, labels, statistics, carried)
+            return (jax.tree.map(jnp.add, sums, found), after), None
+
+        means = {name: jnp.zeros((), jnp.float32) for name in metric_names(objective, defense) if name not in OF_STEP}
+        start = (jax.tree.map(jnp.zeros_like, state.variables["params"]), means), (statistics, carried)
+        parts = jnp.arange(accumulation), cut(images), cut(labels)
+        (sums, after), _ = jax.lax.scan(add, start, parts)
+        return jax.tree.map(lambda total: total / accumulation, sums), after
+
+    def step(state: TrainState, images: Array, labels: Array) -> TrainState:
+        key = jax.random.fold_in(state.key, state.step)
+        before = state.variables["batch_stats"], state.carried
+        gradient_of = differentiate if accumulation == 1 else accumulate
+        (gradient, means), (statistics, carried) = gradient_of(state, key, images, labels, *before)
+        params = state.variables["params"]
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+        updates = jax.tree.map(lambda update: state.rate_factor * update, updates)  # exact: 1, or a power of 2
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
+        metrics = {"steps": jnp.ones((), jnp.float32), "gradient_norm": optax.tree.norm(gradient), **means}
         return TrainState(
             state.step + 1,
             state.key,
@@ -123,6 +156,7 @@ def make_step(
             optimizer_state,
             _averaged(state.average, variables, state.step, ema_decay),
             jax.tree.map(jnp.add, state.sums, metrics),
+            state.rate_factor,
             carried,
         )
 

@@ -1,0 +1,134 @@
+"""Several processes as one run: how they find each other, agree, and end together.
+
+Without `join` there is one process, every function here is trivial, and `jax.distributed` is never touched.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from robustjax.types import InputError
+
+T = TypeVar("T")
+
+# A process that has not been heard of for so long is dead, and the others stop.
+HEARTBEAT_SECONDS = 30
+# How long the processes wait for each other to begin, and for each other to end.
+START_SECONDS = 300
+SHUTDOWN_SECONDS = 30
+_MESSAGE_BYTES = 1024
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, *, detect: bool = False) -> None:
+    """Makes this process one of several; before any other use of jax.
+
+    Args:
+        coordinator: "host:port" of process 0, a port that is free there.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+        detect: find out all three from a TPU pod, Slurm, Open MPI or Kubernetes instead.
+
+    Raises:
+        InputError: some of the three are missing, or the processes did not find each other.
+    """
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if detect and len(missing) < 3:
+        raise InputError(f"--distributed=auto finds out {', '.join(given)} by itself; give it alone or give all three")
+    if not detect and missing:
+        if len(missing) < 3:
+            raise InputError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
+        return
+    if not detect:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, got {coordinator!r}")
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"--process_id must be in 0..{num_processes - 1} for {num_processes} processes, got {process_id}"
+            )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+        faulthandler.disable()  # absl's; when a process is lost jax may abort, and says why in fewer lines
+    except (ValueError, RuntimeError) as error:
+        how = (
+            "--distributed=auto found no cluster" if detect else f"no run of {num_processes} processes at {coordinator}"
+        )
+        raise InputError(f"{how} ({' '.join(str(error).split())[:200]})") from error
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def abandon(status: int) -> int:
+    """Ends a process of several at once, so that the others notice; a process by itself ends as it likes.
+
+    At an ordinary end it would wait for the others, and they, in the middle of a step, for it.
+    """
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, and writes whatever only one may write."""
+    return jax.process_index() == 0
+
+
+def gather(*values: int) -> np.ndarray:
+    """The values of every process, int [processes, values], the same on each of them.
+
+    Example:
+        >>> gather(3, 1)
+        array([[3, 1]], dtype=int32)
+    """
+    row = np.array(values, np.int32)
+    return row[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(row))
+
+
+def together(work: Callable[[], T], *, error: type[InputError] = InputError) -> T:
+    """Does work that may be refused in one process and not in another; refused in one, it is refused in all.
+
+    Args:
+        work: raises `error` where it refuses.
+        error: what the others then raise, with the message of the first process that refused.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, refusal = None, None
+    try:
+        result = work()
+    except error as own:
+        refusal = own
+    text = str(refusal or "").encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+    rows = multihost_utils.process_allgather(np.frombuffer(text, np.uint8))
+    if refusal is not None:
+        raise refusal
+    for process, row in enumerate(rows):
+        if message := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise error(f"process {process}: {message}")
+    return result
+
+
+def first_only(work: Callable[[], None]) -> None:
+    """Does work in the first process, and goes on in all of them when it is done."""
+    together(work if is_first() else lambda: None)

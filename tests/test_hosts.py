@@ -1,0 +1,156 @@
+"""Several real processes as one run, over gloo on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from processes import ROOT, SMALL, command, finish, read_metrics, refused, run, start
+
+LAUNCHER = str(ROOT / "launch" / "local_multiprocess.sh")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Processes after the first need not compile anew."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def train(processes, workdir, environment, *arguments):
+    """A whole run over so many processes with two devices each, through the launcher."""
+    arguments = ["robustjax.train", *SMALL, f"--workdir={workdir}", *arguments]
+    return finish(start([LAUNCHER, processes, "--", *arguments], **environment))
+
+
+def start_each(processes, workdir, environment):
+    """The processes of a run one by one, to be treated one by one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"} | environment
+    return [
+        start(command("train", *SMALL, f"--workdir={workdir}", *together, f"--process_id={i}"), **environment)
+        for i in range(processes)
+    ]
+
+
+def wait_for_a_line(workdir, processes, seconds=120):
+    before = read_metrics(workdir)
+    deadline = time.monotonic() + seconds
+    while read_metrics(workdir) == before:
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, cache):
+    """The folder of a run by two processes."""
+    workdir = tmp_path_factory.mktemp("two")
+    done = train(2, workdir, cache)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 24 steps") == 1, done.stdout  # the first process alone speaks
+    assert "4 cpu, from the start" in done.stdout
+    return workdir
+
+
+def test_two_processes_compute_what_one_does(two, tmp_path, cache):
+    done = run("train", *SMALL, f"--workdir={tmp_path}", JAX_NUM_CPU_DEVICES="4", **cache)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = ([json.loads(line) for line in read_metrics(workdir).splitlines()] for workdir in (two, tmp_path))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        for name in a.keys() - {"split"}:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+    assert len(list(two.glob("events.*"))) == 1
+
+
+def test_one_killed_stops_all_and_other_numbers_of_processes_go_on(two, tmp_path, cache):
+    processes = start_each(2, tmp_path, cache)
+    wait_for_a_line(tmp_path, processes)
+    processes[1].kill()
+    started = time.monotonic()
+    survivor = finish(processes[0], timeout=60)
+    assert time.monotonic() - started < 45
+    assert survivor.returncode == 1
+    assert (
+        "error: process 0 stops, another one is gone" in survivor.stderr
+        and "the same command goes on" in survivor.stderr
+    )
+    finish(processes[1])
+
+    # One of two is asked to stop: both save and stop.
+    processes = start_each(2, tmp_path, cache)
+    wait_for_a_line(tmp_path, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    first, second = (finish(process) for process in processes)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "the same command goes on from there" in first.stdout or "trained 24" in first.stdout
+
+    done = train(4, tmp_path, cache | {"JAX_NUM_CPU_DEVICES": "1"})
+    assert done.returncode == 0, done.stderr
+    ours, theirs = ([json.loads(line) for line in read_metrics(workdir).splitlines()] for workdir in (tmp_path, two))
+    assert [(line["step"], line["split"]) for line in ours] == [(line["step"], line["split"]) for line in theirs]
+    np.testing.assert_allclose(ours[-2]["loss"], theirs[-2]["loss"], rtol=1e-4)
+
+
+def test_two_processes_judge_as_one(two, cache):
+    arguments = [f"--workdir={two}", "--attacks=clean,pgd20", "--num_examples=100", "--batch_size=100"]
+    records = []
+    for words in ([LAUNCHER, 2, "--", "robustjax.evaluate"], command("evaluate")):
+        done = finish(start([*words, *arguments], **cache))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("worst case") == 1
+        records.append(
+            [json.loads((two / "evaluation" / f"{name}.json").read_text())["robust"] for name in ("clean", "pgd20")]
+        )
+    assert records[0] == records[1]
+
+
+def test_what_one_process_refuses_all_refuse(two, cache):
+    done = train(2, two, cache, "--config.attack.epsilon=0.1")
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and all("differing in attack.epsilon" in line for line in lines), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--coordinator=localhost:1234"], "missing: --num_processes, --process_id"),
+        (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
+        (["--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"], "--process_id must be in 0..1"),
+        (["--distributed=auto", "--process_id=1"], "give it alone"),
+        (["--distributed=auto"], "found no cluster"),
+        (["--distributed=maybe"], "distributed"),
+    ],
+    ids=str,
+)
+def test_wrong_hosts_are_refused_in_one_line(arguments, message, tmp_path):
+    assert message in refused(run("train", *SMALL, f"--workdir={tmp_path / 'run'}", *arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_says_what_it_would_do():
+    done = subprocess.run(
+        [LAUNCHER, "--dry_run", "2", "--", "robustjax.train", "--workdir=with space"],
+        env=os.environ | {"PYTHON": sys.executable, "PORT": "1234"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        f"JAX_NUM_CPU_DEVICES=2 {sys.executable} -m robustjax.train --workdir=with\\ space "
+        f"--coordinator=localhost:1234 --num_processes=2 --process_id={i} &"
+        for i in range(2)
+    ]
+    for wrong in ([], ["0", "--", "m"], ["two", "--", "m"], ["2", "m"]):
+        assert subprocess.run([LAUNCHER, *wrong], capture_output=True, check=False).returncode == 2

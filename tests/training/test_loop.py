@@ -1,0 +1,143 @@
+"""A run ends the same however often it is stopped, damaged or sent back."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from robustjax import build, config
+from robustjax.training import loop, validation
+from robustjax.types import InputError
+
+
+def make_experiment(**train):
+    c = config.base()
+    c.data.train_examples = 64
+    c.train.batch_size = 16
+    c.train.num_epochs = 3
+    c.train.log_every_steps = 3
+    c.train.keep_checkpoints = 2
+    c.train.ema_decay = 0.5
+    c.objective.name = "standard"  # no attack to compile
+    c.validation.batch_size = 200
+    c.train.update(train)
+    return build.experiment(c)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_validation():
+    """Accuracies that depend on the weights, without attacks to compile."""
+
+    def make_validation(*args, **kwargs):
+        def validate(variables, key):
+            value = float(jnp.abs(jax.tree.leaves(variables)[0]).mean())
+            return {"clean_accuracy": value, "fgsm_accuracy": value, "pgd_accuracy": value}
+
+        return validate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "make_validation", make_validation)
+        yield
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Makes a run believe that a signal came after so many dispatches."""
+
+    def arrange(dispatches):
+        asked = iter(range(10**6))
+        monkeypatch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(lambda: next(asked) >= dispatches))
+
+    return arrange
+
+
+def ending(workdir):
+    """metrics.jsonl, and the checksums of every array of the last checkpoint."""
+    last = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    return (workdir / "metrics.jsonl").read_text(), (last / "manifest" / "metadata").read_text()
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return make_experiment()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(experiment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert loop.run(experiment, workdir).complete
+    return ending(workdir)
+
+
+def test_stopped_anywhere_and_damaged_a_run_ends_the_same(experiment, uninterrupted, stop_after, tmp_path):
+    stop_after(0)
+    assert loop.run(experiment, tmp_path) == (0, 12)
+    stop_after(5)  # in the second epoch
+    stopped = loop.run(experiment, tmp_path)
+    assert 4 < stopped.step < 12 and not stopped.complete
+    newest = tmp_path / "checkpoints" / str(stopped.step) / "manifest" / "metadata"
+    newest.write_text(newest.read_text()[:-40])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 12, "epo')  # a line cut short by a crash
+    stop_after(10**6)
+    assert loop.run(experiment, tmp_path).complete
+    assert ending(tmp_path) == uninterrupted
+    assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == [str(stopped.step)]
+
+
+def failing(experiment, *, above):
+    """The experiment with weights that are not finite after step 10, while `rate_factor` is above so much."""
+
+    def step(state, images, labels):
+        after = experiment.step(state, images, labels)
+        fails = (after.step == 10) & (after.rate_factor > above)
+        params = jax.tree.map(lambda p: jnp.where(fails, jnp.nan, p), after.variables["params"])
+        return after._replace(variables={**after.variables, "params": params})
+
+    return experiment._replace(step=step)
+
+
+def test_a_run_goes_back_from_what_is_not_finite_at_half_the_learning_rate(stop_after, tmp_path, capsys):
+    experiment = failing(make_experiment(on_nonfinite="halve"), above=0.3)
+    assert loop.run(experiment, tmp_path / "whole").complete
+    text = capsys.readouterr().out
+    assert text.count("warning: ") == 2 and "back to step 8, with the learning rate times 0.25" in text
+    whole = ending(tmp_path / "whole")
+    lines = [json.loads(line) for line in whole[0].splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [3, 4, 7, 8, 11, 12]
+    for line in lines:
+        if line["split"] == "train":
+            factor = 1.0 if line["step"] <= 8 else 0.25
+            assert line["learning_rate"] == float(experiment.schedule(line["step"] - 1)) * factor
+
+    # A signal's checkpoint between the last validation and the fault is passed over, or the ends would differ.
+    for dispatches in (6, 1):
+        stop_after(dispatches)
+        stopped = loop.run(experiment, tmp_path / "stopped")
+    assert stopped.step == 9
+    stop_after(10**6)
+    assert loop.run(experiment, tmp_path / "stopped").complete
+    assert ending(tmp_path / "stopped") == whole
+
+
+def test_a_run_that_halving_does_not_help_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MOST_HALVINGS", 2)
+    experiment = failing(make_experiment(on_nonfinite="halve"), above=0.0)
+    with pytest.raises(FloatingPointError, match=r"step 11, although .* halved 2 times; the checkpoint of step 8 is"):
+        loop.run(experiment, tmp_path)
+    experiment = failing(make_experiment(), above=0.0)
+    with pytest.raises(FloatingPointError, match=r"is nan in the 3 steps up to step 11; the checkpoint of step 8 is"):
+        loop.run(experiment, tmp_path / "stop")
+
+
+def test_a_workdir_belongs_to_one_live_run(experiment, tmp_path):
+    with (
+        loop.claim(tmp_path, experiment.config),
+        pytest.raises(InputError, match=r"is in use by a run that is still going on \(process \d+ on "),
+    ):
+        loop.run(experiment, tmp_path)
+    with loop.claim(tmp_path, experiment.config):
+        pass
+    assert not (tmp_path / "metrics.jsonl").exists()
