@@ -183,7 +183,7 @@ def test_guards_keep_bfloat16():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match="defense must be one of cas, cifs, fsr, kwta, sap, got 'sapp'"):
+    with pytest.raises(InputError, match="defense must be one of cas, cifs, fsr, kwta, sap, sns, got 'sapp'"):
         defenses.create("sapp")
     with pytest.raises(InputError, match="defense 'kwta' takes the options fraction, got k"):
         defenses.create("kwta", k=3)
