@@ -63,10 +63,11 @@ def hints_of(
         >>> from robustjax import defenses, models
         >>> build = lambda defense: models.create("small_cnn", defense=defense)
         >>> guard = defenses.create("cifs", hidden=4)
-        >>> variables = build(guard).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        >>> images = jnp.zeros((3, 8, 8, 1))
+        >>> variables = jax.jit(build(guard).init)(jax.random.key(0), images)
         >>> logits_fn, hints = hints_of(build, guard, variables)
-        >>> logits_fn(jnp.zeros((2, 8, 8, 1))).shape, hints.auxiliary_fn(jnp.zeros((2, 8, 8, 1))).shape
-        ((2, 10), (2, 2, 10))
+        >>> jax.eval_shape(logits_fn, images).shape, jax.eval_shape(hints.auxiliary_fn, images).shape
+        ((3, 10), (2, 3, 10))
     """
 
     def answers(defense: Defense | None, read: Callable[[Any], Array]) -> LogitsFn:

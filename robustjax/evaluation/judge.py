@@ -19,8 +19,8 @@ from robustjax.evaluation.red_flags import Flag
 from robustjax.evaluation.trial import BUDGETS, Trial
 from robustjax.types import Array, InputError, Key, LogitsFn
 
-# Examples and calls by which undeclared randomness is looked for: outside `jit`, which would freeze it.
-NUM_REPEATED, NUM_CALLS = 16, 5
+# Examples by which undeclared randomness is looked for, how often the network is traced anew, and calls of each trace.
+NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
 
 
 class Acceptance(NamedTuple):
@@ -210,13 +210,18 @@ def _check(hints: Hints, logits_fn: LogitsFn, images: np.ndarray, labels: np.nda
 
 
 def _randomness(logits_fn: LogitsFn, key: Key, images: Array, stochastic: bool) -> Flag:
+    """Calls of the network, traced anew now and then: what Python draws is frozen within a trace."""
+
     def calls(*keys: tuple) -> np.ndarray:
-        return np.stack([np.asarray(probes.float_logits(logits_fn(images, *key))) for key in keys])
+        traced = jax.jit(lambda images, *key: probes.float_logits(logits_fn(images, *key)))
+        return np.stack([np.asarray(traced(images, *key)) for key in keys])
 
     if not stochastic:
-        return red_flags.randomness(calls(*[()] * NUM_CALLS), declared=False)
+        again = np.concatenate([calls(*[()] * NUM_CALLS) for _ in range(NUM_TRACES)])
+        return red_flags.randomness(again, declared=False)
     fresh = [(jax.random.fold_in(key, i),) for i in range(NUM_CALLS)]
-    return red_flags.randomness(calls(*fresh), declared=True, same_key=calls(*fresh[:1] * 2))
+    again = np.concatenate([calls(*fresh[:1] * 2) for _ in range(NUM_TRACES)])
+    return red_flags.randomness(calls(*fresh), declared=True, same_key=again)
 
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:

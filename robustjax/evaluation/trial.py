@@ -45,7 +45,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "quick": Budget(False, 50, 3, 1000, 200, 80, 512, 8, 20, (1, 2, 4, 8, 16)),
+    "quick": Budget(False, 50, 3, 1000, 200, 80, 512, 4, 20, (1, 2, 4, 8, 16)),
     "full": Budget(True, 100, 9, 5000, 10000, 160, 512, 20, 100, (1, 2, 4, 8, 16, 32, 64)),
 }
 

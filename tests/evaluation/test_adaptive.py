@@ -156,16 +156,18 @@ def test_a_defense_of_the_library_declares_itself(name):
     @jax.jit
     def everything(images):
         functions = {"direct": logits_fn, "surrogate": hints.surrogate_fn, "undefended": hints.undefended_fn}
-        return {
+        views = {
             view: (function(images, *key), jax.grad(lambda x, f=function: f(x, *key)[:, 0].sum())(images))
             for view, function in functions.items()
-        }, None if hints.auxiliary_fn is None else hints.auxiliary_fn(images, *key)
+        }
+        heads = None if hints.auxiliary_fn is None else hints.auxiliary_fn(images, *key)
+        return views, heads, build(defense).apply(variables, images, rngs={"defense": toys.KEY})
 
-    views, heads = everything(images)
+    views, heads, outputs = everything(images)
+    np.testing.assert_array_equal(views["direct"][0], outputs.logits)
     np.testing.assert_allclose(views["direct"][0], views["surrogate"][0], rtol=1e-4, atol=1e-5)
     assert float(jnp.max(jnp.abs(views["direct"][1] - views["surrogate"][1]))) > 1e-7
     assert float(jnp.max(jnp.abs(views["direct"][0] - views["undefended"][0]))) > 1e-7
-    outputs = build(defense).apply(variables, images, rngs={"defense": toys.KEY})
     # The head of FSR that is trained to be wrong is not one to attack.
     kinds = [outputs.auxiliary[kind] for kind in defense.heads if kind != "nonrobust"]
     assert (heads is None) == (not kinds)
@@ -174,6 +176,6 @@ def test_a_defense_of_the_library_declares_itself(name):
 
 
 def test_a_network_without_a_defense_declares_nothing():
-    variables = build(None).init(toys.KEY, jnp.asarray(IMAGES[:1]))
+    variables = jax.jit(build(None).init)(toys.KEY, jnp.asarray(IMAGES[:1]))
     logits_fn, hints = adaptive.hints_of(build, None, variables)
-    assert hints == Hints() and logits_fn(jnp.asarray(IMAGES[:1])).shape == (1, 10)
+    assert hints == Hints() and jax.eval_shape(logits_fn, IMAGES[:1]).shape == (1, 10)
