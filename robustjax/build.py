@@ -63,6 +63,10 @@ EVALUATION_ATTACKS = {
 }
 
 
+# The attack that is a whole judgement, with the network's hints.
+ADAPTIVE = "adaptive"
+
+
 def datasets(config: ConfigDict) -> dict[str, data.Dataset]:
     """The training and validation splits of a run."""
     load = partial(
@@ -295,15 +299,16 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def evaluation_attacks(names: list[str], threat: Threat) -> dict[str, Protocol]:
-    """The attacks of an evaluation by name, in the given order.
+    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but `evaluation.judge`.
 
     Raises:
         InputError: naming every unknown attack and the known ones.
     """
-    unknown = [name for name in names if name not in EVALUATION_ATTACKS]
+    known = (*EVALUATION_ATTACKS, ADAPTIVE)
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise InputError(f"attacks must be some of {', '.join(EVALUATION_ATTACKS)}, got {', '.join(unknown) or 'none'}")
-    return {name: EVALUATION_ATTACKS[name](threat) for name in names}
+        raise InputError(f"attacks must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+    return {name: EVALUATION_ATTACKS[name](threat) for name in names if name != ADAPTIVE}
 
 
 def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:

@@ -4,6 +4,8 @@ Writes DIR/evaluation/<attack>.json, worst_case.json and examples.png, and print
 `--sweep=steps` write sweep_<kind>.json and .png instead. The threat (norm and epsilon) is the one of the run's config.
 Results are stored batch by batch: the same command goes on where it was stopped, and runs nothing again.
 
+`--attacks=adaptive` gives a verdict by attacks that know the network's defense, and writes trust.json and trust.md.
+
 `--defense=sap:fraction=0.5` switches a defense without parameters of its own on (or, `--defense=none`, off); what
 comes of it lies in DIR/evaluation/<defense>/.
 """
@@ -24,12 +26,13 @@ from robustjax import build, cli, data, hosts
 from robustjax import config as config_lib
 from robustjax.analysis import plots
 from robustjax.defenses import Defense
-from robustjax.evaluation import network, records, runner, session, sweeps, tables
+from robustjax.evaluation import adaptive, judge, network, records, runner, session, sweeps, tables, trust
 from robustjax.evaluation.protocols import Protocol, Threat
 from robustjax.evaluation.store import Store, open_store
+from robustjax.evaluation.trial import BUDGETS
 from robustjax.training import sharding
 from robustjax.training.checkpoint import Checkpoints
-from robustjax.types import InputError
+from robustjax.types import InputError, LogitsFn
 
 ATTACKS = flags.DEFINE_list(
     "attacks", None, "Attacks, in the order in which they run; by default clean,fgsm,pgd20,cw,pgd100, of a sweep pgd20."
@@ -38,6 +41,10 @@ NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Judge only the first 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at a time, over all devices.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of attacks that draw.")
+BUDGET = flags.DEFINE_enum("budget", "quick", list(BUDGETS), "Of the adaptive attacks and the checks around them.")
+TRANSFER_FROM = flags.DEFINE_string(
+    "transfer_from", None, "Folder of another run on the same data, from whose network adaptive attacks transfer."
+)
 SWEEP = flags.DEFINE_enum("sweep", None, sweeps.KINDS, "Accuracy against epsilon, or against the steps of an attack.")
 DEFENSE = flags.DEFINE_string("defense", None, "Judge the network with sap or kwta, as in sap:fraction=0.5, or none.")
 EOT_SAMPLES = flags.DEFINE_integer(
@@ -51,11 +58,19 @@ PREDICTION_DRAWS = flags.DEFINE_integer(
 )
 
 
+class Found(NamedTuple):
+    """What a driver returns, of images that are there already."""
+
+    images: np.ndarray
+    by_attack: dict[str, np.ndarray]
+
+
 class Judged(NamedTuple):
     """What is judged, and what all its records say of it.
 
     Attributes:
         runner: the network on the test images.
+        logits_fn, hints: the network as `evaluation.judge` takes it, with what its defense declares.
         threat: against which.
         dataset: the test images.
         conditions: of every record.
@@ -65,6 +80,8 @@ class Judged(NamedTuple):
     """
 
     runner: runner.Runner
+    logits_fn: LogitsFn
+    hints: adaptive.Hints
     threat: Threat
     dataset: data.Dataset
     conditions: dict[str, Any]
@@ -84,12 +101,19 @@ def main() -> int:
     """Runs the evaluation that the flags describe."""
     judged = _judged()
     default = ["pgd20"] if SWEEP.value else ["clean", "fgsm", "pgd20", "cw", "pgd100"]
-    protocols = build.evaluation_attacks(default if ATTACKS.value is None else ATTACKS.value, judged.threat)
+    names = default if ATTACKS.value is None else ATTACKS.value
+    protocols = build.evaluation_attacks(names, judged.threat)
+    with_adaptive = build.ADAPTIVE in names
+    if with_adaptive and (SWEEP.value or hosts.several() or (PREDICTION_DRAWS.value or 1) > 1):
+        raise InputError(
+            "--attacks=adaptive judges single draws of a network at one epsilon in one process; "
+            "leave out --sweep, --prediction_draws and several processes"
+        )
     try:
         if SWEEP.value:
             _sweep(judged, protocols)
         else:
-            _evaluate(judged, protocols)
+            _evaluate(judged, protocols, with_adaptive=with_adaptive)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next batch")
         return 130
@@ -155,7 +179,13 @@ def _judged() -> Judged:
     folder = workdir / "evaluation"
     conditions |= {**about, "config": config}
     own_folder = folder / spelling if DEFENSE.value else folder
-    return Judged(run, threat, dataset, conditions, settings, own_folder, folder / "batches")
+    logits_fn, hints = adaptive.hints_of(partial(build.guarded, module), defense, variables)
+    if config["model"]["dtype"] == "bfloat16":  # what its users compute in, while it is judged in float32
+        coarse = partial(build.guarded, module.clone(dtype="bfloat16"))
+        hints = hints._replace(bfloat16_fn=adaptive.hints_of(coarse, defense, variables)[0])
+    if TRANSFER_FROM.value:
+        hints = hints._replace(trained_fn=_other_network(Path(TRANSFER_FROM.value), dataset, layout))
+    return Judged(run, logits_fn, hints, threat, dataset, conditions, settings, own_folder, folder / "batches")
 
 
 def _network(
@@ -178,6 +208,16 @@ def _network(
         return module, hosts.together(lambda: checkpoints.restore(step, abstract, layout)).judged, step
 
 
+def _other_network(workdir: Path, dataset: data.Dataset, layout: sharding.Layout) -> LogitsFn:
+    """The network of another run, without the draws that a stochastic defense would make."""
+    config = config_lib.read(workdir)
+    module = build.model(config, dataset.num_classes, dtype="float32")
+    abstract = jax.eval_shape(build.initial_state(config, module, dataset.images.shape[1:]))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        variables = checkpoints.restore(checkpoints.find("best"), abstract, layout).judged
+    return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, variables)
+
+
 def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> int:
     """A flag that only stochastic networks have; 0 for others."""
     if not stochastic and flag.value is not None:
@@ -185,7 +225,7 @@ def _of_stochastic(flag: flags.FlagHolder, stochastic: bool, default: int) -> in
     return (flag.value or default) if stochastic else 0
 
 
-def _evaluate(judged: Judged, protocols: dict[str, Protocol]) -> None:
+def _evaluate(judged: Judged, protocols: dict[str, Protocol], *, with_adaptive: bool) -> None:
     tasks = [session.Task(name, protocol, judged.store(name, protocol)) for name, protocol in protocols.items()]
     threat = {"norm": judged.threat.norm, "epsilon": judged.threat.epsilon}
     outcomes, entries = [], []
@@ -196,11 +236,45 @@ def _evaluate(judged: Judged, protocols: dict[str, Protocol]) -> None:
             records.write(judged.folder, task.name, entries[-1])
     if not hosts.is_first():
         return
+    if with_adaptive:
+        outcome, entry = _adaptive(judged, entries)
+        outcomes.append(outcome)
+        entries.append(entry)
     entries.append(records.worst_case(entries))
     records.write(judged.folder, "worst_case", entries[-1])
     tables.print_records(entries)
     picture = _save_picture(judged, entries[:-1], outcomes)
     print(f"records: {judged.folder}" + (f"; picture: {picture}" if picture else ""))
+
+
+def _adaptive(judged: Judged, protocol_entries: Sequence[dict[str, Any]]) -> tuple[runner.Outcome, dict[str, Any]]:
+    """The verdict of the adaptive attacks: writes and prints the trust report; returns a record like the others."""
+    threat = {"norm": judged.threat.norm, "epsilon": judged.threat.epsilon}
+    attack = partial(judge, budget=BUDGET.value, **threat)
+    images, labels = np.asarray(data.to_float(judged.dataset.images)), judged.dataset.labels
+    key = session.attack_key(SEED.value, "adaptive")
+    verdict = attack(judged.logits_fn, key, images, labels, hints=judged.hints, progress=True)
+    path = trust.write(judged.folder, verdict, protocol=protocol_entries, **judged.conditions)
+    tables.print_verdict(verdict, protocol=protocol_entries)
+    print(f"verdict: {path}")
+
+    left, by_attack = np.ones(len(labels), bool), {}
+    for name, broken in verdict.broken.items():
+        left = left & ~broken
+        by_attack[name] = left
+
+    # Its strongest images are judged by the same forward passes and draws as every other attack's.
+    budget = BUDGETS[BUDGET.value]
+    protocol = Protocol(attack, num_steps=budget.num_steps, num_restarts=1, whole=True)
+    units = []
+    for i, rows in enumerate(judged.runner.examples(protocol)):
+        found = Found(verdict.strongest[rows], {name: flags[rows] for name, flags in by_attack.items()})
+        given = protocol._replace(attack=lambda *_, found=found, **__: found)
+        units.append(judged.runner.run_unit(given, key, i, lambda *_: None))
+    outcome = judged.runner.outcome(protocol, units)._replace(seconds=verdict.seconds["total"])
+    entry = records.record("adaptive", protocol, outcome, conditions=judged.conditions, **threat)
+    records.write(judged.folder, "adaptive", entry)
+    return outcome, entry
 
 
 def _save_picture(judged: Judged, entries: Sequence[dict[str, Any]], outcomes: Sequence[runner.Outcome]) -> Path | None:

@@ -42,6 +42,21 @@ def test_a_report_sets_runs_side_by_side(trained, tmp_path):
     assert "cannot be written" in refused(run("report", f"--workdirs={trained}", "--output=/nowhere/report.html"))
 
 
+def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
+    done = run("evaluate", f"--workdir={trained}", "--attacks=clean,adaptive", "--num_examples=40")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    folder = trained / "evaluation"
+    trust = json.loads((folder / "trust.json").read_text())
+    entry, worst = (json.loads((folder / f"{name}.json").read_text()) for name in ("adaptive", "worst_case"))
+    assert trust["robust"] == entry["robust"] == worst["robust"] and trust["num_examples"] == 40
+    assert trust["verdict"] in done.stdout.replace("\n", "") and trust["config"]["model"]["name"] == "small_cnn"
+    assert (folder / "trust.md").read_text().startswith("# Verdict")
+    for path in (folder / "trust.json", folder / "trust.md", folder / "adaptive.json"):
+        path.unlink()
+    refusal = refused(run("evaluate", f"--workdir={trained}", "--attacks=adaptive", "--sweep=steps"))
+    assert "leave out --sweep" in refusal
+
+
 def test_compiled_programs_are_kept_for_the_next_start(trained, tmp_path):
     arguments = ("evaluate", f"--workdir={trained}", "--attacks=clean", "--num_examples=100")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}

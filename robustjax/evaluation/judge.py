@@ -55,6 +55,7 @@ class Verdict(NamedTuple):
         flags: by name.
         broken: attack -> bool [B], what it broke, of the examples that it was run on. Attacks after the first are run
             on what the direct attacks before them left.
+        strongest: float32 [B, H, W, C], for each example the valid image that was misclassified in most draws.
         acceptance: "clean" and "worst_case" (the strongest image found of each example, on draws that had no part in
             finding it) for a stochastic network, else empty.
         seconds: part -> wall time, compilation included; they sum up to "total".
@@ -69,6 +70,7 @@ class Verdict(NamedTuple):
     won_by: list[str | None]
     flags: dict[str, Flag]
     broken: dict[str, np.ndarray]
+    strongest: np.ndarray
     acceptance: dict[str, Acceptance]
     seconds: dict[str, float]
     seconds_by_attack: dict[str, float]
@@ -184,6 +186,7 @@ def judge(
         won_by=_won_by(trial),
         flags={name: flags[name] for name in red_flags.NAMES},
         broken=trial.broken,
+        strongest=trial.strongest,
         acceptance=acceptance,
         seconds=seconds | {"total": sum(seconds.values())},
         seconds_by_attack=trial.seconds,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+
+from robustjax.evaluation import trust
+from robustjax.evaluation.judge import Verdict
 
 WIDEST = 200
 
@@ -29,6 +32,11 @@ def print_records(entries: Sequence[dict[str, Any]]) -> None:
             end_section=entry is entries[-2],
         )
     _print(table)
+
+
+def print_verdict(verdict: Verdict, *, protocol: Sequence[dict[str, Any]]) -> None:
+    """The trust report of a verdict, beside the records of the usual protocol."""
+    _print(trust.table(verdict, protocol=protocol))
 
 
 def print_sweep(sweep: dict[str, Any]) -> None:
@@ -56,8 +64,8 @@ def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    """The whole table as wide as its figures need, whatever the terminal."""
+def _print(table: RenderableType) -> None:
+    """The whole of it as wide as its figures need, whatever the terminal."""
     console = Console()
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)

@@ -97,15 +97,15 @@ def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group
     return Group(*tables, sentence(verdict), CAVEAT)
 
 
-def write(workdir: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
-    """`workdir/evaluation/trust.json` and `trust.md`, each whole or not at all; returns the path of the first.
+def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
+    """`folder/trust.json` and `trust.md`, each whole or not at all; returns the path of the first.
 
     Args:
-        workdir: of the run.
+        folder: of the records of an evaluation.
         verdict, protocol: as `to_json`.
         **conditions: what else the report says of itself, such as `**records.conditions()`; plain data.
     """
-    folder = Path(workdir) / "evaluation"
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
