@@ -129,6 +129,8 @@ def make_runner(
         array([ True, False,  True])
     """
     variables = layout.replicate(variables)
+    # Few examples need no full batch; what is drawn for an example does not depend on how many follow it.
+    padded_size = min(batch_size, -(-len(dataset.labels) // layout.num_devices) * layout.num_devices)
     driver_batch_size = min(batch_size, default_batch_size() * layout.num_devices)
     # Of several processes each does the whole of what a driver does, on devices of its own.
     network = jax.tree_util.Partial(logits_fn, jax.device_get(variables) if hosts.several() else variables)
@@ -136,7 +138,7 @@ def make_runner(
 
     def in_batches(images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
         part = dataset._replace(images=images, labels=labels)
-        for batch in data.batches(part, batch_size):
+        for batch in data.batches(part, padded_size):
             yield layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
 
     def classify(variables: Any, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:

@@ -103,8 +103,11 @@ def test_units_do_not_depend_on_how_many_examples_there_are(key):
     drawn = Protocol(
         lambda logits_fn, key, images, labels: jnp.clip(images + jax.random.uniform(key, images.shape) / 10, 0, 1)
     )
-    few = make(dataset=DATASET._replace(images=DATASET.images[:6], labels=DATASET.labels[:6]))(drawn, key)
-    np.testing.assert_array_equal(few.adversarial[:6], make()(drawn, key).adversarial[:6])
+    alone = sharding.layout(jax.devices()[:1])
+    for count in (3, 6):  # less than a batch, and one and a half
+        part = DATASET._replace(images=DATASET.images[:count], labels=DATASET.labels[:count])
+        few = make(dataset=part, layout=alone)(drawn, key)
+        np.testing.assert_array_equal(few.adversarial, make()(drawn, key).adversarial[:count])
 
 
 def noisy(variables, images, key):
