@@ -42,15 +42,13 @@ def main() -> int:
         return hosts.abandon(
             cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
         )
-    if not hosts.is_first():
-        return 0
-    if stopped.complete:
+    if hosts.is_first():
         print(
             f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+            if stopped.complete
+            else f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there"
         )
-        return 0
-    print(f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there")
-    return STOPPED_STATUS.value
+    return 0 if stopped.complete else STOPPED_STATUS.value
 
 
 if __name__ == "__main__":
