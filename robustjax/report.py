@@ -20,6 +20,8 @@ OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
 
 def main() -> int:
     """Writes the report that the flags describe."""
+    if not WORKDIRS.value:
+        raise InputError("--workdirs names no folder; give those of runs that were judged, separated by commas")
     rows = summary.summarise(WORKDIRS.value)
     output = Path(OUTPUT.value)
     part = output.with_name(output.name + ".part")

@@ -42,15 +42,15 @@ def main() -> int:
         return hosts.abandon(
             cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
         )
-    if not hosts.is_first():
-        return 0
     if stopped.complete:
-        print(
-            f"trained {stopped.num_steps:,} steps; judge it: python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
-        )
-        return 0
-    print(f"stopped and saved at step {stopped.step:,} of {stopped.num_steps:,}; the same command goes on from there")
-    return STOPPED_STATUS.value
+        judge = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        ending = f"trained {stopped.num_steps:,} steps; judge it: {judge}"
+    else:
+        at = f"step {stopped.step:,} of {stopped.num_steps:,}"
+        ending = f"stopped and saved at {at}; the same command goes on from there"
+    if hosts.is_first():
+        print(ending)
+    return 0 if stopped.complete else STOPPED_STATUS.value
 
 
 if __name__ == "__main__":

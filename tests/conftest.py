@@ -26,3 +26,11 @@ def tfds_dir():
     if not directory or missing:
         pytest.skip(f"TFDS_DATA_DIR={directory!r} holds no prepared {', '.join(missing) or 'data'}")
     return directory
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts the sweep of wrong input in the output."""
+    passed = terminalreporter.stats.get("passed", [])
+    count = sum("bad_input" in report.keywords for report in passed if report.when == "call")
+    if count:
+        terminalreporter.write_line(f"wrong input: {count} cases, each refused with one line that names the cause")

@@ -86,7 +86,8 @@ def refused(done):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script):
-    check = ["shellcheck", "--external-sources"] if shutil.which("shellcheck") else ["bash", "-n"]
+    # Some versions take what only a trap calls for dead code: SC2317.
+    check = ["shellcheck", "--external-sources", "--exclude=SC2317"] if shutil.which("shellcheck") else ["bash", "-n"]
     done = subprocess.run([*check, script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax.evaluation.records import wilson_interval
 from robustjax.types import InputError
 
-# What a record must have to be one; other files of an evaluation are passed over.
-FIELDS = ("attack", "accuracy", "num_examples", "epsilon", "norm", "config")
+# What a record must have to be one, and of what kind; other files of an evaluation are passed over.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "attack": lambda value: isinstance(value, str) and value != "",
+    "accuracy": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "num_examples": lambda value: type(value) is int and 0 < value < 2**31,
+    "epsilon": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    "norm": lambda value: isinstance(value, str),
+    "config": lambda value: (
+        isinstance(value, dict)
+        and type(value.get("seed")) is int
+        and all(isinstance(value.get(section), dict) and "name" in value[section] for section in ("model", "objective"))
+    ),
+}
 
 
 class Cell(NamedTuple):
@@ -89,9 +101,12 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     for path in sorted((workdir / "evaluation").glob("**/*.json")):
         try:
             record = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
+            wrong = [field for field, right in FIELDS.items() if not right(record[field])]
+            if wrong:
+                raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
             variant = path.parent.relative_to(workdir / "evaluation").as_posix()
             found.setdefault("" if variant == "." else variant, {})[record["attack"]] = record
     return found
