@@ -172,12 +172,15 @@ def inject(bench: Bench, fault: str, workdir: Path, processes: int) -> tuple[boo
         return damage(bench, workdir, processes)
     if fault == "full disk":
         return fill(bench, workdir, processes)
+    began = time.monotonic()
     running = bench.start(workdir, processes)
     moment(bench, fault, workdir, running)
     if any(process.poll() is not None for process in running):  # it was too quick
         return False, end(running, bench, workdir, allowed=(0,))
     kill = fault.startswith("kill")
-    victims = running if bench.random.random() < 0.3 else [bench.random.choice(running)]
+    # While they wait for each other to begin, the processes allow for minutes: there all are killed, as a scheduler does.
+    all_of_them = bench.random.random() < 0.3 or time.monotonic() - began < bench.seconds[processes][0]
+    victims = running if all_of_them else [bench.random.choice(running)]
     for process in victims:
         process.send_signal(signal.SIGKILL if kill else getattr(signal, fault.split()[0]))
         if fault.endswith("twice"):
