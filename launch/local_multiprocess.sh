@@ -44,9 +44,8 @@ for ((i = 0; i < processes; i++)); do
 done
 [ -z "$dry_run" ] || exit 0
 
-hand_on() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
-trap 'hand_on TERM' TERM
-trap 'hand_on INT' INT
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
 status=0
 for pid in "${pids[@]}"; do
   # A signal ends `wait` before the process ends: wait again.
@@ -57,4 +56,7 @@ for pid in "${pids[@]}"; do
   done
   [ "$code" -eq 0 ] || status=$code
 done
+if [ "$status" -gt 128 ]; then
+  echo "error: a process was killed or lost (status $status) and the others stopped; the same command goes on" >&2
+fi
 exit "$status"

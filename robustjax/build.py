@@ -274,6 +274,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             update_statistics=config.batch_norm.training,
             ema_decay=config.train.ema_decay,
             accumulation=config.train.accumulation,
+            axis="data" if config.batch_norm.devices == "per_device" else None,
         ),
         warm_start=warm_start(config, module, train.images.shape[1:]),
         schedule=schedule,

@@ -79,7 +79,8 @@ def base() -> ConfigDict:
     config.objective.beta = 6.0  # weight of the robust term of trades (6) and mart (5)
     config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
 
-    config.batch_norm = ConfigDict()  # which statistics; batches are global, however many devices share them
+    config.batch_norm = ConfigDict()  # which statistics
+    config.batch_norm.devices = "global"  # of the batch however many devices share it, or "per_device": of each's part
     config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
     config.batch_norm.training = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
 
@@ -200,6 +201,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         "objective.name": build.OBJECTIVES,
         "batch_norm.attack": ("running", "batch"),
         "batch_norm.training": ("batch", "running"),
+        "batch_norm.devices": ("global", "per_device"),
         "optimizer.schedule": build.SCHEDULES,
         "train.on_nonfinite": ("stop", "halve"),
     }
@@ -265,6 +267,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"train.accumulation must divide train.batch_size ({config.train.batch_size}), "
             f"got {config.train.accumulation}"
         )
+    if config.batch_norm.devices == "per_device" and config.defense.name == "sns":
+        yield "batch_norm.devices must be global with defense.name sns, which selects neurons by the whole batch"
     if config.optimizer.schedule in ("cosine", "cyclic") and config.optimizer.warmup_epochs >= config.train.num_epochs:
         yield (
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "

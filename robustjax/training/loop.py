@@ -104,9 +104,11 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
         stop_signals() as stopping,
         Display("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
     ):
+        per_device = experiment.config["batch_norm"]["devices"] == "per_device"
+        update = step.per_device(experiment.step, layout) if per_device else experiment.step
         programs = Programs(
             layout,
-            step.make_dispatch(experiment.step, layout),
+            step.make_dispatch(update, layout),
             validation.make_validation(
                 experiment.module,
                 experiment.validation_attacks,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import Objective
@@ -50,6 +51,7 @@ def make_step(
     update_statistics: str,
     ema_decay: float,
     accumulation: int = 1,
+    axis: str | None = None,
 ) -> Step:
     """The pure function `(state, images float32 [B, H, W, C], labels [B]) -> state` of one update.
 
@@ -66,6 +68,9 @@ def make_step(
         ema_decay: d of the average a <- d a + (1 - d) w, or 0 for none. Early on d is min(d, (1 + t) / (10 + t)).
         accumulation: micro-batches of equal size that a batch is cut into; its gradient is their mean. BatchNorm and
             whatever else looks at a whole batch sees one micro-batch after another, augmentation and attack draw anew.
+        axis: name of the mapped axis where the step runs under `shard_map` or `pmap`, each device with its part of the
+            batch. BatchNorm then sees that part, every device draws for itself, and gradient, metrics and running
+            statistics are means over the devices.
     """
 
     def apply(variables: Mapping[str, Any], images: Array, labels: Array | None, key: Key, statistics: str):
@@ -141,9 +146,13 @@ def make_step(
 
     def step(state: TrainState, images: Array, labels: Array) -> TrainState:
         key = jax.random.fold_in(state.key, state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         before = state.variables["batch_stats"], state.carried
         gradient_of = differentiate if accumulation == 1 else accumulate
         (gradient, means), (statistics, carried) = gradient_of(state, key, images, labels, *before)
+        if axis is not None:
+            gradient, means, statistics = jax.lax.pmean((gradient, means, statistics), axis)
         params = state.variables["params"]
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
         updates = jax.tree.map(lambda update: state.rate_factor * update, updates)  # exact: 1, or a power of 2
@@ -161,6 +170,13 @@ def make_step(
         )
 
     return step
+
+
+def per_device(step: Step, layout: Layout) -> Step:
+    """A step of `make_step(axis="data")` over all devices: of a global batch, each updates by its own part."""
+    whole, part = PartitionSpec(), PartitionSpec("data")
+    # Unchecked, gradients are each device's own until the step takes their mean, as they are under pmap.
+    return jax.shard_map(step, mesh=layout.mesh, in_specs=(whole, part, part), out_specs=whole, check_vma=False)
 
 
 def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array, Array, int], TrainState]:

@@ -1,6 +1,10 @@
 """The step by what it must not depend on (devices, dispatches) and what it must (seed, policy)."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ from robustjax.training import loop, sharding, step
 from robustjax.training.checkpoint import Checkpoints
 from robustjax.types import InputError
 
+HERE = Path(__file__).parent
 SIZE = 16
 
 
@@ -63,12 +68,80 @@ def test_how_steps_are_dispatched_changes_nothing_and_compiles_nothing():
     assert dispatch._cache_size() == 1
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_compute_what_one_does(devices):
+def compare_devices(*numbers):
     experiment = build.experiment(make_config(train__ema_decay=0.5))
     (one,), _ = run_steps(experiment, [2])
-    (many,), _ = run_steps(experiment, [2], devices=devices)
-    assert_equal(one, many, rtol=2e-4, atol=2e-5)
+    for devices in numbers:
+        (many,), _ = run_steps(experiment, [2], devices=devices)
+        assert_equal(one, many, rtol=2e-4, atol=2e-5)
+
+
+def test_several_devices_compute_what_one_does():
+    compare_devices(2, 4)
+
+
+def test_eight_devices_compute_what_one_does():
+    # In a process of its own: the devices of this one are counted.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+    code = "import test_step; test_step.compare_devices(8)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+DETERMINISTIC = {"attack__random_start": False, "attack__warmup_epochs": 0.0, "attack__num_steps": 1}
+
+
+def test_micro_batches_give_the_gradient_of_the_batch():
+    """Without BatchNorm and draws, cutting the batch is a matter of memory only; on several devices too."""
+    (whole,), _ = run_steps(build.experiment(make_config(**DETERMINISTIC)), [3])
+    cut = build.experiment(make_config(train__accumulation=4, **DETERMINISTIC))
+    for devices in (1, 4):
+        (state,), _ = run_steps(cut, [3], devices=devices)
+        assert_equal(whole, state, rtol=2e-4, atol=2e-5)
+
+
+def test_batch_norm_sees_one_micro_batch_after_another(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet20", partial(PreActResNet, blocks=(1,), widths=(4,), stem_width=4))
+    policy = {"model__name": "resnet20", "objective__name": "standard", "attack__num_steps": 1}
+    experiment = build.experiment(make_config(train__accumulation=2, **policy))
+    (state,), _ = run_steps(experiment, [1])
+    images = data.to_float(experiment.train.images[data.epoch_order(0, 0, 64)[:SIZE]])
+    variables = experiment.create_state().variables
+    for part in (images[0::2], images[1::2]):
+        _, updated = experiment.module.apply(variables, part, train=True, mutable=["batch_stats"])
+        variables = {**variables, **updated}
+    np.testing.assert_allclose(flat(state.variables["batch_stats"]), flat(variables["batch_stats"]), rtol=1e-5)
+
+
+def test_shard_map_and_pmap_compute_what_jit_does():
+    (whole,), _ = run_steps(build.experiment(make_config(**DETERMINISTIC)), [1])
+    experiment = build.experiment(make_config(batch_norm__devices="per_device", **DETERMINISTIC))
+    layout = sharding.layout()
+    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    chosen = data.epoch_order(0, 0, 64)[:SIZE]
+    batch = data.to_float(experiment.train.images[chosen]), jnp.asarray(experiment.train.labels[chosen])
+    mapped = jax.jit(step.per_device(experiment.step, layout))(state, *layout.split_batch(batch))
+    parts = jax.tree.map(lambda array: array.reshape(4, -1, *array.shape[1:]), batch)
+    old = jax.pmap(experiment.step, axis_name="data", in_axes=(None, 0, 0), out_axes=None)(state, *parts)
+    for other in (mapped, old):
+        other = other._replace(key=jax.random.key_data(other.key))
+        assert_equal(whole, jax.device_get(other), rtol=2e-4, atol=2e-5)
+
+
+def test_batch_norm_per_device_sees_the_part_of_a_device(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet20", partial(PreActResNet, blocks=(1,), widths=(4,), stem_width=4))
+    policy = {"model__name": "resnet20", "objective__name": "standard", "batch_norm__devices": "per_device"}
+    experiment = build.experiment(make_config(**policy))
+    layout = sharding.layout(jax.devices()[:2])
+    start = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    images, labels = data.to_float(experiment.train.images[:SIZE]), jnp.asarray(experiment.train.labels[:SIZE])
+    state = jax.jit(step.per_device(experiment.step, layout))(start, *layout.split_batch((images, labels)))
+    variables = experiment.create_state().variables
+    halves = [
+        flat(experiment.module.apply(variables, part, train=True, mutable=["batch_stats"])[1])
+        for part in (images[: SIZE // 2], images[SIZE // 2 :])
+    ]
+    np.testing.assert_allclose(flat(state.variables["batch_stats"]), np.mean(halves, axis=0), rtol=1e-5)
 
 
 def test_the_average_lags_behind_the_weights():
