@@ -178,7 +178,7 @@ def inject(bench: Bench, fault: str, workdir: Path, processes: int) -> tuple[boo
     if any(process.poll() is not None for process in running):  # it was too quick
         return False, end(running, bench, workdir, allowed=(0,))
     kill = fault.startswith("kill")
-    # While they wait for each other to begin, the processes allow for minutes: there all are killed, as a scheduler does.
+    # While they wait for each other to begin, processes allow for minutes: there all are killed, as a scheduler does.
     all_of_them = bench.random.random() < 0.3 or time.monotonic() - began < bench.seconds[processes][0]
     victims = running if all_of_them else [bench.random.choice(running)]
     for process in victims:

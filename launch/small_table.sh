@@ -9,11 +9,14 @@ source launch/environment.sh
 folder=${1:-runs/small_table}
 ensure_environment ""
 workdirs=()
-for name in at at_cas at_cifs at_fsr at_sns at_kwta at_sap; do
+for name in at at_cas at_cifs at_fsr at_sns at_kwta; do
   for seed in 0 1 2; do
     workdir=$folder/${name}_$seed
     "$python" -m robustjax.train --config="configs/digits.py:$name" --config.seed="$seed" --workdir="$workdir"
     "$python" -m robustjax.evaluate --workdir="$workdir" --attacks=clean,pgd20
+    if [ "$name" = at ]; then # SAP takes no part in training
+      "$python" -m robustjax.evaluate --workdir="$workdir" --attacks=clean,pgd20 --defense=sap:sampler=bernoulli
+    fi
     workdirs+=("$workdir")
   done
 done
