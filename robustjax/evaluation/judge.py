@@ -223,8 +223,9 @@ def _randomness(logits_fn: LogitsFn, key: Key, images: Array, stochastic: bool) 
         again = np.concatenate([calls(*[()] * NUM_CALLS) for _ in range(NUM_TRACES)])
         return red_flags.randomness(again, declared=False)
     fresh = [(jax.random.fold_in(key, i),) for i in range(NUM_CALLS)]
-    again = np.concatenate([calls(*fresh[:1] * 2) for _ in range(NUM_TRACES)])
-    return red_flags.randomness(calls(*fresh), declared=True, same_key=again)
+    traces = [calls(*fresh, fresh[0]) for _ in range(NUM_TRACES)]
+    same_key = np.concatenate([answers[[0, -1]] for answers in traces])
+    return red_flags.randomness(traces[0][:-1], declared=True, same_key=same_key)
 
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:
