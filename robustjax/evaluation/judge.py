@@ -131,6 +131,7 @@ def judge(
         raise InputError(f"budget: expected one of {', '.join(BUDGETS)}, got {budget!r}")
     if np.ndim(epsilon):
         raise InputError(f"epsilon: expected a number, got shape {list(np.shape(epsilon))}")
+    bounds = (float(bounds[0]), float(bounds[1]))
     images, labels, _ = checked(images, labels, epsilon, norm, bounds)
     keys = (key,) if hints.stochastic else ()
     _check(hints, logits_fn, images[:2], labels, keys)

@@ -7,6 +7,7 @@ runs in one compiled APGD, the grids of epsilon, step sizes, steps and draws in 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -296,8 +297,11 @@ def random_search(
 
 
 def partial(network: Any) -> Any:
-    """A function as a leafless argument of what is compiled; None and what is one already stay as they are."""
-    return network if network is None or isinstance(network, jax.tree_util.Partial) else jax.tree_util.Partial(network)
+    """A function as an argument of what is compiled; None, and what is one already, stay as they are."""
+    if network is None or isinstance(network, jax.tree_util.Partial):
+        return network
+    # A callable object may hold arrays and have no hash, by which a compiled program would know it.
+    return jax.tree_util.Partial(network if inspect.isfunction(network) else lambda *arguments: network(*arguments))
 
 
 def float_logits(outputs: Any) -> Array:
