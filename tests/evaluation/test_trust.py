@@ -23,6 +23,7 @@ def verdict(**flags):
         robust=robust,
         won_by=[None, None, "surrogate:apgd-ce", "clean"],
         flags={"probabilities": Flag("pass", 0.0, 1.0, 4, "the outputs are | not [bold]")} | flags,
+        strongest=np.zeros((4, 2, 2, 1), np.float32),
         broken={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
         acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5)},
         seconds={"clean": 1.0, "autoattack": 2.0, "red flags": 3.0, "adaptive": 4.0, "judgement": 0.5, "total": 10.5},
@@ -50,7 +51,7 @@ def test_the_sentence_says_whether_to_trust(flags, start, end):
 
 
 def test_json_holds_everything_and_is_written_whole(tmp_path):
-    path = trust.write(tmp_path, verdict(**FAILED, **SKIPPED), protocol=PROTOCOL, commit="abc")
+    path = trust.write(tmp_path / "evaluation", verdict(**FAILED, **SKIPPED), protocol=PROTOCOL, commit="abc")
     assert sorted(file.name for file in path.parent.iterdir()) == ["trust.json", "trust.md"]
     read = json.loads(path.read_text())
     assert (read["clean"], read["autoattack"], read["worst_case"], read["commit"]) == (0.75, 0.75, 0.5, "abc")
