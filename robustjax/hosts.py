@@ -19,8 +19,9 @@ from robustjax.types import InputError
 
 T = TypeVar("T")
 
-# A process that has not been heard of for so long is dead, and the others stop.
-HEARTBEAT_SECONDS = 30
+# A process that has not been heard of for so long is dead, and jax ends the others; mostly a broken connection tells
+# them at once.
+HEARTBEAT_SECONDS = 60
 # How long the processes wait for each other to begin, and for each other to end.
 START_SECONDS = 300
 SHUTDOWN_SECONDS = 30

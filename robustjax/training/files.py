@@ -28,9 +28,9 @@ def writing(what: object) -> Iterator[None]:
     """
     try:
         yield
-    except (WriteError, FloatingPointError, jax.errors.JaxRuntimeError):
+    except (WriteError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # a storage library has its own exceptions for what the operating system says
+    except (OSError, ValueError, RuntimeError) as error:  # as which storage libraries pass on what the system says
         raise WriteError(f"{what} cannot be written: {reason(error)}") from error
 
 

@@ -1,4 +1,8 @@
-"""Being asked to stop: schedulers send SIGTERM before they take a machine away, people press Ctrl-C."""
+"""Being asked to stop: schedulers send SIGTERM before they take a machine away, people press Ctrl-C.
+
+That is also how jax and Orbax hear of a preemption. Of several processes it is enough that one is told: the loop has
+them agree after every dispatch.
+"""
 
 from __future__ import annotations
 
