@@ -67,20 +67,31 @@ EVALUATION_ATTACKS = {
 ADAPTIVE = "adaptive"
 
 
-def datasets(config: ConfigDict) -> dict[str, data.Dataset]:
+def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Dataset]:
     """The training and validation splits of a run."""
-    load = partial(
-        data.load,
-        config.data.name,
-        data_dir=config.data.data_dir,
-        validation_examples=config.data.validation_examples,
-    )
-    return {"train": load("train", num_examples=config.data.train_examples), "validation": load("validation")}
+    name = config.data.name
+    options = {
+        "data_dir": config.data.data_dir,
+        "validation_examples": config.data.validation_examples,
+        "image_size": config.data.image_size,
+    }
+    if config.data.pipeline == "stream":
+        crop = config.data.random_resized_crop
+        train = data.open_stream(name, num_examples=config.data.train_examples, random_resized_crop=crop, **options)
+    else:
+        train = data.load(name, "train", num_examples=config.data.train_examples, **options)
+    return train, data.load(name, "validation", **options)
 
 
 def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data.Dataset:
     """The test split, or its first examples."""
-    return data.load(config.data.name, "test", data_dir=config.data.data_dir, num_examples=num_examples)
+    return data.load(
+        config.data.name,
+        "test",
+        data_dir=config.data.data_dir,
+        num_examples=num_examples,
+        image_size=config.data.image_size,
+    )
 
 
 def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
@@ -243,23 +254,23 @@ def experiment(config: ConfigDict) -> loop.Experiment:
     Raises:
         InputError: the data set is not there, or network and images do not fit each other.
     """
-    splits = datasets(config)
-    train = splits["train"]
-    if len(train.labels) < config.train.batch_size:
+    train, validation = datasets(config)
+    if train.num_examples < config.train.batch_size:
         raise InputError(
-            f"train.batch_size must be at most the {len(train.labels)} training examples, got {config.train.batch_size}"
+            f"train.batch_size must be at most the {train.num_examples} training examples, "
+            f"got {config.train.batch_size}"
         )
-    steps_per_epoch = len(train.labels) // config.train.batch_size
+    steps_per_epoch = train.num_examples // config.train.batch_size
     module = model(config, train.num_classes)
     goal = objective(config)
     transform, schedule = optimizer(config, steps_per_epoch)
-    create_state = initial_state(config, module, train.images.shape[1:])
+    create_state = initial_state(config, module, train.image_shape)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
     warmup_steps = config.attack.warmup_epochs * steps_per_epoch
     return loop.Experiment(
         config=plain(config),
         train=train,
-        validation=splits["validation"],
+        validation=validation,
         module=module,
         create_state=create_state,
         step=step.make_step(
@@ -276,7 +287,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
             accumulation=config.train.accumulation,
             axis="data" if config.batch_norm.devices == "per_device" else None,
         ),
-        warm_start=warm_start(config, module, train.images.shape[1:]),
+        warm_start=warm_start(config, module, train.image_shape),
         schedule=schedule,
         validation_attacks=validation_attacks(config),
     )

@@ -33,6 +33,9 @@ def base() -> ConfigDict:
     )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default
     config.data.validation_examples = 200  # carved from the training split, never from the test split
     config.data.train_examples = config_dict.placeholder(int)  # use only the first so many; None: all
+    config.data.pipeline = "memory"  # "memory", on the devices, or "stream", read from disk while the run trains
+    config.data.image_size = config_dict.placeholder(int)  # side to which images of any size are scaled and cropped
+    config.data.random_resized_crop = False  # in training: of 8 to 100 % of the area (Szegedy et al. 2015); stream only
     config.data.crop_padding = 0  # random crop after zero padding by so many pixels; 0: off
     config.data.flip = False  # random left-right flip
     config.data.cutout = 0  # side of a random square set to 0; 0: off
@@ -182,8 +185,8 @@ def validate(config: ConfigDict) -> None:
         Traceback (most recent call last):
         ...
         robustjax.types.InputError: config has 2 problems: model.name must be one of lenet5, preact_resnet18, resnet18,
-        resnet20, small_cnn, vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be in
-        (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
+        resnet20, resnet50, small_cnn, vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
+        in (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
     """
     problems = list(_problems(config))
     if problems:
@@ -193,6 +196,7 @@ def validate(config: ConfigDict) -> None:
 
 def _problems(config: ConfigDict) -> Iterator[str]:
     choices = {
+        "data.pipeline": ("memory", "stream"),
         "model.name": models.NAMES,
         "model.dtype": ("float32", "bfloat16"),
         "defense.name": build.DEFENSES,
@@ -216,6 +220,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         "seed": (0, 2**31 - 1, True),
         "data.validation_examples": (1, inf, True),
         "data.train_examples": (1, inf, True),
+        "data.image_size": (1, inf, True),
         "data.crop_padding": (0, inf, True),
         "data.cutout": (0, inf, True),
         "attack.step_size": (0, inf, False),
@@ -274,6 +279,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "
             f"got {config.optimizer.warmup_epochs}"
         )
+    if config.data.random_resized_crop and (config.data.pipeline != "stream" or config.data.image_size is None):
+        yield "data.random_resized_crop needs data.pipeline 'stream' and a data.image_size"
     if config.init_from == "":
         yield "init_from must be the folder of a run, or None, got ''"
     if config.optimizer.nesterov and config.optimizer.momentum == 0:

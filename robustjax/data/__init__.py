@@ -11,5 +11,6 @@ TensorFlow; `python -m robustjax.data prepare NAME` makes the usual ones from th
 from robustjax.data.order import epoch_order
 from robustjax.data.pipeline import batches, to_float
 from robustjax.data.sources import Dataset, load
+from robustjax.data.stream import Stream, open_stream, stream_batches
 
-__all__ = ["Dataset", "batches", "epoch_order", "load", "to_float"]
+__all__ = ["Dataset", "Stream", "batches", "epoch_order", "load", "open_stream", "stream_batches", "to_float"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from robustjax.data import scaling
 from robustjax.data.known import KNOWN
 from robustjax.types import InputError
 
@@ -27,11 +28,13 @@ class Source(NamedTuple):
     Attributes:
         num_examples: how many it holds.
         label_names: one per class.
+        example: (index, draws for `scaling.random_crop` or None) -> uint8 image [H, W, C] and its label.
         read: indices [N] -> uint8 images [N, H, W, C] and int32 labels [N].
     """
 
     num_examples: int
     label_names: tuple[str, ...]
+    example: Callable[[int, np.ndarray | None], tuple[np.ndarray, int]]
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -51,8 +54,8 @@ def find_prepared(directory: Path) -> dict[str, Path]:
     return found
 
 
-def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Source:
-    """Opens a split of a prepared data set; its images are decoded by `Source.read`.
+def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, image_size: int | None = None) -> Source:
+    """Opens a split of a prepared data set; its images are decoded, and scaled to image_size, when they are read.
 
     Raises:
         InputError: there is no such data set or split, it is not image classification, or its files cannot be read.
@@ -104,7 +107,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Sou
                 examples = records.__getitems__(chunk)
             for position, (index, example) in enumerate(zip(chunk, examples, strict=True), start):
                 with _blaming(f"{where}, record {index}: expected an encoded image"):
-                    pixels = _decode(example[image_key], image.shape[-1])
+                    pixels = _decode(example[image_key], image.shape[-1], image_size)
                 if images is None:
                     images = np.empty((len(indices), *pixels.shape), np.uint8)
                 if pixels.shape != images.shape[1:]:
@@ -113,14 +116,25 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> Sou
                         f"{pixels.shape[:2]} in record {index}"
                     )
                 images[position], labels[position] = pixels, example[label_key]
-        if labels.min() < 0 or labels.max() >= label.num_classes:
-            raise InputError(
-                f"{where}: expected labels in 0..{label.num_classes - 1}, received {labels.min()}..{labels.max()} "
-                "(-1 marks examples without a label)"
-            )
+        check_labels(labels.min(), labels.max())
         return images, labels
 
-    return Source(len(records), tuple(label.names), read)
+    def read_one(index: int, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
+        with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
+            example = records[index]
+        with _blaming(f"{where}, record {index}: expected an encoded image"):
+            pixels = _decode(example[image_key], image.shape[-1], image_size, draws)
+        check_labels(example[label_key], example[label_key])
+        return pixels, example[label_key]
+
+    def check_labels(least: int, most: int) -> None:
+        if least < 0 or most >= label.num_classes:
+            raise InputError(
+                f"{where}: expected labels in 0..{label.num_classes - 1}, received {least}..{most} "
+                "(-1 marks examples without a label)"
+            )
+
+    return Source(len(records), tuple(label.names), read_one, read)
 
 
 def _version(name: str) -> tuple[int, ...]:
@@ -136,11 +150,17 @@ def _supervised_keys(declared: Any) -> tuple[str, str]:
     return "image", "label"
 
 
-def _decode(encoded: bytes, channels: int) -> np.ndarray:
-    """The pixels of a PNG or JPEG, uint8 [H, W, channels]."""
-    # In one thread: on images so small Pillow mostly holds the interpreter's lock, and two threads are no faster.
+def _decode(encoded: bytes, channels: int, size: int | None, draws: np.ndarray | None = None) -> np.ndarray:
+    """The pixels of a PNG or JPEG, uint8 [H, W, channels]; of its middle scaled to a size, or of a random part."""
+    # In one thread: on small images Pillow mostly holds the interpreter's lock, and two threads are no faster.
     with Image.open(io.BytesIO(encoded)) as image:
-        pixels = np.asarray(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
+        image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+        if size is None:
+            pixels = np.asarray(image)
+        elif draws is None:
+            pixels = scaling.centre_crop(image, size)
+        else:
+            pixels = scaling.random_crop(image, size, draws)
     return pixels[:, :, None] if channels == 1 else pixels
 
 

@@ -14,6 +14,8 @@ from robustjax.types import InputError
 SPLITS = ("train", "validation", "test")
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
 _VALIDATION_KEY = (0, 2**64 - 1)
+# Where the test labels are not public, everyone judges on the validation split.
+_STORED_TEST = {"imagenet2012": "validation"}
 
 
 class Dataset(NamedTuple):
@@ -33,6 +35,14 @@ class Dataset(NamedTuple):
     num_classes: int
     label_names: tuple[str, ...]
 
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
 
 def load(
     name: str,
@@ -41,6 +51,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     validation_examples: int = 0,
     num_examples: int | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
     """Loads one split of a data set into memory.
 
@@ -54,6 +65,7 @@ def load(
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
         validation_examples: size of the part of the training split that is "validation".
         num_examples: keep only the first so many examples of the split; None: all.
+        image_size: side to which images are scaled and cropped (`scaling.centre_crop`); None: they are of one size.
 
     Returns:
         A `Dataset`.
@@ -72,17 +84,30 @@ def load(
         raise InputError(f"validation_examples: expected a number >= 0, received {validation_examples}")
     if split == "validation" and not validation_examples:
         raise InputError("split 'validation': expected validation_examples >= 1 (it is cut from 'train'), received 0")
-    stored = "test" if split == "test" else "train"
-    source = _digits(stored) if name == "digits" else prepared.open_split(name, stored, data_dir)
+    stored = _STORED_TEST.get(name.partition(":")[0], "test") if split == "test" else "train"
+    if name == "digits":
+        if image_size is not None:
+            raise InputError(f"image_size: the digits are 8 x 8 and are not scaled, received {image_size}")
+        source = _digits(stored)
+    else:
+        source = prepared.open_split(name, stored, data_dir, image_size=image_size)
+    indices = select(source.num_examples, name, split, validation_examples, num_examples)
+    images, labels = source.read(indices)
+    return Dataset(name, images, labels, len(source.label_names), source.label_names)
 
-    indices = np.arange(source.num_examples)
+
+def select(
+    stored_examples: int, name: str, split: str, validation_examples: int, num_examples: int | None
+) -> np.ndarray:
+    """The indices, among those stored, of a split's examples: see `load`."""
+    indices = np.arange(stored_examples)
     if split != "test" and validation_examples:
-        if validation_examples >= source.num_examples:
+        if validation_examples >= stored_examples:
             raise InputError(
-                f"validation_examples: expected fewer than the {source.num_examples} examples that the training split "
+                f"validation_examples: expected fewer than the {stored_examples} examples that the training split "
                 f"of {name!r} has, received {validation_examples}"
             )
-        held_out = np.isin(indices, permutation(_VALIDATION_KEY, source.num_examples)[:validation_examples])
+        held_out = np.isin(indices, permutation(_VALIDATION_KEY, stored_examples)[:validation_examples])
         indices = indices[held_out if split == "validation" else ~held_out]
     if num_examples is not None:
         if not 1 <= num_examples <= len(indices):
@@ -91,9 +116,7 @@ def load(
                 f"received {num_examples}"
             )
         indices = indices[:num_examples]
-
-    images, labels = source.read(indices)
-    return Dataset(name, images, labels, len(source.label_names), source.label_names)
+    return indices
 
 
 def _digits(split: str) -> prepared.Source:
@@ -111,5 +134,6 @@ def _digits(split: str) -> prepared.Source:
     return prepared.Source(
         num_examples=len(chosen),
         label_names=tuple("0123456789"),
+        example=lambda index, draws: (images[chosen[index]], labels[chosen[index]]),
         read=lambda indices: (images[chosen[indices]], labels[chosen[indices]].astype(np.int32)),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from robustjax.convolution import conv2d
 from robustjax.models.layers import Network
-from robustjax.models.resnet import PreActResNet, ResNet
+from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN
 from robustjax.models.vgg import VGG16
 from robustjax.types import Defense, InputError
@@ -42,6 +42,7 @@ MODELS = {
     "preact_resnet18": PreActResNet,
     "resnet18": ResNet,
     "resnet20": _resnet20,
+    "resnet50": BottleneckResNet,
     "small_cnn": SmallCNN,
     "vgg16": _vgg16,
     "wide_resnet": _wide_resnet,

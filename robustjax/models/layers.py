@@ -182,6 +182,14 @@ def max_pool(features: Array) -> Array:
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
+def overlapping_max_pool(features: Array) -> Array:
+    """Maximum of each three by three pixels around every second one: half the resolution, rounded up."""
+    height, width = (-(-side // 2) for side in features.shape[1:3])
+    padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    rows = jnp.stack([padded[:, i : i + 2 * height - 1 : 2] for i in range(3)]).max(axis=0)
+    return jnp.stack([rows[:, :, i : i + 2 * width - 1 : 2] for i in range(3)]).max(axis=0)
+
+
 def average_pool(features: Array) -> Array:
     """Mean over positions, [B, H, W, C] to [B, C]."""
     return jnp.mean(features, axis=(1, 2))

@@ -1,5 +1,5 @@
-"""Residual networks with CIFAR's stem: post-activation (He et al. 2015, arXiv 1512.03385), pre-activation (2016, arXiv
-1603.05027), and wide ones (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
+"""Residual networks: with CIFAR's stem post-activation (He et al. 2015, arXiv 1512.03385), pre-activation (2016, arXiv
+1603.05027) and wide ones (Zagoruyko and Komodakis 2016, arXiv 1605.07146); with ImageNet's stem bottlenecks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import flax.linen as nn
 import jax
 
-from robustjax.models.layers import Network, Pass, Sites, average_pool
+from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool
 from robustjax.types import Array, Outputs
 
 
@@ -41,6 +41,44 @@ class ResNet(Network):
             x = net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 3, stride=stride))
             x = net.relu(f"{name}_act1", x)
             x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3))
+            x = net.relu(name, x + shortcut)
+        return net.outputs(average_pool(x))
+
+
+class BottleneckResNet(Network):
+    """Post-activation residual network for large images; the defaults are ResNet-50.
+
+    The stem takes a quarter of the resolution. A block's stride is at its 3 x 3 convolution, as in most code, where the
+    paper has it at the first one.
+
+    Attributes:
+        blocks: how many in each stage; every stage but the first halves the resolution.
+        widths: channels inside the blocks of each stage; what they pass on has four times as many.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+
+    def sites(self) -> Sites:
+        names = [name for name, _, _ in _plan(self.blocks, self.widths)]
+        activations = [site for name in names for site in (f"{name}_act1", f"{name}_act2", name)]
+        late = names[-self.blocks[-1] :]
+        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+
+    @nn.compact
+    def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
+        net = Pass(self, images, labels, train)
+        x = net.conv("stem_conv", net.images, self.widths[0], 7, stride=2)
+        x = overlapping_max_pool(net.relu("stem", net.norm("stem_norm", x)))
+        for name, width, stride in _plan(self.blocks, self.widths):
+            shortcut = x
+            if stride > 1 or x.shape[-1] != 4 * width:
+                shortcut = net.conv(f"{name}_shortcut_conv", x, 4 * width, 1, stride=stride)
+                shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
+            x = net.relu(f"{name}_act1", net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 1)))
+            x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3, stride=stride))
+            x = net.relu(f"{name}_act2", x)
+            x = net.norm(f"{name}_norm3", net.conv(f"{name}_conv3", x, 4 * width, 1))
             x = net.relu(name, x + shortcut)
         return net.outputs(average_pool(x))
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from robustjax import data, hosts
-from robustjax.training import metrics, sharding, step, validation
+from robustjax.training import feeding, metrics, sharding, step, validation
 from robustjax.training.checkpoint import Checkpoints
 from robustjax.training.claim import claim
 from robustjax.training.progress import Display
@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     """
 
     config: dict[str, Any]
-    train: data.Dataset
+    train: data.Dataset | data.Stream
     validation: data.Dataset
     module: Any
     create_state: Callable[[], TrainState]
@@ -56,7 +56,7 @@ class Experiment(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """Full batches of an epoch; what is left over is in another place of the order next time."""
-        return len(self.train.labels) // self.config["train"]["batch_size"]
+        return self.train.num_examples // self.config["train"]["batch_size"]
 
     @property
     def num_steps(self) -> int:
@@ -108,7 +108,14 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
         update = step.per_device(experiment.step, layout) if per_device else experiment.step
         programs = Programs(
             layout,
-            step.make_dispatch(update, layout),
+            feeding.make_advance(
+                experiment.train,
+                update,
+                seed=experiment.config["seed"],
+                batch_size=settings["batch_size"],
+                most=settings["log_every_steps"],
+                layout=layout,
+            ),
             validation.make_validation(
                 experiment.module,
                 experiment.validation_attacks,
@@ -116,7 +123,6 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                 batch_size=experiment.config["validation"]["batch_size"],
                 layout=layout,
             ),
-            *layout.replicate((experiment.train.images, experiment.train.labels)),
         )
         state, at = _start(experiment, checkpoints, layout, display)
         display.say(_opening(experiment, layout, at))
@@ -138,13 +144,11 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
 
 
 class Programs(NamedTuple):
-    """What a run compiles once, and the data that it puts on the devices once."""
+    """What a run compiles once."""
 
     layout: sharding.Layout
-    dispatch: Callable[..., TrainState]
+    advance: feeding.Advance
     validate: Callable[[Any, Any], dict[str, float]]
-    images: Any
-    labels: Any
 
 
 def _train(
@@ -169,9 +173,8 @@ def _train(
             if agreed[:, 1].any():
                 break
             count = int(agreed[0, 0])
-            order = _order(experiment, at, rows=settings["log_every_steps"])
             started = time.perf_counter()
-            state = programs.dispatch(state, programs.images, programs.labels, order, count)
+            state = programs.advance(state, at, count)
             jax.block_until_ready(state.step)
             pace.record(count, time.perf_counter() - started)
             at += count
@@ -239,15 +242,6 @@ def _start(
         average = None if state.average is None else layout.replicate(jax.tree.map(np.array, variables))
         state = state._replace(variables=layout.replicate(variables), average=average)
     return state, 0
-
-
-def _order(experiment: Experiment, at: int, *, rows: int) -> np.ndarray:
-    """The next `rows` batches of the epoch as indices [rows, batch size], the last ones zeros where it ends before."""
-    size = experiment.config["train"]["batch_size"]
-    epoch, done = divmod(at, experiment.steps_per_epoch)
-    order = data.epoch_order(experiment.config["seed"], epoch, len(experiment.train.labels))
-    order = order[: experiment.steps_per_epoch * size].reshape(-1, size)[done : done + rows]
-    return np.concatenate([order, np.zeros((rows - len(order), size), order.dtype)])
 
 
 def _next_line(experiment: Experiment, at: int) -> int:
@@ -319,7 +313,7 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
     device = f"{layout.num_devices} {jax.devices()[0].device_kind}"
     return (
         f"{experiment.config['model']['name']} ({size:,} parameters) on {experiment.train.name} "
-        f"({len(experiment.train.labels):,} images), {device}, "
+        f"({experiment.train.num_examples:,} images), {device}, "
         + (f"going on after step {at:,}" if at else _beginning(experiment))
         + f" of {experiment.num_steps:,}; compiling"
     )

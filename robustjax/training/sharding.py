@@ -37,6 +37,15 @@ class Layout(NamedTuple):
         """Every array with its leading axis split between the devices."""
         return _put(tree, self.batch)
 
+    def own_rows(self, size: int) -> np.ndarray:
+        """The places in a batch of `size` that lie on devices of this process, rising."""
+        slices = self.batch.addressable_devices_indices_map((size,)).values()
+        return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
+
+    def join_batch(self, tree: Any) -> Any:
+        """Every process's own rows of a batch as one batch, split between the devices."""
+        return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self.batch, rows), tree)
+
     def check_batch_size(self, name: str, size: int, *, parts: int = 1) -> None:
         """Raises InputError unless the devices can share a batch, or each of its equal parts, evenly."""
         least = self.num_devices * parts

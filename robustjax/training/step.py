@@ -199,6 +199,19 @@ def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Ar
     return dispatch
 
 
+def make_batch_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array], TrainState]:
+    """One step on a batch as it comes from the host: `(state, uint8 images, labels) -> state`. The state is donated."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def dispatch(state: TrainState, images: Array, labels: Array) -> TrainState:
+        batch = images.astype(jnp.float32) / 255.0
+        return jax.lax.with_sharding_constraint(
+            step(state, *layout.constrain_batch((batch, labels))), layout.replicated
+        )
+
+    return dispatch
+
+
 def _averaged(average: Any, variables: Any, step: Array, decay: float) -> Any:
     if average is None:
         return None

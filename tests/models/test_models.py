@@ -18,6 +18,7 @@ PUBLISHED = [
     ("small_cnn", {}, MNIST, 166_406, 3),
     ("resnet18", {}, CIFAR, 11_173_962, 17),
     ("resnet20", {}, CIFAR, 272_282, 19),
+    ("resnet50", {}, (224, 224, 3), 23_528_522, 49),
     ("preact_resnet18", {}, CIFAR, 11_172_170, 17),
     ("preact_resnet18", {"final_norm": False}, CIFAR, 11_171_146, 16),
     ("vgg16", {}, CIFAR, 14_724_042, 13),
@@ -80,7 +81,7 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
     for names in network.sites().values():
         assert names and [order.index(site) for site in names] == sorted(order.index(site) for site in names)
     late = [features[site] for site in network.sites()["late"]]
-    assert all(feature.ndim == 4 for feature in late) and len(late) == (3 if name == "vgg16" else 2)
+    assert all(feature.ndim == 4 for feature in late) and len(late) == (3 if name in ("vgg16", "resnet50") else 2)
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), EVERY)

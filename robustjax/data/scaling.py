@@ -1,0 +1,57 @@
+"""Images of any size as images of one size, on the host: pure functions of a Pillow image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+# The share of the shorter side that a centre crop keeps.
+CENTRE = 224 / 256
+NUM_DRAWS = 40  # that `random_crop` takes: four for each attempt
+
+
+def centre_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The middle of an image, as it is evaluated on: its shorter side scaled to size * 256 / 224, then cropped.
+
+    Returns:
+        uint8 [size, size] or [size, size, C].
+
+    >>> centre_crop(Image.new("RGB", (500, 375)), 224).shape
+    (224, 224, 3)
+    """
+    side = min(image.size) * CENTRE
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return _scaled(image, (left, top, left + side, top + side), size)
+
+
+def random_crop(image: Image.Image, size: int, draws: Sequence[float]) -> np.ndarray:
+    """A part of 8 to 100 % of an image's area, of a shape between 3:4 and 4:3 (Szegedy et al. 2015, arXiv 1409.4842).
+
+    Ten attempts; if none fits the image, `centre_crop`.
+
+    Args:
+        image: of any size.
+        size: of the result.
+        draws: `NUM_DRAWS` numbers, independent and uniform in [0, 1).
+
+    Returns:
+        uint8 [size, size] or [size, size, C].
+
+    >>> random_crop(Image.new("RGB", (500, 375)), 224, np.linspace(0, 0.99, NUM_DRAWS)).shape
+    (224, 224, 3)
+    """
+    for u_area, u_shape, u_left, u_top in np.asarray(draws).reshape(-1, 4):
+        area = image.width * image.height * (0.08 + 0.92 * u_area)
+        ratio = math.exp((2 * u_shape - 1) * math.log(4 / 3))
+        width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if width <= image.width and height <= image.height:
+            left, top = u_left * (image.width - width), u_top * (image.height - height)
+            return _scaled(image, (left, top, left + width, top + height), size)
+    return centre_crop(image, size)
+
+
+def _scaled(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

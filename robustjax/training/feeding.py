@@ -1,0 +1,72 @@
+"""How examples reach the compiled step: from a data set that lies on the devices, or from one read on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from robustjax import data
+from robustjax.training import step
+from robustjax.training.sharding import Layout
+from robustjax.training.state import TrainState
+
+# (state after `at` steps, at, count) -> state after count more steps of the same epoch; at most as many as are logged
+# together. The state is donated.
+Advance = Callable[[TrainState, int, int], TrainState]
+
+
+def make_advance(
+    train: data.Dataset | data.Stream, update: step.Step, *, seed: int, batch_size: int, most: int, layout: Layout
+) -> Advance:
+    """The steps of a run on its examples, in the order of `data.epoch_order`.
+
+    Args:
+        train: what to train on; a `Dataset` is put on the devices.
+        update: one step.
+        seed: of the run.
+        batch_size: over all devices.
+        most: steps at a time.
+        layout: of the devices.
+    """
+    if isinstance(train, data.Dataset):
+        return _from_devices(train, update, seed, batch_size, most, layout)
+    return _from_disk(train, update, seed, batch_size, layout)
+
+
+def _from_devices(
+    train: data.Dataset, update: step.Step, seed: int, batch_size: int, most: int, layout: Layout
+) -> Advance:
+    dispatch = step.make_dispatch(update, layout)
+    images, labels = layout.replicate((train.images, train.labels))
+    steps_per_epoch = train.num_examples // batch_size
+
+    def advance(state: TrainState, at: int, count: int) -> TrainState:
+        epoch, done = divmod(at, steps_per_epoch)
+        order = data.epoch_order(seed, epoch, train.num_examples)
+        order = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)[done : done + most]
+        # As many rows whatever is left of the epoch, or the program would be compiled anew.
+        order = np.concatenate([order, np.zeros((most - len(order), batch_size), order.dtype)])
+        return dispatch(state, images, labels, order, count)
+
+    return advance
+
+
+def _from_disk(train: data.Stream, update: step.Step, seed: int, batch_size: int, layout: Layout) -> Advance:
+    dispatch = step.make_batch_dispatch(update, layout)
+    rows = layout.own_rows(batch_size)
+    batches: Iterator[Any] = iter(())
+    position = -1  # the step whose batch comes next
+
+    def advance(state: TrainState, at: int, count: int) -> TrainState:
+        nonlocal batches, position
+        if at != position:  # at the start, and after going back to a checkpoint
+            batches = data.stream_batches(train, seed=seed, batch_size=batch_size, rows=rows, first_step=at)
+            position = at
+        for _ in range(count):  # the devices work on a batch while the next one is read
+            state = dispatch(state, *layout.join_batch(next(batches)))
+            position += 1
+        return state
+
+    return advance
