@@ -60,7 +60,7 @@ def wrong_numbers():
 
 def wrong_choices():
     for path in (
-        "model.name", "model.dtype", "defense.name", "attack.name", "attack.norm", "objective.name",
+        "data.pipeline", "model.name", "model.dtype", "defense.name", "attack.name", "attack.norm", "objective.name",
         "batch_norm.attack", "batch_norm.training", "optimizer.schedule", "defense.importance", "defense.sampler",
     ):  # fmt: skip
         value = KEYS[path][1] or {"defense.name": "cas", "defense.importance": "softmax"}.get(path, "bernoulli")
@@ -122,6 +122,11 @@ CONTRADICTIONS = [
     (["data.name=../digits"], "'../digits'"),
     (["data.name=/etc"], "'/etc'"),
     (["data.name=mnist", "data.data_dir=nowhere"], "nowhere"),
+    (["data.pipeline=stream"], "use 'memory'"),
+    (["data.pipeline=stream", "data.name=digit"], "'digit'"),
+    (["data.random_resized_crop=True"], "data.random_resized_crop"),
+    (["data.random_resized_crop=True", "data.pipeline=stream"], "data.image_size"),
+    (["data.image_size=8"], "image_size"),
     (["data.validation_examples=1437"], "1437"),
     (["data.train_examples=1400"], "1400"),
     (["train.batch_size=5000"], "5000"),
