@@ -7,15 +7,10 @@ import warnings
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from refusals import one_line
 
 from robustjax import cli
 from robustjax.training import loop
-
-
-def one_line(text, cause):
-    """Whether a refusal is what it should be."""
-    assert text.strip() and "\n" not in text.strip() and "Traceback" not in text, text
-    assert cause in text, f"{cause!r} is not named in: {text}"
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import one_line
 from ml_collections import ConfigDict
+from refusals import one_line
 
 from robustjax import build, config, models, train
 from robustjax.types import InputError

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from conftest import one_line
 from PIL import Image
+from refusals import one_line
 from scipy.io import savemat
 
 from robustjax import data

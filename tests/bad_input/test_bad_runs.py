@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import one_line
+from refusals import one_line
 
 from robustjax import build, config, evaluate, interop, models, report
 from robustjax.analysis import summary

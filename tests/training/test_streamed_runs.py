@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+from processes import finish, start
 
 from robustjax import build, config
 from robustjax.training import loop, metrics, sharding
@@ -106,6 +107,26 @@ def test_a_streamed_run_that_was_stopped_ends_as_one_that_was_not(streamed, tmp_
     leaves = [jax.tree.leaves(judged(workdir, experiment)) for workdir in (whole, tmp_path)]
     for ours, theirs in zip(*leaves, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_two_processes_read_their_own_parts_and_compute_what_one_does(directory, streamed, tmp_path):
+    (tmp_path / "base.py").write_text("from robustjax.config import base as get_config")
+    made, plain = settings(directory, "stream"), config.base()
+    changes = {
+        f"{section}.{key}": value
+        for section in ("data", "objective", "train", "validation")
+        for key, value in made[section].items()
+        if value != plain[section][key]
+    }
+    arguments = [f"--config.{name}={value}" for name, value in changes.items()]
+    launcher = [ROOT / "launch/local_multiprocess.sh", 2, "--", "robustjax.train"]
+    done = finish(start([*launcher, f"--config={tmp_path / 'base.py'}", *arguments, f"--workdir={tmp_path / 'run'}"]))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = metrics.read(tmp_path / "run"), metrics.read(streamed[1])
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for line, other in zip(ours, theirs, strict=True):
+        for name in line.keys() - {"split"}:
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name
 
 
 @pytest.mark.slow
