@@ -205,7 +205,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.close()
-        elif not hosts.several() and issubclass(kind, Exception) or issubclass(kind, (InputError, FloatingPointError)):
+        elif issubclass(kind, (InputError, FloatingPointError) if hosts.several() else Exception):
             with contextlib.suppress(files.WriteError):  # what went wrong first is what to tell
                 self.close()
         # Neither a second Ctrl-C waits, nor one process of several for others that may be gone.
