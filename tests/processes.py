@@ -14,6 +14,7 @@ SMALL = [
     "--config.train.batch_size=32",
     "--config.train.log_every_steps=3",
     "--config.attack.num_steps=2",
+    "--config.validation.batch_size=200",
 ]
 
 

@@ -95,7 +95,7 @@ def test_one_killed_stops_all_and_other_numbers_of_processes_go_on(two, tmp_path
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "the same command goes on from there" in first.stdout or "trained 24" in first.stdout
 
-    done = train(4, tmp_path, cache | {"JAX_NUM_CPU_DEVICES": "1"})
+    done = train(4, tmp_path, cache)
     assert done.returncode == 0, done.stderr
     ours, theirs = ([json.loads(line) for line in read_metrics(workdir).splitlines()] for workdir in (tmp_path, two))
     assert [(line["step"], line["split"]) for line in ours] == [(line["step"], line["split"]) for line in theirs]

@@ -205,10 +205,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.close()
-        elif issubclass(kind, Exception) and not hosts.several():
+        elif issubclass(kind, (InputError, FloatingPointError) if hosts.several() else Exception):
             with contextlib.suppress(files.WriteError):  # what went wrong first is what to tell
                 self.close()
-        # Neither a second Ctrl-C waits, nor one process for others that may be gone.
+        # Neither a second Ctrl-C waits, nor one process of several for others that may be gone.
 
     def _best(self, steps: Sequence[int]) -> int | None:
         validated = [step for step in steps if self._metrics[step] is not None]
