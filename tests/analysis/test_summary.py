@@ -9,6 +9,8 @@ from robustjax import config
 from robustjax.analysis import page, summary
 from robustjax.build import plain
 from robustjax.evaluation import records
+from robustjax.evaluation.protocols import CLEAN
+from robustjax.evaluation.runner import Outcome
 from robustjax.types import InputError
 
 CONDITIONS = {"dataset": "digits", "split": "test", "batch_norm": "running statistics", **records.conditions()}
@@ -21,21 +23,15 @@ def judged(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), 
     for path, value in changes.items():
         section, key = path.split("__")
         made[section][key] = value
+    right = (np.arange(total) < robust).astype(int)
+    outcome = Outcome(right, 1, right, right, np.zeros((0, 8, 8, 1)), {}, 1.0)
+    conditions = {**CONDITIONS, "config": plain(made)}
     entries = [
-        records.record(
-            attack,
-            np.arange(total) < robust,
-            norm="linf",
-            epsilon=0.2,
-            num_steps=20,
-            num_restarts=1,
-            seconds=1.0,
-            conditions={**CONDITIONS, "config": plain(made)},
-        )
-        for attack in attacks
+        records.record(attack, CLEAN, outcome, norm="linf", epsilon=0.2, conditions=conditions) for attack in attacks
     ]
     folder.mkdir()
-    records.write(folder, [*entries, records.worst_case(entries)])
+    for entry in (*entries, records.worst_case(entries)):
+        records.write(folder / "evaluation", entry["attack"], entry)
     (folder / "evaluation" / "something_else.json").write_text('{"attack": "of another kind"}')
     return folder
 
