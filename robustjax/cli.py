@@ -39,6 +39,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return main()
         except InputError as error:
             return _refuse(str(error))
+        except hosts.NotTogetherError as error:
+            return fail(str(error))
         except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(130)

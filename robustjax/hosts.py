@@ -28,6 +28,10 @@ SHUTDOWN_SECONDS = 30
 _MESSAGE_BYTES = 1024
 
 
+class NotTogetherError(RuntimeError):
+    """The processes of a run did not find each other, which another attempt may mend."""
+
+
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, *, detect: bool = False) -> None:
     """Makes this process one of several; before any other use of jax.
 
@@ -38,7 +42,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         detect: find out all three from a TPU pod, Slurm, Open MPI or Kubernetes instead.
 
     Raises:
-        InputError: some of the three are missing, or the processes did not find each other.
+        InputError: some of the three are missing, or there is no cluster to detect.
+        NotTogetherError: the processes did not find each other.
     """
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -67,10 +72,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         )
         faulthandler.disable()  # absl's; when a process is lost jax may abort, and says why in fewer lines
     except (ValueError, RuntimeError) as error:
-        how = (
-            "--distributed=auto found no cluster" if detect else f"no run of {num_processes} processes at {coordinator}"
-        )
-        raise InputError(f"{how} ({' '.join(str(error).split())[:200]})") from error
+        cause = " ".join(str(error).split())[:200]
+        if isinstance(error, ValueError) and detect:
+            raise InputError(f"--distributed=auto found no cluster ({cause})") from error
+        raise NotTogetherError(
+            f"the {num_processes or ''} processes did not find each other within {START_SECONDS} s ({cause}); "
+            f"the same command tries again"
+        ) from error
 
 
 def several() -> bool:
