@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all.
 # Usage: launch/test.sh [PYTEST_ARGUMENTS...]
+# `launch/test.sh -m slow` runs the few that take minutes each.
 # Tests on real MNIST and CIFAR-10 run where TFDS_DATA_DIR holds them prepared, and are skipped elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,4 +10,4 @@ source launch/environment.sh
 ensure_environment dev
 "$python" -m ruff check .
 # Two workers: the tests spend their time compiling, one thread each.
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+exec "$python" -m pytest -n 2 --dist loadfile -m "not slow" "$@"
