@@ -75,7 +75,7 @@ def _keep_compiled() -> None:
     kind = hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "robustjax" / kind))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def join_hosts() -> None:

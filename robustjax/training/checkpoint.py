@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -89,13 +91,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.replicated), abstract_state
         )
+        failure = None
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
             state = self._manager.restore(step, args=args)["state"]
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:  # there is no telling what a reader makes of damaged files
-            raise DamagedError(self._damaged(step, f"{type(error).__name__}: {error}")) from error
+            failure = f"{type(error).__name__}: {error}"
+        if failure is not None:
+            _silence_unfinished_reads()
+            raise DamagedError(self._damaged(step, failure))
         differing = [name for name, text in _checksums(state, finite=False).items() if text != written[name]]
         if differing:
             raise DamagedError(self._damaged(step, f"other bits than were written in {', '.join(sorted(differing))}"))
@@ -234,6 +240,30 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _damaged(self, step: int, how: str) -> str:
         return f"the checkpoint of step {step} in {self.directory} is damaged ({' '.join(how.split())[:200]})"
+
+
+def _silence_unfinished_reads() -> None:
+    """Says nothing more of the other reads of a failed restore, which Orbax leaves behind unfinished.
+
+    Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it.
+    """
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _Silence):
+        sys.unraisablehook = _Silence(sys.unraisablehook)
+
+
+class _Silence:
+    """Passes on what is not of such a read: neither a coroutine of it, nor its call into a loop that ended."""
+
+    def __init__(self, hook: Callable[[Any], None]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        ended = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+        if not (of_orbax or ended):
+            self._hook(unraisable)
 
 
 def _checksums(state: Any, *, finite: bool = True) -> dict[str, str]:

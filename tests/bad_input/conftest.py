@@ -7,8 +7,8 @@ import warnings
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from refusals import one_line
 
+from bad_input.refusals import one_line
 from robustjax import cli
 from robustjax.training import loop
 

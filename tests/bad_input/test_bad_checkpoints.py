@@ -8,19 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from refusals import one_line
 
+from bad_input.refusals import one_line
 from robustjax import build, config
 from robustjax.training import sharding
 from robustjax.training.checkpoint import Checkpoints
 from robustjax.types import InputError
 
-pytestmark = [
-    pytest.mark.bad_input,
-    # Orbax leaves coroutines behind that it has not begun.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
-]
+pytestmark = pytest.mark.bad_input
 DAMAGES = {
     "missing": None,
     "empty": lambda content: b"",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from refusals import one_line
 
+from bad_input.refusals import one_line
 from robustjax import build, config, models, train
 from robustjax.types import InputError
 

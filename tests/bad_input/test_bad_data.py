@@ -15,9 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
-from refusals import one_line
 from scipy.io import savemat
 
+from bad_input.refusals import one_line
 from robustjax import data
 from robustjax.data import __main__ as command
 from robustjax.types import InputError

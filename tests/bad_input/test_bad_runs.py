@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from refusals import one_line
 
+from bad_input.refusals import one_line
 from robustjax import build, config, evaluate, interop, models, report
 from robustjax.analysis import summary
 from robustjax.interop.__main__ import main as import_run

@@ -90,7 +90,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines behind
 @pytest.mark.parametrize("how", DAMAGE)
 def test_whatever_happens_to_any_file_what_is_restored_is_what_was_saved(tmp_path, how):
     """Every file of the newest checkpoint in turn: either nothing is lost with it, or the checkpoint before is used."""
