@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from robustjax import winograd
 from robustjax.types import Array
 
 
@@ -53,6 +54,8 @@ def _convolve(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _quick(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    if _is_winograds(images, kernel, stride, padding):
+        return winograd.convolve(images, kernel)
     convolve = _multiply if _is_quicker_multiplied(images.shape, kernel.shape, stride, most_strided=64) else _convolve
     return convolve(images, kernel, stride, padding)
 
@@ -66,7 +69,13 @@ def _quick_jvp(stride: int, padding: int, primals: tuple[Array, Array], tangents
     to_images, to_kernel = tangents
     terms = []
     if not isinstance(to_images, SymbolicZero):
-        if _is_quicker_multiplied(images.shape, kernel.shape, stride):
+        if _is_winograds(images, kernel, stride, padding):
+            # The transpose of the gradient, for transposing it gives the gradient back: a convolution like this one.
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            shape = jax.ShapeDtypeStruct((*images.shape[:3], kernel.shape[3]), images.dtype)
+            pull = jax.linear_transpose(lambda slope: winograd.convolve(slope, turned), shape)
+            terms.extend(pull(to_images))
+        elif _is_quicker_multiplied(images.shape, kernel.shape, stride):
             terms.append(_multiply(to_images, kernel, stride, padding))
         else:
             swapped = kernel.swapaxes(2, 3)
@@ -76,6 +85,11 @@ def _quick_jvp(stride: int, padding: int, primals: tuple[Array, Array], tangents
         term = _convolve(swapped, to_swapped, stride, padding, ("CHWN", "IHWO", "HWNC"))
         terms.append(term.transpose(2, 0, 1, 3))
     return _quick(images, kernel, stride, padding), sum(terms[1:], terms[0])
+
+
+def _is_winograds(images: Array, kernel: Array, stride: int, padding: int) -> bool:
+    quicker = winograd.is_quicker(images.shape, kernel.shape, stride, padding)
+    return quicker and images.dtype == kernel.dtype == jnp.float32
 
 
 def _is_quicker_multiplied(
