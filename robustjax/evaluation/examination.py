@@ -219,7 +219,7 @@ def in_bfloat16(trial: Trial, bfloat16_fn: LogitsFn | None) -> Flag:
         return Flag.not_applicable("no bfloat16_fn declared")
     rows = np.arange(len(trial.images))
     robust, other = (
-        trial.classified(rows, trial.strongest, network=network)[1] <= 0.5
+        trial.classified(rows, trial.strongest, network=network)[1] < 0.5
         for network in (trial.networks.direct, probes.partial(bfloat16_fn))
     )
     return red_flags.bfloat16_disagrees(robust, other)

@@ -30,7 +30,7 @@ class Acceptance(NamedTuple):
         num_draws: m.
         expected: accuracy of a single draw, on average.
         interval_95: of `expected`, over examples.
-        majority: share of examples that are correct in at least half of the draws.
+        majority: share of examples that are correct in more than half of the draws.
         worst: share of examples that are correct in every draw.
     """
 
@@ -250,5 +250,5 @@ def _won_by(trial: Trial) -> list[str | None]:
 def _acceptance(share: np.ndarray, num_draws: int) -> Acceptance:
     expected, n = 1.0 - float(np.mean(share, dtype=np.float64)), len(share)
     return Acceptance(
-        num_draws, expected, wilson_interval(expected * n, n), float(np.mean(share <= 0.5)), float(np.mean(share == 0))
+        num_draws, expected, wilson_interval(expected * n, n), float(np.mean(share < 0.5)), float(np.mean(share == 0))
     )

@@ -223,7 +223,7 @@ def ascend(
         return (
             moved,
             best,
-            jnp.where(later, (best.share > 0.5)[None], broken),
+            jnp.where(later, (best.share >= 0.5)[None], broken),
             jnp.where(later, loss[None], trace_loss),
             jnp.where(later, margin[None], trace_margin),
         )

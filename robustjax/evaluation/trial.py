@@ -55,9 +55,9 @@ class Trial:
 
     Attributes:
         logits: float32 [N, K], of the images as they are, averaged over draws.
-        share: float32 [N], of draws in which they are misclassified as they are; `correct` where at most half are.
-        broken: attack's name -> bool [N], in the order in which they ran. A success is an image inside ball and box
-            that is misclassified in most of so many fresh draws, in a float32 forward pass apart from the attack.
+        share: float32 [N], of draws in which they are misclassified as they are; `correct` where fewer than half are.
+        broken: attack's name -> bool [N], in the order in which they ran. A success is an image inside ball and box that
+            is misclassified in half or more of so many fresh draws, in a float32 forward pass apart from the attack.
         seconds: what took how long, compilation included.
         seen: bool [N], misclassified along a recorded ascent.
         strongest: float32 [N, H, W, C], the image that was misclassified in most draws, of all attacks.
@@ -91,7 +91,7 @@ class Trial:
         self.seen = np.zeros(len(images), bool)
         self.strongest, self._strongest_share = images.copy(), np.full(len(images), -1.0, np.float32)
         _, self.share, self.logits = self.classified(np.arange(len(images)), images)
-        self.correct = self.share <= 0.5
+        self.correct = self.share < 0.5
         wrong = np.where(np.arange(self.logits.shape[1]) == labels[:, None], -np.inf, self.logits)
         self._ranked = np.argsort(-wrong, axis=1, kind="stable")[:, :-1].astype(np.int32)
 
@@ -156,7 +156,7 @@ class Trial:
         if len(rows):
             valid, share, _ = self.classified(rows, points, epsilon=radius)
             self.valid.append(valid)
-            broken[rows] = valid & (share > 0.5) & self.correct[rows]
+            broken[rows] = valid & (share >= 0.5) & self.correct[rows]
             if radius <= self.epsilon:
                 stronger = valid & (share > self._strongest_share[rows])
                 self.strongest[rows[stronger]] = points[stronger]
