@@ -56,8 +56,8 @@ class Trial:
     Attributes:
         logits: float32 [N, K], of the images as they are, averaged over draws.
         share: float32 [N], of draws in which they are misclassified as they are; `correct` where fewer than half are.
-        broken: attack's name -> bool [N], in the order in which they ran. A success is an image inside ball and box that
-            is misclassified in half or more of so many fresh draws, in a float32 forward pass apart from the attack.
+        broken: attack's name -> bool [N], in the order in which they ran. A success is an image inside ball and box
+            that half or more of so many fresh draws misclassify, in a float32 forward pass apart from the attack.
         seconds: what took how long, compilation included.
         seen: bool [N], misclassified along a recorded ascent.
         strongest: float32 [N, H, W, C], the image that was misclassified in most draws, of all attacks.
