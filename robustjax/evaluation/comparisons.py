@@ -77,13 +77,15 @@ def more_restarts_help(before: np.ndarray, after: np.ndarray) -> Flag:
 def step_size_sensitive(broken: Mapping[str, np.ndarray]) -> Flag:
     """Examples broken by the same attack at several step sizes, bool [n] each.
 
+    The threshold is above the up to 2 % by which it differs on plainly adversarially trained networks (the digits).
+
     Example:
         >>> step_size_sensitive({"0.1": np.ones(50, bool), "0.2": np.zeros(50, bool)}).status
         'warn'
     """
     best, worst = (choose(broken, key=lambda size: int(np.sum(broken[size]))) for choose in (max, min))
     flag = _compared(
-        broken[best], broken[worst], 0.005,
+        broken[best], broken[worst], 0.03,
         f"a step of {best} epsilon breaks {{value:.2%}} more examples than one of {worst} epsilon: the loss is rugged",
         "accuracy hardly depends on the step size",
     )  # fmt: skip
