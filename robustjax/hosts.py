@@ -114,12 +114,12 @@ def gather(*values: int) -> np.ndarray:
     return row[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(row))
 
 
-def together(work: Callable[[], T], *, error: type[InputError] = InputError) -> T:
-    """Does work that may be refused in one process and not in another; refused in one, it is refused in all.
+def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T:
+    """Does work that may fail in one process and not in another; failing in one, it fails in all.
 
     Args:
-        work: raises `error` where it refuses.
-        error: what the others then raise, with the message of the first process that refused.
+        work: raises `error` where it fails.
+        error: what the others then raise, with the message of the first process that failed.
     """
     if jax.process_count() == 1:
         return work()
@@ -138,6 +138,6 @@ def together(work: Callable[[], T], *, error: type[InputError] = InputError) -> 
     return result
 
 
-def first_only(work: Callable[[], None]) -> None:
-    """Does work in the first process, and goes on in all of them when it is done."""
-    together(work if is_first() else lambda: None)
+def first_only(work: Callable[[], None], *, error: type[Exception] = InputError) -> None:
+    """Does work in the first process, and goes on in all of them when it is done, or fails in all with `error`."""
+    together(work if is_first() else lambda: None, error=error)

@@ -36,7 +36,8 @@ class DamagedError(InputError):
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in `workdir/checkpoints`, one folder a step. Writes happen in the background until `close`.
 
-    Several processes call every method together; they need a common file system.
+    Several processes call every method together; they need a common file system. The first one writes, by itself: what
+    goes wrong there is known at once, while Orbax's processes would wait for each other. Each reads for itself.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 1, read_only: bool = False):
@@ -49,15 +50,38 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._keep = keep
+        _silence_what_orbax_abandons()
+        if read_only:
+            self._open(read_only=True)
+        else:
+            self._in_first(self._open, "the folder of the checkpoints")
+            if not hosts.is_first():
+                self._open(read_only=True)
+        self._metrics = {step: self._metrics_of(step) for step in self.steps()}
+
+    def _open(self, *, read_only: bool = False) -> None:
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        process = jax.process_index()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self,
-            create=not read_only,
+            create=False,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+            ),
         )
-        with contextlib.nullcontext() if read_only else files.writing(self.directory):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._metrics = {step: self._metrics_of(step) for step in self.steps()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def _in_first(self, work: Callable[[], None], what: object) -> None:
+        """Writes in the first process; WriteError in all where it fails."""
+
+        def write() -> None:
+            with files.writing(what):
+                work()
+
+        hosts.first_only(write, error=files.WriteError)
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Starts to write a state; `metrics` of a validation of this very state make it a candidate for the best.
@@ -66,14 +90,15 @@ class Checkpoints(contextlib.AbstractContextManager):
             FloatingPointError: the state is not finite: no checkpoint is better than such a one.
             WriteError: this or the write before failed.
         """
-        manifest = {"arrays": _checksums(state), "metrics": metrics}
+        host = jax.tree.map(_on_host, state)
+        for name, array in _by_name(host):
+            if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+                raise FloatingPointError(f"{name} holds a value that is not finite")
+        manifest = {"arrays": _checksums(host), "metrics": metrics}
         manifest = {**manifest, "checksum": _checksum_of_text(manifest)}
         self._metrics[step] = metrics
-        with files.writing(f"the checkpoint of step {step}"):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)),
-            )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(host), manifest=ocp.args.JsonSave(manifest))
+        self._in_first(lambda: self._manager.save(step, args=args), f"the checkpoint of step {step}")
 
     def restore(self, step: int, abstract_state: Any, layout: Layout) -> Any:
         """The state of a step, its arrays on every device. `abstract_state` gives structure, shapes and dtypes.
@@ -83,29 +108,23 @@ class Checkpoints(contextlib.AbstractContextManager):
             InputError: it is the state of another network.
         """
         written = self._manifest(step)["arrays"]
+        target = jax.tree.map(_space, abstract_state)
         form = {name: text.rpartition(" ")[0] for name, text in written.items()}
-        wanted = {name: _form(leaf) for name, leaf in _by_name(abstract_state)}
+        wanted = {name: _form(array) for name, array in _by_name(target)}
         if form != wanted:
             differing = sorted(name for name in form.keys() | wanted.keys() if form.get(name) != wanted.get(name))
             raise InputError(f"{self.directory / str(step)} is of another network, differing in {', '.join(differing)}")
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.replicated), abstract_state
-        )
-        failure = None
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            state = self._manager.restore(step, args=args)["state"]
+            host = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:  # there is no telling what a reader makes of damaged files
-            failure = f"{type(error).__name__}: {error}"
-        if failure is not None:
-            _silence_unfinished_reads()
-            raise DamagedError(self._damaged(step, failure))
-        differing = [name for name, text in _checksums(state, finite=False).items() if text != written[name]]
+            raise DamagedError(self._damaged(step, f"{type(error).__name__}: {error}")) from None
+        differing = [name for name, text in _checksums(host).items() if text != written[name]]
         if differing:
             raise DamagedError(self._damaged(step, f"other bits than were written in {', '.join(sorted(differing))}"))
-        return state
+        wrap = lambda leaf, array: jax.random.wrap_key_data(array) if _is_key(leaf) else array  # noqa: E731
+        return jax.tree.map(wrap, abstract_state, layout.replicate(host))
 
     def restore_newest(
         self, abstract_state: Any, layout: Layout, *, warn: Callable[[str], None], validated: bool = False
@@ -122,8 +141,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
             InputError: there are checkpoints, and all are damaged. They stay where they are.
         """
-        with files.writing("the newest checkpoint"):
-            self._manager.wait_until_finished()
+        self._in_first(self._manager.wait_until_finished, "the newest checkpoint")
+        self._manager.reload()
         damaged = {}
         for step in reversed(self.steps()):
             if validated and self._metrics[step] is None:
@@ -148,22 +167,21 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _make_way(self, step: int, damaged: Collection[int]) -> None:
         """Leaves no checkpoint after `step`; the damaged ones are set aside."""
         aside = self.directory.with_name("damaged_checkpoints")
-
-        def set_aside() -> None:
-            with files.writing(aside):
-                for other in damaged:
-                    shutil.rmtree(aside / str(other), ignore_errors=True)  # of an earlier time
-                    aside.mkdir(exist_ok=True)
-                    (self.directory / str(other)).rename(aside / str(other))
-
         newer = [other for other in self.steps() if other > step]
-        if damaged:
-            hosts.first_only(set_aside)
-        for other in newer:
-            if other not in damaged:
-                self._manager.delete(other)
+
+        def move() -> None:
+            for other in newer:
+                if other not in damaged:
+                    self._manager.delete(other)
+                    continue
+                shutil.rmtree(aside / str(other), ignore_errors=True)  # of an earlier time
+                aside.mkdir(exist_ok=True)
+                (self.directory / str(other)).rename(aside / str(other))
+
         if newer:
+            self._in_first(move, aside)
             self._manager.reload()
+            self._metrics = {other: metrics for other, metrics in self._metrics.items() if other <= step}
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
@@ -171,7 +189,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def latest(self) -> int | None:
         """The newest step, or None."""
-        return self._manager.latest_step()
+        return max(self._metrics, default=None)
 
     def validated(self) -> int | None:
         """The newest step that was validated, or None."""
@@ -205,8 +223,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def close(self) -> None:
         """Waits for the writes under way."""
-        with files.writing("the newest checkpoint"):
-            self._manager.close()
+        self._in_first(self._manager.close, "the newest checkpoint")
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
@@ -242,8 +259,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         return f"the checkpoint of step {step} in {self.directory} is damaged ({' '.join(how.split())[:200]})"
 
 
-def _silence_unfinished_reads() -> None:
-    """Says nothing more of the other reads of a failed restore, which Orbax leaves behind unfinished.
+def _silence_what_orbax_abandons() -> None:
+    """Says nothing of the other reads and writes when one fails, which Orbax leaves behind unfinished.
 
     Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it.
     """
@@ -253,7 +270,7 @@ def _silence_unfinished_reads() -> None:
 
 
 class _Silence:
-    """Passes on what is not of such a read: neither a coroutine of it, nor its call into a loop that ended."""
+    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended."""
 
     def __init__(self, hook: Callable[[Any], None]):
         self._hook = hook
@@ -266,22 +283,28 @@ class _Silence:
             self._hook(unraisable)
 
 
-def _checksums(state: Any, *, finite: bool = True) -> dict[str, str]:
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _on_host(leaf: jax.Array) -> np.ndarray:
+    """A copy, whatever becomes of the buffer of the leaf; of a key, its data."""
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _space(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array as `_on_host` makes of such a leaf."""
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return np.empty(data.shape, data.dtype)
+
+
+def _checksums(host: Any) -> dict[str, str]:
     """Name of every array -> its dtype, shape and CRC-32, which notices every flipped bit and every burst of them."""
-    leaves = dict(_by_name(state))
-    values = jax.device_get({name: _data(leaf) for name, leaf in leaves.items()})
-    for name, array in values.items() if finite else ():
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
-            raise FloatingPointError(f"{name} holds a value that is not finite")
-    return {name: f"{_form(leaves[name])} {_crc(array)}" for name, array in values.items()}
+    return {name: f"{_form(array)} {_crc(array)}" for name, array in _by_name(host)}
 
 
-def _form(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+def _form(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _crc(array: np.ndarray) -> str:
