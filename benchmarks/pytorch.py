@@ -12,11 +12,10 @@ ours.
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
+import measure
 import numpy as np
 from absl import app, flags
 
@@ -33,7 +32,6 @@ PART = flags.DEFINE_enum("part", None, ["ours", "pytorch"], "The side that this 
 CASE = flags.DEFINE_string("case", None, "Folder that both sides share.")
 
 EPSILON, STEP_SIZE, LEARNING_RATE = 8 / 255, 2 / 255, 0.1
-PAUSE = 0.5  # seconds
 
 
 def main(_) -> None:
@@ -42,50 +40,16 @@ def main(_) -> None:
         {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: start(name, folder) for name in ("ours", "pytorch")}
+        sides = {name: measure.start(name, f"--case={folder}") for name in ("ours", "pytorch")}
         compare(folder)
         seconds = {name: [] for name in sides}
         for _ in range(REPETITIONS.value):
             for name, side in sides.items():
-                seconds[name].append(float(ask(side)))
-                time.sleep(PAUSE)
+                seconds[name].append(measure.ask(side, "turn"))
+                time.sleep(measure.PAUSE)
         for side in sides.values():
-            side.stdin.close()
-            side.wait()
+            measure.stop(side)
     report(seconds)
-
-
-def start(name: str, folder: str) -> subprocess.Popen:
-    """A side that is ready to be timed. The first to start writes the weights that the second reads."""
-    side = subprocess.Popen(
-        [sys.executable, __file__, *sys.argv[1:], f"--part={name}", f"--case={folder}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    ready = side.stdout.readline().strip()
-    if ready != "ready":
-        raise RuntimeError(f"{name} did not start: {ready or 'see its own output with --part'}")
-    time.sleep(PAUSE)
-    return side
-
-
-def ask(side: subprocess.Popen) -> str:
-    """One turn: seconds."""
-    side.stdin.write("go\n")
-    side.stdin.flush()
-    return side.stdout.readline()
-
-
-def serve(turn) -> None:
-    """Answers every line with the seconds of a turn."""
-    turn()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        turn()
-        print(time.perf_counter() - started, flush=True)
 
 
 def compare(folder: str) -> None:
@@ -105,8 +69,7 @@ def report(seconds: dict[str, list[float]]) -> None:
     print(f"{MODEL.value}, batch {BATCH_SIZE.value}, PGD-{NUM_STEPS.value} {WHAT.value}, {os.cpu_count()} cores")
     for name, times in seconds.items():
         rate = BATCH_SIZE.value / statistics.median(times)
-        spread = f"{1e3 * min(times):.1f} to {1e3 * max(times):.1f}"
-        print(f"  {name:8} {1e3 * statistics.median(times):9.1f} ms ({spread})  {rate:8.1f} images/s")
+        print(f"  {name:8} {measure.milliseconds(times):32} {rate:8.1f} images/s")
     print(f"  PyTorch's time over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
@@ -169,7 +132,7 @@ def ours(folder: str) -> None:
         adversarial=jax.jit(attack)(variables, images),
     )
     turn = jax.jit(attack if WHAT.value == "attack" else update)
-    serve(lambda: jax.block_until_ready(turn(variables, images)))
+    measure.serve_turn(lambda: jax.block_until_ready(turn(variables, images)))
 
 
 def pytorch(folder: str) -> None:
@@ -210,7 +173,7 @@ def pytorch(folder: str) -> None:
     adversarial = attack().permute(0, 2, 3, 1).numpy()
     np.savez(os.path.join(folder, "pytorch.npz"), logits=logits, adversarial=adversarial)
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
-    serve(attack if WHAT.value == "attack" else update)
+    measure.serve_turn(attack if WHAT.value == "attack" else update)
 
 
 def _small_cnn(weights):
