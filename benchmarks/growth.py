@@ -42,7 +42,7 @@ LISTS = {
     "batch_size": flags.DEFINE_list("batch_sizes", ["16", "32", "64", "128"], "Images of a batch, on one device."),
     "num_steps": flags.DEFINE_list("num_steps", ["2", "4", "8", "16"], "Of PGD."),
     "image_size": flags.DEFINE_list("image_sizes", ["32", "48", "64", "96"], "Sides of the images."),
-    "width": flags.DEFINE_list("widths", ["1", "2", "4"], "Widening factors of a wide_resnet."),
+    "width": flags.DEFINE_list("widths", ["1", "2", "4", "8"], "Widening factors of a wide_resnet."),
     "devices": flags.DEFINE_list("devices", ["1", "2", "4"], "Numbers of devices."),
 }
 REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Turns.", lower_bound=1)
@@ -56,7 +56,7 @@ QUANTITIES = {
     "num_steps": "attack steps",
     "image_size": "side of the images",
     "width": "width",
-    "devices": "devices, each with its own batch",
+    "devices": "devices, each with a batch of its own",
 }
 
 
@@ -243,22 +243,26 @@ def _draw(
         for axis, last, kind in ((left, medians[-1], 0), (right, mebibytes[-1], 1)):
             law = [expectation[what][kind] for expectation in expected]
             axis.plot(at, [last * value / law[-1] for value in law], "--", color=f"C{i}", linewidth=1)
-    for axis, label in ((left, "milliseconds, median and range"), (right, "MiB on a device, by XLA's analysis")):
+    for axis, title in ((left, "time (ms): median and range"), (right, "memory on a device (MiB)")):
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(at, map(str, at))
         axis.minorticks_off()
         low, high = axis.get_ylim()
-        axis.set_ylim(low / 1.3, high * 1.3)
+        margin = max(1.3, 3 / math.sqrt(high / low))  # nearly a factor of ten at least, or what is constant would jump
+        axis.set_ylim(low / margin, high * margin)
         ticks = _ticks(*axis.get_ylim())
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xlabel(QUANTITIES[name])
-        axis.set_ylabel(label)
+        axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    left.plot([], [], "--", color="grey", linewidth=1, label="theory")
-    left.legend(fontsize=8)
-    device = jax.devices()[0].device_kind
-    figure.suptitle(f"{CONFIG.value.model.name}, {CONFIG.value.model.dtype}, {device}", fontsize=9)
+    right.plot([], [], "--", color="grey", linewidth=1, label="theory")
+    right.legend(fontsize=8)
+    others = {
+        QUANTITIES[other]: value for other, value in points[0]._asdict().items() if other not in (name, "devices")
+    }
+    about = CONFIG.value.model.name, CONFIG.value.model.dtype, jax.devices()[0].device_kind
+    figure.suptitle(", ".join([*about, *(f"{other} {value}" for other, value in others.items())]), fontsize=9)
     folder = Path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png")
