@@ -15,6 +15,7 @@ random starts are each side's own, so that how many images it fools is compared.
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 
@@ -45,7 +46,7 @@ EPSILON, STEP_SIZE, LEARNING_RATE = 8 / 255, 2 / 255, 0.1
 def main(_) -> None:
     """Runs both sides, or one of them in this process."""
     if PEER.value not in {"attack": PEERS, "training": PEERS[:1], "apgd": ("torchattacks",)}[WHAT.value]:
-        raise app.UsageError(f"--peer={PEER.value} has no {WHAT.value}")
+        sys.exit(f"error: --peer={PEER.value} has no --what={WHAT.value}")
     if PART.value:
         {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
         return
@@ -85,7 +86,7 @@ def report(seconds: dict[str, list[float]]) -> None:
     for name, times in zip(("ours", PEER.value), seconds.values(), strict=True):
         rate = BATCH_SIZE.value / statistics.median(times)
         print(f"  {name:12} {measure.milliseconds(times):32} {rate:8.1f} images/s")
-    print(f"  {PEER.value}'s time over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"  time of {PEER.value} over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def ours(folder: str) -> None:
@@ -193,7 +194,7 @@ def pytorch(folder: str) -> None:
     network.eval()
     with torch.no_grad():
         logits = network(images).numpy()
-    found = attack()
+    found = attack().detach()
     with torch.no_grad():
         fooled = (network(found).argmax(1) != labels).numpy()
     adversarial = found.permute(0, 2, 3, 1).numpy()

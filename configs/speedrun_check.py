@@ -2,7 +2,7 @@
 
 python -m robustjax.train --config=configs/speedrun_check.py --workdir=runs/speedrun_check
 
-Cost: 0.1 GFLOP an image, 8 TFLOP in all: about two minutes. N-FGSM, label smoothing, averaged weights and the cyclic
+Cost: 0.1 GFLOP an image, 8 TFLOP in all: a few minutes. N-FGSM, label smoothing, averaged weights and the cyclic
 schedule are those of `speedrun_1min.py`; the batch is a quarter of its batch, and float32 what a CPU computes in.
 """
 
