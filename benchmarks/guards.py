@@ -8,11 +8,11 @@ loss with cross-entropy and an update; SAP and the plain network train alike.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import measure
 from absl import flags
 
 from robustjax import cli, defenses, models
@@ -81,18 +81,12 @@ def _forward_and_step(defense: defenses.Defense | None) -> tuple[Callable[[], ob
 
 def _compiled(function: Callable, *arguments) -> Callable[[], object]:
     program = jax.jit(function).lower(*arguments).compile()
-    jax.block_until_ready(program(*arguments))
-    return lambda: program(*arguments)
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def _report(title: str, programs: dict[str, Callable[[], object]]) -> None:
     """Times programs in turns and prints each against the first."""
-    seconds = {name: [] for name in programs}
-    for _ in range(REPETITIONS.value):
-        for name, program in programs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - started)
+    seconds = measure.in_turns(programs, REPETITIONS.value)
     base = next(iter(seconds.values()))
     print(title)
     for name, times in seconds.items():

@@ -1,24 +1,29 @@
 """PGD and PGD training against PyTorch on one machine: same weights, images and steps, turn by turn.
 
-python benchmarks/pytorch.py [--model=resnet18] [--batch_size=32] [--what=attack|training] [--num_steps=10]
-                             [--repetitions=7]
+python benchmarks/pytorch.py [--model=resnet18] [--batch_size=32] [--what=attack|training|apgd] [--num_steps=10]
+                             [--repetitions=7] [--peer=torchattacks|foolbox]
 
 Each side lives in a process of its own and waits for its turn, since idle OpenMP threads spin and would spoil the
 other's time; a pause between turns lets them fall asleep. PyTorch runs as its users run it at its best: channels_last,
 all cores, inference mode of BatchNorm in the attack. Before anything is timed, both sides' logits and adversarial
 images are compared. Prints seconds of both sides, medians and spread, and the median over turns of PyTorch's time over
 ours.
+
+--peer lets a library attack in PyTorch's place: by PGD or, torchattacks only, by Auto-PGD on cross-entropy, whose
+random starts are each side's own, so that how many images it fools is compared.
 """
 
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
+import measure
 import numpy as np
 from absl import app, flags
+
+PEERS = ("pytorch", "torchattacks", "foolbox")
 
 MODEL = flags.DEFINE_enum("model", "resnet18", ["resnet18", "wide_resnet", "small_cnn"], "Network.")
 DEPTH = flags.DEFINE_integer("depth", 28, "Of wide_resnet.")
@@ -26,67 +31,43 @@ WIDTH = flags.DEFINE_integer("width", 10, "Of wide_resnet.")
 SIDE = flags.DEFINE_integer("side", 32, "Of the images.", lower_bound=4)
 CHANNELS = flags.DEFINE_integer("channels", 3, "Of the images.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images.", lower_bound=1)
-WHAT = flags.DEFINE_enum("what", "attack", ["attack", "training"], "PGD alone, or PGD and the update on its images.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Of PGD.", lower_bound=1)
+WHAT = flags.DEFINE_enum(
+    "what", "attack", ["attack", "training", "apgd"], "PGD, PGD and the update on its images, or Auto-PGD."
+)
+PEER = flags.DEFINE_enum("peer", "pytorch", list(PEERS), "Whose attack runs in PyTorch.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Of the attack.", lower_bound=1)
 REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of each side.", lower_bound=1)
 PART = flags.DEFINE_enum("part", None, ["ours", "pytorch"], "The side that this process is, as the parent asks.")
 CASE = flags.DEFINE_string("case", None, "Folder that both sides share.")
 
 EPSILON, STEP_SIZE, LEARNING_RATE = 8 / 255, 2 / 255, 0.1
-PAUSE = 0.5  # seconds
-COMPARED_STEPS = 2  # a gradient near 0 has either sign, and from there on the two sides' images drift apart
 
 
 def main(_) -> None:
     """Runs both sides, or one of them in this process."""
+    if PEER.value not in {"attack": PEERS, "training": PEERS[:1], "apgd": ("torchattacks",)}[WHAT.value]:
+        sys.exit(f"error: --peer={PEER.value} has no --what={WHAT.value}")
     if PART.value:
         {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: start(name, folder) for name in ("ours", "pytorch")}
+        sides = {name: measure.start(name, f"--case={folder}") for name in ("ours", "pytorch")}
         compare(folder)
         seconds = {name: [] for name in sides}
         for _ in range(REPETITIONS.value):
             for name, side in sides.items():
-                seconds[name].append(float(ask(side)))
-                time.sleep(PAUSE)
+                seconds[name].append(measure.ask(side, "turn"))
+                time.sleep(measure.PAUSE)
         for side in sides.values():
-            side.stdin.close()
-            side.wait()
+            measure.stop(side)
     report(seconds)
 
 
-def start(name: str, folder: str) -> subprocess.Popen:
-    """A side that is ready to be timed. The first to start writes the weights that the second reads."""
-    side = subprocess.Popen(
-        [sys.executable, __file__, *sys.argv[1:], f"--part={name}", f"--case={folder}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    ready = side.stdout.readline().strip()
-    if ready != "ready":
-        raise RuntimeError(f"{name} did not start: {ready or 'see its own output with --part'}")
-    time.sleep(PAUSE)
-    return side
-
-
-def ask(side: subprocess.Popen) -> str:
-    """One turn: seconds."""
-    side.stdin.write("go\n")
-    side.stdin.flush()
-    return side.stdout.readline()
-
-
-def serve(turn) -> None:
-    """Answers every line with the seconds of a turn."""
-    turn()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        turn()
-        print(time.perf_counter() - started, flush=True)
+def compared_steps() -> int:
+    """After how many steps of the attack the sides are compared: a gradient near 0 has either sign, and from there on
+    the images of the two sides drift apart.
+    """
+    return NUM_STEPS.value if WHAT.value == "apgd" else 2
 
 
 def compare(folder: str) -> None:
@@ -94,20 +75,24 @@ def compare(folder: str) -> None:
     mine, theirs = (np.load(os.path.join(folder, f"{name}.npz")) for name in ("ours", "pytorch"))
     distance = np.abs(mine["logits"] - theirs["logits"]).max() / np.abs(theirs["logits"]).max()
     pixels = np.mean(np.abs(mine["adversarial"] - theirs["adversarial"]) > 1e-4)
-    print(f"logits differ by {distance:.1e} of the largest, pixels after {COMPARED_STEPS} steps in {pixels:.2%} of all")
-    if distance > 1e-4 or pixels > 0.05:
+    print(f"logits differ by {distance:.1e} of the largest", end=", ")
+    if WHAT.value == "apgd":
+        print(f"fooled {mine['fooled'].mean():.1%} and {theirs['fooled'].mean():.1%}")
+    else:
+        print(f"{pixels:.2%} of the pixels after {compared_steps()} steps by more than 1e-4")
+    if distance > 1e-4 or (pixels > 0.05 and WHAT.value != "apgd"):
         raise RuntimeError("the two sides do not compute the same")
 
 
 def report(seconds: dict[str, list[float]]) -> None:
     """Both sides and their ratio."""
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["pytorch"], strict=True)]
-    print(f"{MODEL.value}, batch {BATCH_SIZE.value}, PGD-{NUM_STEPS.value} {WHAT.value}, {os.cpu_count()} cores")
-    for name, times in seconds.items():
+    what = {"attack": "PGD", "training": "PGD training", "apgd": "APGD"}[WHAT.value]
+    print(f"{MODEL.value}, batch {BATCH_SIZE.value}, {what} of {NUM_STEPS.value} steps, {os.cpu_count()} cores")
+    for name, times in zip(("ours", PEER.value), seconds.values(), strict=True):
         rate = BATCH_SIZE.value / statistics.median(times)
-        spread = f"{1e3 * min(times):.1f} to {1e3 * max(times):.1f}"
-        print(f"  {name:8} {1e3 * statistics.median(times):9.1f} ms ({spread})  {rate:8.1f} images/s")
-    print(f"  PyTorch's time over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"  {name:12} {measure.milliseconds(times):32} {rate:8.1f} images/s")
+    print(f"  time of {PEER.value} over ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def ours(folder: str) -> None:
@@ -122,14 +107,17 @@ def ours(folder: str) -> None:
     module = models.create(MODEL.value, **options)
     key = jax.random.key(0)
     images = jax.random.uniform(key, (BATCH_SIZE.value, SIDE.value, SIDE.value, CHANNELS.value))
-    labels = jnp.arange(BATCH_SIZE.value) % 10
     variables = {"batch_stats": {}} | jax.jit(module.init)(key, images)
 
     def logits(variables, images):
         return module.apply(variables, images).logits
 
+    labels = jnp.argmax(jax.jit(logits)(variables, images), -1)  # torchattacks' APGD leaves the wrong ones alone
+
     def attack(variables, images, num_steps=NUM_STEPS.value):
         network = lambda points: logits(variables, points)  # noqa: E731
+        if WHAT.value == "apgd":
+            return attacks.apgd(network, key, images, labels, epsilon=EPSILON, num_steps=num_steps)
         return attacks.pgd(
             network,
             key,
@@ -166,10 +154,11 @@ def ours(folder: str) -> None:
         images=images,
         labels=labels,
         logits=jax.jit(logits)(variables, images),
-        adversarial=jax.jit(attack, static_argnums=2)(variables, images, COMPARED_STEPS),
+        adversarial=(adversarial := jax.jit(attack, static_argnums=2)(variables, images, compared_steps())),
+        fooled=jnp.argmax(jax.jit(logits)(variables, adversarial), -1) != labels,
     )
-    turn = jax.jit(attack if WHAT.value == "attack" else update)
-    serve(lambda: jax.block_until_ready(turn(variables, images)))
+    turn = jax.jit(update if WHAT.value == "training" else attack)
+    measure.serve_turn(lambda: jax.block_until_ready(turn(variables, images)))
 
 
 def pytorch(folder: str) -> None:
@@ -187,6 +176,8 @@ def pytorch(folder: str) -> None:
     def attack(num_steps: int = NUM_STEPS.value) -> torch.Tensor:
         network.eval()
         network.requires_grad_(False)
+        if PEER.value != "pytorch":
+            return _library_attack(network, num_steps)(images, labels)
         adversarial = images
         for _ in range(num_steps):
             point = adversarial.detach().requires_grad_()
@@ -207,10 +198,28 @@ def pytorch(folder: str) -> None:
     network.eval()
     with torch.no_grad():
         logits = network(images).numpy()
-    adversarial = attack(COMPARED_STEPS).permute(0, 2, 3, 1).numpy()
-    np.savez(os.path.join(folder, "pytorch.npz"), logits=logits, adversarial=adversarial)
+    found = attack(compared_steps()).detach()
+    with torch.no_grad():
+        fooled = (network(found).argmax(1) != labels).numpy()
+    adversarial = found.permute(0, 2, 3, 1).numpy()
+    np.savez(os.path.join(folder, "pytorch.npz"), logits=logits, adversarial=adversarial, fooled=fooled)
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
-    serve(attack if WHAT.value == "attack" else update)
+    measure.serve_turn(update if WHAT.value == "training" else attack)
+
+
+def _library_attack(network, num_steps: int):
+    """(images, labels) -> adversarial images."""
+    if PEER.value == "foolbox":
+        import foolbox
+
+        pgd = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=num_steps, random_start=False)
+        model = foolbox.PyTorchModel(network.eval(), bounds=(0, 1))
+        return lambda images, labels: pgd.run(model, images, labels, epsilon=EPSILON)
+    import torchattacks
+
+    if WHAT.value == "apgd":
+        return torchattacks.APGD(network, eps=EPSILON, steps=num_steps)
+    return torchattacks.PGD(network, eps=EPSILON, alpha=STEP_SIZE, steps=num_steps, random_start=False)
 
 
 def _small_cnn(weights):

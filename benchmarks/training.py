@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import measure
 from absl import flags
 from ml_collections import config_flags
 
@@ -50,22 +51,16 @@ def main() -> int:
         seconds.append(elapsed / count)
     median = statistics.median(seconds)
 
-    passes = _passes(settings, experiment)
+    passes = measure.passes(settings)
     flops = _forward_flops(experiment, settings) * passes
     print(f"{settings.model.name}, batch {size}, {settings.model.dtype}, {passes} forward passes of work an image")
     print(f"hardware {records.conditions()['hardware']}, versions {records.conditions()['versions']}")
     print(f"first step with compilation: {first:.1f} s")
-    print(f"a step: {1e3 * median:.2f} ms (median of {REPETITIONS.value} dispatches of {count}; {_spread(seconds)})")
+    print(f"a step: {measure.milliseconds(seconds)}, median of {REPETITIONS.value} dispatches of {count}")
     print(f"images/s: {size / median:,.0f}")
     print(f"TFLOP/s: {flops * size / median / 1e12:.3f}")
     print(f"an epoch: {median * experiment.steps_per_epoch:.1f} s ({experiment.steps_per_epoch} steps)")
     return 0
-
-
-def _passes(settings, experiment) -> int:
-    goal = build.objective(settings)
-    attack_steps = 0 if goal.inner is None else settings.attack.num_steps if settings.attack.name == "pgd" else 1
-    return 2 * attack_steps + 3 * len(step.views_of(goal, build.defense(settings)))
 
 
 def _forward_flops(experiment, settings) -> float:
@@ -74,10 +69,6 @@ def _forward_flops(experiment, settings) -> float:
     variables = jax.eval_shape(experiment.create_state).variables
     forward = jax.jit(lambda variables, images: experiment.module.apply(variables, images).logits)
     return forward.lower(variables, batch).compile().cost_analysis()["flops"] / 8
-
-
-def _spread(seconds: list[float]) -> str:
-    return f"{1e3 * min(seconds):.2f} to {1e3 * max(seconds):.2f}"
 
 
 if __name__ == "__main__":

@@ -248,6 +248,26 @@ def warm_start(config: ConfigDict, module: Any, image_shape: tuple[int, int, int
     return variables
 
 
+def training_step(config: ConfigDict, module: Any, steps_per_epoch: int) -> step.Step:
+    """One update of a run: augmentation, attack, loss and optimiser."""
+    goal = objective(config)
+    warmup_steps = config.attack.warmup_epochs * steps_per_epoch
+    return step.make_step(
+        module,
+        goal,
+        training_attack(config, goal),
+        optimizer(config, steps_per_epoch)[0],
+        defense=trained_defense(config),
+        augment=augmentation(config),
+        ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
+        attack_statistics=config.batch_norm.attack,
+        update_statistics=config.batch_norm.training,
+        ema_decay=config.train.ema_decay,
+        accumulation=config.train.accumulation,
+        axis="data" if config.batch_norm.devices == "per_device" else None,
+    )
+
+
 def experiment(config: ConfigDict) -> loop.Experiment:
     """A whole run.
 
@@ -262,33 +282,17 @@ def experiment(config: ConfigDict) -> loop.Experiment:
         )
     steps_per_epoch = train.num_examples // config.train.batch_size
     module = model(config, train.num_classes)
-    goal = objective(config)
-    transform, schedule = optimizer(config, steps_per_epoch)
     create_state = initial_state(config, module, train.image_shape)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
-    warmup_steps = config.attack.warmup_epochs * steps_per_epoch
     return loop.Experiment(
         config=plain(config),
         train=train,
         validation=validation,
         module=module,
         create_state=create_state,
-        step=step.make_step(
-            module,
-            goal,
-            training_attack(config, goal),
-            transform,
-            defense=trained_defense(config),
-            augment=augmentation(config),
-            ramp=lambda at: jnp.minimum(1.0, (at.astype(jnp.float32) + 1.0) / max(warmup_steps, 1.0)),
-            attack_statistics=config.batch_norm.attack,
-            update_statistics=config.batch_norm.training,
-            ema_decay=config.train.ema_decay,
-            accumulation=config.train.accumulation,
-            axis="data" if config.batch_norm.devices == "per_device" else None,
-        ),
+        step=training_step(config, module, steps_per_epoch),
         warm_start=warm_start(config, module, train.image_shape),
-        schedule=schedule,
+        schedule=optimizer(config, steps_per_epoch)[1],
         validation_attacks=validation_attacks(config),
     )
 

@@ -1,0 +1,102 @@
+"""What the programs here share: turns, sides in processes of their own, and work that is counted."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+PAUSE = 0.5  # seconds in which the idle threads of a side fall asleep
+
+
+def timed(call: Callable[[], object], calls: int = 1) -> float:
+    """Seconds of a call that waits for what it computes, or of one among several."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - started) / calls
+
+
+def in_turns(
+    programs: Mapping[str, Callable[[], object]], repetitions: int, *, at_least: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of a call of each program, in turns, so that a busy machine slows all of them alike.
+
+    Args:
+        programs: name -> call that waits for what it computes; each runs twice before it is timed.
+        repetitions: turns.
+        at_least: seconds that a turn lasts, in several calls where one is shorter.
+    """
+    for program in programs.values():
+        program()
+    calls = {name: math.ceil(at_least / timed(program)) or 1 for name, program in programs.items()}
+    seconds = {name: [] for name in programs}
+    for _ in range(repetitions):
+        for name, program in programs.items():
+            seconds[name].append(timed(program, calls[name]))
+    return seconds
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """Median and range.
+
+    >>> milliseconds([0.002, 0.001, 0.0035])
+    '2.0 ms (1.0 to 3.5)'
+    """
+    return f"{1e3 * statistics.median(seconds):.1f} ms ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+
+
+def start(name: str, *options: str) -> subprocess.Popen:
+    """This program once more, with --part=name and further options, ready to be timed."""
+    side = subprocess.Popen(
+        [sys.executable, *sys.argv, f"--part={name}", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    ready = side.stdout.readline().strip()
+    if ready != "ready":
+        raise RuntimeError(f"{name} did not start: {ready or 'see its own output with --part'}")
+    time.sleep(PAUSE)
+    return side
+
+
+def ask(side: subprocess.Popen, question: str) -> float:
+    """What a side answers."""
+    side.stdin.write(f"{question}\n")
+    side.stdin.flush()
+    return float(side.stdout.readline())
+
+
+def serve(answers: Mapping[str, Callable[[], float]]) -> None:
+    """Answers every question with a number, until the parent has none left."""
+    print("ready", flush=True)
+    for question in sys.stdin:
+        print(answers[question.strip()](), flush=True)
+
+
+def serve_turn(turn: Callable[[], object]) -> None:
+    """Answers "turn" with the seconds of a call that waits for what it computes."""
+    turn()
+    serve({"turn": partial(timed, turn)})
+
+
+def stop(side: subprocess.Popen) -> None:
+    """Ends a side."""
+    side.stdin.close()
+    side.wait()
+
+
+def passes(settings) -> int:
+    """Forward passes that cost as much as an image's part in a training step: 2 K of K attack steps, 3 of each view."""
+    from robustjax import build
+    from robustjax.training import step
+
+    goal = build.objective(settings)
+    attack_steps = 0 if goal.inner is None else settings.attack.num_steps if settings.attack.name == "pgd" else 1
+    return 2 * attack_steps + 3 * len(step.views_of(goal, build.defense(settings)))
