@@ -3,7 +3,8 @@
 python benchmarks/startup.py --config=configs/cifar10_at.py [--repetitions=3] [--config.KEY=VALUE ...]
 
 A turn is a process with an empty cache and then one that finds what the first has compiled. The time is the command's:
-interpreter, imports, data, tracing, compilation and one step.
+interpreter, imports, data, tracing, compilation and one step; what of it was compiling, or reading what was compiled,
+stands beside it.
 """
 
 import os
@@ -29,19 +30,26 @@ def main() -> int:
     """Prints the seconds of both kinds of start and their ratio."""
     if PART.value:
         return _first_step()
-    cold, warm = [], []
+    starts = {"cold": [], "cached": []}
+    compiling = {"cold": [], "cached": []}
     for _ in range(REPETITIONS.value):
         with tempfile.TemporaryDirectory() as cache:
-            for seconds in (cold, warm):
+            for name in starts:
                 started = time.perf_counter()
                 command = [sys.executable, *sys.argv, "--part"]
-                subprocess.run(command, check=True, env=os.environ | {"XDG_CACHE_HOME": cache})
-                seconds.append(time.perf_counter() - started)
+                environment = os.environ | {"XDG_CACHE_HOME": cache}
+                done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+                starts[name].append(time.perf_counter() - started)
+                compiling[name].append(float(done.stdout))
     print(f"{CONFIG.value.model.name}, batch {CONFIG.value.train.batch_size}, start to first step")
     print(f"hardware {records.conditions()['hardware']}, versions {records.conditions()['versions']}")
-    for name, seconds in (("cold", cold), ("cached", warm)):
-        print(f"  {name:7} {statistics.median(seconds):6.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
-    print(f"  cold over cached {statistics.median(a / b for a, b in zip(cold, warm, strict=True)):.2f}")
+    for name, seconds in starts.items():
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        part = f"of which compilation {statistics.median(compiling[name]):.1f} s"
+        print(f"  {name:7} {statistics.median(seconds):6.1f} s ({spread}), {part}")
+    for what, seconds in (("whole", starts), ("compilation", compiling)):
+        ratio = statistics.median(a / b for a, b in zip(seconds["cold"], seconds["cached"], strict=True))
+        print(f"  cold over cached, {what}: {ratio:.2f}")
     return 0
 
 
@@ -51,6 +59,13 @@ def _first_step() -> int:
     from robustjax import data
     from robustjax.training import sharding, step
 
+    compiling = []
+
+    def heard(event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiling.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
     config.validate(CONFIG.value)
     experiment = build.experiment(CONFIG.value)
     layout = sharding.layout()
@@ -59,6 +74,7 @@ def _first_step() -> int:
     size = CONFIG.value.train.batch_size
     order = data.epoch_order(0, 0, len(labels))[: len(labels) // size * size].reshape(-1, size)
     jax.block_until_ready(step.make_dispatch(experiment.step, layout)(state, images, labels, order, 1))
+    print(sum(compiling))
     return 0
 
 
