@@ -92,6 +92,20 @@ def stop(side: subprocess.Popen) -> None:
     side.wait()
 
 
+def compilations() -> list[float]:
+    """A list that receives the seconds of each compilation, or of reading what was compiled before."""
+    import jax
+
+    seconds = []
+
+    def heard(event: str, elapsed: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(elapsed)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    return seconds
+
+
 def passes(settings) -> int:
     """Forward passes that cost as much as an image's part in a training step: 2 K of K attack steps, 3 of each view."""
     from robustjax import build

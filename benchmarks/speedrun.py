@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import jax
+import measure
 from absl import flags
 from ml_collections import config_flags
 
@@ -65,13 +66,7 @@ def main() -> int:
 
 def _train(workdir: Path) -> int:
     """One run, and how long it took."""
-    compiling = []
-
-    def heard(event: str, seconds: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiling.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    compiling = measure.compilations()
     jax.block_until_ready(jax.numpy.zeros(()))  # the device starts before the clock does
     compiling.clear()
     started = time.perf_counter()

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 from absl import flags
 from ml_collections import config_flags
 
@@ -59,13 +60,7 @@ def _first_step() -> int:
     from robustjax import data
     from robustjax.training import sharding, step
 
-    compiling = []
-
-    def heard(event: str, seconds: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiling.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    compiling = measure.compilations()
     config.validate(CONFIG.value)
     experiment = build.experiment(CONFIG.value)
     layout = sharding.layout()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from robustjax import winograd
+from robustjax.convolution import winograd
 from robustjax.types import Array
 
 
