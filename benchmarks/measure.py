@@ -82,7 +82,8 @@ def serve(answers: Mapping[str, Callable[[], float]]) -> None:
 
 def serve_turn(turn: Callable[[], object]) -> None:
     """Answers "turn" with the seconds of a call that waits for what it computes."""
-    turn()
+    for _ in range(3):  # until memory has its size
+        turn()
     serve({"turn": partial(timed, turn)})
 
 

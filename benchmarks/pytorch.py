@@ -100,9 +100,10 @@ def ours(folder: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from robustjax import attacks, interop, models
+    from robustjax import attacks, interop, models, process
     from robustjax.attacks.losses import cross_entropy
 
+    process.keep_memory()  # as the commands do
     options = {"depth": DEPTH.value, "width": WIDTH.value} if MODEL.value == "wide_resnet" else {}
     module = models.create(MODEL.value, **options)
     key = jax.random.key(0)

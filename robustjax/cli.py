@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 
-from robustjax import hosts
+from robustjax import hosts, process
 from robustjax.types import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -32,7 +29,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     def guarded(arguments: Sequence[str]) -> int | None:
         if len(arguments) > 1:
             return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
-        _keep_compiled()
+        process.keep_compiled()
+        process.keep_memory()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
         try:
@@ -56,26 +54,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return hosts.abandon(1)
 
     app.run(guarded, flags_parser=_parse)
-
-
-def _keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again.
-
-    Compiled programs hold machine code: each kind of processor has a folder of its own. JAX_COMPILATION_CACHE_DIR names
-    another folder; empty, it switches this off.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    processor = Path("/proc/cpuinfo")
-    features = (
-        [line for line in processor.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
-        if processor.exists()
-        else [platform.processor()]
-    )
-    kind = hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "robustjax" / kind))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def join_hosts() -> None:

@@ -41,6 +41,7 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 OUTPUTS, KERNEL, IMAGES = _transforms()
 
 
+@jax.jit
 def convolve(images: Array, kernel: Array) -> Array:
     """Cross-correlation of float32 images [B, H, W, I] with a kernel [3, 3, I, O], stride 1 and padding 1.
 

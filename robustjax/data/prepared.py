@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from robustjax.data import scaling
+from robustjax.data import decoded, scaling
 from robustjax.data.known import KNOWN
 from robustjax.types import InputError
 
@@ -100,6 +100,10 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
         raise InputError(f"{where}: expected {len(records)} records, received files of {size} bytes in all")
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        files = [folder / "features.json", *builder.info.splits[split].filepaths]
+        return decoded.remembered(files, indices, image_size, lambda: decode(indices))
+
+    def decode(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = None, np.empty(len(indices), np.int32)
         for start in range(0, len(indices), _CHUNK):
             chunk = indices[start : start + _CHUNK].tolist()

@@ -1,0 +1,69 @@
+"""Splits as they were decoded once, kept in the user's cache folder: a second start does not decode again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from robustjax.process import cache_folder
+
+# Less than a second is not worth a file, and more than two GiB are not worth the disk.
+SECONDS_WORTH_KEEPING, MOST_BYTES = 1.0, 2 * 2**30
+
+
+def remembered(
+    files: Sequence[str | os.PathLike],
+    indices: np.ndarray,
+    image_size: int | None,
+    decode: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels that `decode` gives, or gave before from the same files.
+
+    What was kept is found by the files' places, sizes and times of change, the indices, the image size and the version
+    of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that cannot be
+    written to, or is full, keeps nothing and troubles nobody.
+
+    Args:
+        files: that the examples are read from.
+        indices: int [N], which of the examples.
+        image_size: to which images are scaled, or None.
+        decode: () -> uint8 images [N, H, W, C] and int32 labels [N].
+    """
+    try:
+        kept = cache_folder() / "decoded" / f"{_name(files, indices, image_size)}.npz"
+    except OSError:  # what is wrong with the files is said by whoever reads them
+        return decode()
+    # A damaged archive raises whatever its bytes lead to.
+    with contextlib.suppress(Exception), kept.open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+        if (images.dtype, labels.dtype, len(images), labels.shape) == (np.uint8, np.int32, len(indices), indices.shape):
+            return images, labels
+    started = time.monotonic()
+    images, labels = decode()
+    if time.monotonic() - started > SECONDS_WORTH_KEEPING and images.nbytes < MOST_BYTES:
+        written = kept.with_name(f"{kept.name}.{os.getpid()}")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with written.open("wb") as file:
+                np.savez(file, images=images, labels=labels)
+            written.replace(kept)
+        except OSError:
+            with contextlib.suppress(OSError):
+                written.unlink()
+    return images, labels
+
+
+def _name(files: Sequence[str | os.PathLike], indices: np.ndarray, image_size: int | None) -> str:
+    stats = [(str(Path(path).resolve()), os.stat(path)) for path in files]
+    where = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    name = hashlib.sha256(json.dumps([where, image_size, PIL.__version__]).encode())
+    name.update(np.ascontiguousarray(indices, np.int64).tobytes())
+    return name.hexdigest()[:32]
