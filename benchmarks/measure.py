@@ -50,10 +50,10 @@ def milliseconds(seconds: Sequence[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.1f} ms ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
 
 
-def start(name: str, *options: str) -> subprocess.Popen:
-    """This program once more, with --part=name and further options, ready to be timed."""
+def start(name: str, *options: str, interpreter: str | None = None) -> subprocess.Popen:
+    """This program once more, with --part=name and further options, ready to be timed; by another Python if need be."""
     side = subprocess.Popen(
-        [sys.executable, *sys.argv, f"--part={name}", *options],
+        [interpreter or sys.executable, *sys.argv, f"--part={name}", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

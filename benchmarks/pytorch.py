@@ -1,7 +1,7 @@
 """PGD and PGD training against PyTorch on one machine: same weights, images and steps, turn by turn.
 
 python benchmarks/pytorch.py [--model=resnet18] [--batch_size=32] [--what=attack|training|apgd] [--num_steps=10]
-                             [--repetitions=7] [--peer=torchattacks|foolbox]
+                             [--repetitions=7] [--peer=torchattacks|foolbox] [--peer_python=PATH]
 
 Each side lives in a process of its own and waits for its turn, since idle OpenMP threads spin and would spoil the
 other's time; a pause between turns lets them fall asleep. PyTorch runs as its users run it at its best: channels_last,
@@ -35,6 +35,7 @@ WHAT = flags.DEFINE_enum(
     "what", "attack", ["attack", "training", "apgd"], "PGD, PGD and the update on its images, or Auto-PGD."
 )
 PEER = flags.DEFINE_enum("peer", "pytorch", list(PEERS), "Whose attack runs in PyTorch.")
+PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter of PyTorch's side, where this one has no PyTorch.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Of the attack.", lower_bound=1)
 REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of each side.", lower_bound=1)
 PART = flags.DEFINE_enum("part", None, ["ours", "pytorch"], "The side that this process is, as the parent asks.")
@@ -51,7 +52,11 @@ def main(_) -> None:
         {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: measure.start(name, f"--case={folder}") for name in ("ours", "pytorch")}
+        case = f"--case={folder}"
+        sides = {
+            "ours": measure.start("ours", case),
+            "pytorch": measure.start("pytorch", case, interpreter=PEER_PYTHON.value),
+        }
         compare(folder)
         seconds = {name: [] for name in sides}
         for _ in range(REPETITIONS.value):
