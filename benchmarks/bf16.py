@@ -14,7 +14,7 @@ The same float32 weights are attacked through
 
 and whatever they return is judged by one float32 forward pass. `autoattack` is its apgd-ce and apgd-t. It believes the
 network that it is given: where that is in bfloat16 throughout, an image that only bfloat16 gets wrong is given up too
-early, and RESULTS.md shows that it costs more than chance does. Seconds are not compared: a CPU imitates bfloat16.
+early, and fewer break in all (RESULTS.md). Seconds are not compared: a CPU imitates bfloat16.
 """
 
 from collections.abc import Callable
