@@ -107,6 +107,20 @@ def compilations() -> list[float]:
     return seconds
 
 
+def ceiling(dtype: str = "float32") -> float:
+    """FLOP/s of the quickest square matrix product, on all devices: what programs of matrix products reach at most."""
+    import jax
+    import jax.numpy as jnp
+
+    on_cpu, rates = jax.default_backend() == "cpu", []  # whose devices share the cores that one product takes
+    for size in (1024, 2048) if on_cpu else (4096, 8192, 16384):
+        factor = jnp.ones((size, size), dtype)
+        product = jax.jit(jnp.matmul).lower(factor, factor).compile()
+        seconds = [timed(lambda: jax.block_until_ready(product(factor, factor))) for _ in range(8)]  # noqa: B023
+        rates.append(2 * size**3 / min(seconds))
+    return max(rates) * (1 if on_cpu else jax.device_count())
+
+
 def passes(settings) -> int:
     """Forward passes that cost as much as an image's part in a training step: 2 K of K attack steps, 3 of each view."""
     from robustjax import build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from robustjax.attacks import geometry
@@ -43,8 +44,16 @@ def is_valid(
     return inside_box & (distance <= jnp.asarray(epsilon, images.dtype) * (1.0 + 1e-6) + slack)
 
 
-def survives(logits_fn: LogitsFn, attack: Attack | None, key: Key, images: Array, labels: Array) -> Array:
-    """Which examples a network classifies correctly both as they are and after an attack.
+def survives(
+    logits_fn: LogitsFn,
+    attack: Attack | None,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    attacked_fn: LogitsFn | None = None,
+) -> Array:
+    """Which examples a network classifies correctly both as they are and after an attack, in full float32.
 
     Args:
         logits_fn: images -> logits [B, K].
@@ -52,6 +61,7 @@ def survives(logits_fn: LogitsFn, attack: Attack | None, key: Key, images: Array
         key: a typed key.
         images: [B, ...].
         labels: integers [B].
+        attacked_fn: what the attack is given instead, such as the same network computing in bfloat16.
 
     Returns:
         bool [B].
@@ -61,11 +71,15 @@ def survives(logits_fn: LogitsFn, attack: Attack | None, key: Key, images: Array
         >>> survives(lambda x: x, None, jax.random.key(0), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0]))
         Array([ True, False], dtype=bool)
     """
-    correct = is_correct(logits_fn(images), labels)
+
+    def right(points: Array) -> Array:
+        with jax.default_matmul_precision("float32"):
+            return is_correct(logits_fn(points), labels)
+
     if attack is None:
-        return correct
-    adversarial = attack(logits_fn, key, images, labels)
-    return correct & is_correct(logits_fn(adversarial), labels)
+        return right(images)
+    adversarial = attack(logits_fn if attacked_fn is None else attacked_fn, key, images, labels)
+    return right(images) & right(adversarial)
 
 
 def is_correct(logits: Array, labels: Array) -> Array:

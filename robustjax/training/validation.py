@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,25 +27,29 @@ def make_validation(
     """`(variables, key) -> accuracies by attack`, over the whole data set, compiled once.
 
     Args:
-        module: the network, judged in inference mode.
+        module: the network, judged in inference mode and in float32; attacks see it in its own dtype.
         attacks: by the name under which the accuracy is reported; None for clean accuracy.
         dataset: validation split.
         batch_size: examples at a time, shared by the devices.
         layout: of the devices.
     """
 
+    exact = module.clone(dtype="float32")
+
     @jax.jit
     def count(variables: Any, key: Key, batch: Batch) -> dict[str, jax.Array]:
         key_attack, key_defense = jax.random.split(key)
 
-        def logits_fn(points: jax.Array) -> jax.Array:
-            return module.apply(variables, points, train=False, rngs={"defense": key_defense}).logits
+        def logits(network: Any, points: jax.Array) -> jax.Array:
+            return network.apply(variables, points, train=False, rngs={"defense": key_defense}).logits
 
+        judged, attacked = partial(logits, exact), partial(logits, module)
         images = data.to_float(batch.images)
-        return {
-            name: jnp.sum(survives(logits_fn, attack, key_attack, images, batch.labels) & batch.mask)
+        right = {
+            name: survives(judged, attack, key_attack, images, batch.labels, attacked_fn=attacked)
             for name, attack in attacks.items()
         }
+        return {name: jnp.sum(flags & batch.mask) for name, flags in right.items()}
 
     batches = [layout.split_batch(batch) for batch in data.batches(dataset, batch_size)]
 
