@@ -66,6 +66,10 @@ def autoattack(
     checked anew in a float32 forward pass apart from the attack's, against ball and box as well; what fails is no
     success. Draws are keyed by an image's place among all images, so they do not depend on the size of batches.
 
+    On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches at the same
+    time, and compile later attacks while the first runs. A function given as `logits_fn` is then traced and run in
+    several threads. Settings made by `with`, which threads do not inherit, keep everything to one.
+
     Args:
         logits_fn: images -> logits [B, K], K >= 2; with EOT, (images, key) -> logits. Given as
             `jax.tree_util.Partial(apply, variables)`, the variables are arguments of what is compiled: other variables
@@ -79,8 +83,8 @@ def autoattack(
             restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient, loss and
             acceptance; or a list of attacks' names. In l1 apgd-ce restarts five times and apgd-t takes five targets, as
             published.
-        batch_size: images at a time, over all devices; by default 512 on each, and 64 on a CPU, whose caches hold no
-            more.
+        batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
+            each device, and 64 on a CPU, whose caches hold no more.
         bounds: box of valid pixels.
         eot_samples: for stochastic networks outside "rand". An image is then broken where more than half of as many
             fresh draws are misclassified.
