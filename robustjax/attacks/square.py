@@ -202,15 +202,20 @@ def _moved_mass(
     power = 2.0 if options.norm == "l2" else 1.0
     channels = delta.shape[-1]
 
-    def length(values: Array, axes: tuple[int, ...]) -> Array:
-        return jnp.sum(jnp.abs(values) ** power, axis=axes, keepdims=True) ** (1.0 / power)
+    def mass(values: Array) -> Array:
+        """Of each channel [B, 1, 1, C]: as a product with ones, which a CPU sums far faster than strided pixels."""
+        ones = jnp.ones(values.shape[1:3], values.dtype)
+        return jnp.einsum("bhwc,hw->bc", jnp.abs(values) ** power, ones, precision="highest")[:, None, None]
+
+    def over_channels(masses: Array) -> Array:
+        return jnp.sum(masses, axis=-1, keepdims=True)
 
     budget = geometry.per_example(problem.epsilon, delta) ** power
-    spare = jnp.maximum(budget - length(delta, (1, 2, 3)) ** power, 0.0) / channels
-    moved = length(jnp.where(window.inside | other.inside, delta, 0.0), (1, 2, 3)) ** power
+    spare = jnp.maximum(budget - over_channels(mass(delta)), 0.0) / channels
+    moved = over_channels(mass(jnp.where(window.inside | other.inside, delta, 0.0)))
     here = jnp.where(window.inside, delta, 0.0)
-    shaped = bump + here / (length(here, (1, 2)) + 1e-12)
-    shaped = shaped / (length(shaped, (1, 2)) + 1e-12) * (spare + moved) ** (1.0 / power)
+    shaped = bump + here / (mass(here) ** (1.0 / power) + 1e-12)
+    shaped = shaped / (mass(shaped) ** (1.0 / power) + 1e-12) * (spare + moved) ** (1.0 / power)
     changed = jnp.where(window.inside, shaped, jnp.where(other.inside, 0.0, delta))
     return _scaled_to_epsilon(options, problem, changed)
 

@@ -1,5 +1,7 @@
 """AutoAttack as a whole: closed forms, networks known to be broken, and the driver's bookkeeping."""
 
+import threading
+import time
 from functools import partial
 
 import jax
@@ -9,7 +11,7 @@ import pytest
 import toys
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from robustjax.attacks import autoattack
+from robustjax.attacks import autoattack, lanes
 from robustjax.attacks import verify as verify_lib
 from robustjax.attacks.verify import is_correct, is_valid
 from robustjax.types import InputError
@@ -136,6 +138,81 @@ def test_devices_share_the_batches_and_change_nothing(key):
     assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
     with pytest.raises(InputError, match="multiple of the 4 devices, got 6"):
         attack(batch_size=6, sharding=split)
+
+
+@pytest.fixture
+def in_lanes(monkeypatch):
+    """AutoAttack as on a machine of so many cores, with 16 images to each lane."""
+
+    def attack(num_lanes, *arguments, **options):
+        monkeypatch.setattr(lanes, "cores", lambda: num_lanes)
+        used = []
+        monkeypatch.setattr(lanes, "merged", lambda given: used.append(len(given)) or merged(given))
+        result = autoattack(*arguments, batch_size=16 * num_lanes, **options)
+        assert num_lanes in used
+        return result
+
+    merged = lanes.merged
+    return attack
+
+
+MANY = jnp.concatenate([toys.IMAGES, toys.IMAGES[:, ::-1], toys.IMAGES[:, :, ::-1]])
+
+
+def test_lanes_change_nothing(in_lanes, key):
+    labels, seen = jnp.argmax(toys.smooth(MANY), axis=1), []
+    attack = partial(in_lanes, epsilon=0.03, version=["apgd-t", "fab-t", "square"])
+    alone = attack(1, toys.smooth, key, MANY, labels)
+    together = attack(2, toys.smooth, key, MANY, labels, progress=lambda *report: seen.append(report))
+    assert 0 < alone.robust.sum() < len(MANY)
+    for name in alone.by_attack:
+        np.testing.assert_array_equal(together.by_attack[name], alone.by_attack[name])
+    np.testing.assert_allclose(together.images, alone.images, atol=1e-5)
+    names, done, robust = zip(*seen, strict=True)
+    assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
+    assert (names[-1], robust[-1]) == ("square", alone.robust.sum())
+
+
+def test_noise_in_lanes_depends_on_the_seed_alone(in_lanes, key):
+    def uneven(images, key):
+        """Other lanes' looks take other times, from turn to turn."""
+        jax.debug.callback(lambda: time.sleep(rng.uniform(0, 2e-4)))
+        return toys.smooth(images) + 0.05 * jax.random.normal(key, (images.shape[0], toys.NUM_CLASSES))
+
+    rng = np.random.default_rng(0)
+    labels = jnp.argmax(toys.smooth(MANY), axis=1)
+    attack = partial(in_lanes, 2, uneven, images=MANY, labels=labels, epsilon=0.03, version=["apgd-ce"], eot_samples=3)
+    first, again, other = (attack(key=jax.random.key(seed)) for seed in (0, 0, 1))
+    assert 0 < first.robust.sum() < len(MANY)
+    np.testing.assert_array_equal(first.robust, again.robust)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, other.images)
+
+
+@pytest.mark.parametrize("culprit", ["lane", "caller"])
+def test_an_error_ends_all_lanes_and_reaches_the_caller(culprit, in_lanes, key, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    labels = jnp.argmax(toys.smooth(MANY), axis=1)
+    options, threads = {"epsilon": 0.03, "version": ["apgd-t", "square"]}, threading.active_count()
+    if culprit == "lane":
+        monkeypatch.setattr(lanes.Run, "_rows", fail)
+    else:
+        options["progress"] = fail
+    with pytest.raises(KeyboardInterrupt):
+        in_lanes(2, toys.smooth, key, MANY, labels, **options)
+    assert threading.active_count() == threads
+
+
+def test_settings_that_threads_would_not_see_keep_to_one_lane(monkeypatch):
+    monkeypatch.setattr(lanes, "cores", lambda: 8)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    assert lanes.most_lanes(64, None) == 4 and lanes.most_lanes(32, None) == 2 and lanes.most_lanes(8, None) == 1
+    assert lanes.most_lanes(64, NamedSharding(mesh, PartitionSpec("data"))) == 1
+    for setting in (jax.default_matmul_precision("float32"), jax.debug_nans(True), jax.set_mesh(mesh)):
+        with setting:
+            assert lanes.most_lanes(64, None) == 1
 
 
 def test_a_broken_image_costs_nothing_more(key):
