@@ -115,12 +115,13 @@ def train(case: str, norm: str) -> None:
 
 
 def ours(case: str, norm: str) -> None:
-    """Runs each attack twice on what survived, the first time with compilation."""
+    """Runs the ensemble twice, the first time with compilation."""
     import jax
 
-    from robustjax import models
+    from robustjax import models, process
     from robustjax.attacks import autoattack
 
+    process.keep_memory()  # as the commands do
     arrays = dict(np.load(case))
     images, labels = arrays.pop("images"), arrays.pop("labels")
     params = {}
@@ -133,20 +134,19 @@ def ours(case: str, norm: str) -> None:
     module = models.create("small_cnn")
     network = lambda images: module.apply(params, images).logits  # noqa: E731
     epsilon = EPSILON[DATASET.value, norm]
-    robust, outcomesby_attack, seconds = np.ones(len(labels), bool), [], []
-    for name in ATTACKS:
-        alive = np.flatnonzero(robust)
-        for _ in range(2):
-            started = time.perf_counter()
-            result = autoattack(
-                network, jax.random.key(0), images[alive], labels[alive], epsilon=epsilon, norm=norm, version=[name]
-            )
-            seconds.append(time.perf_counter() - started)
-        robust[alive] = result.robust
-        outcomesby_attack.append(robust.copy())
-    np.savez(
-        f"{case}.ours.npz", flags=outcomesby_attack, seconds=np.reshape(seconds, (-1, 2)).T, cpu=time.process_time() / 2
-    )
+    seconds = []
+    for _ in range(2):
+        ended = {"start": time.perf_counter()}  # of an attack: when it was heard of for the last time
+        result = autoattack(
+            network, jax.random.key(0), images, labels, epsilon=epsilon, norm=norm,
+            progress=lambda name, *_, ended=ended: ended.update({name: time.perf_counter()}),
+        )  # fmt: skip
+        ended[ATTACKS[-1]] = time.perf_counter()
+        for before, name in zip(("start", *ATTACKS), ATTACKS, strict=False):
+            ended.setdefault(name, ended[before])  # where nothing was left to attack
+        seconds.append(np.diff([ended[name] for name in ("start", *ATTACKS)]))
+    outcomes = [result.by_attack[name] for name in ATTACKS]
+    np.savez(f"{case}.ours.npz", flags=outcomes, seconds=seconds, cpu=time.process_time() / 2)
 
 
 def published(case: str, norm: str, *, seed: int = 0) -> None:
@@ -188,15 +188,16 @@ def published(case: str, norm: str, *, seed: int = 0) -> None:
         square,
     )
     robust = (network(images).argmax(1) == labels).numpy()
-    outcomesby_attack, seconds = [], []
+    outcomes, seconds = [], []
     for attack in attacks:
         alive = np.flatnonzero(robust)
         started = time.perf_counter()
-        adversarial = attack(images[alive], labels[alive])
-        robust[alive] = (network(adversarial).argmax(1) == labels[alive]).numpy()
+        if len(alive):
+            adversarial = attack(images[alive], labels[alive])
+            robust[alive] = (network(adversarial).argmax(1) == labels[alive]).numpy()
         seconds.append(time.perf_counter() - started)
-        outcomesby_attack.append(robust.copy())
-    np.savez(f"{case}.{PART.value}.npz", flags=outcomesby_attack, seconds=seconds, cpu=time.process_time())
+        outcomes.append(robust.copy())
+    np.savez(f"{case}.{PART.value}.npz", flags=outcomes, seconds=seconds, cpu=time.process_time())
 
 
 if __name__ == "__main__":

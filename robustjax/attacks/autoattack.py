@@ -63,8 +63,9 @@ def autoattack(
     This is a driver on the host and compiles by itself, each attack once for each of a few batch sizes; call it outside
     `jit`, with all images at once. Attacks run in steps, and a batch has a slot per image: as soon as an image is
     broken, or its attack is over, the next one (or the image's next target or restart) takes its slot. Every success is
-    checked anew in a float32 forward pass apart from the attack's, against ball and box as well; what fails is no
-    success. Draws are keyed by an image's place among all images, so they do not depend on the size of batches.
+    checked anew in a forward pass apart from the attack's, in float32 as far as the network's own dtype allows, and
+    against ball and box; what fails is no success. Draws are keyed by an image's place among all images, so they do not
+    depend on the size of batches.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches at the same
     time, and compile later attacks while the first runs. A function given as `logits_fn` is then traced and run in
