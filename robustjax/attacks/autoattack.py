@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -68,7 +67,7 @@ def autoattack(
     depend on the size of batches.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches at the same
-    time, and compile later attacks while the first runs. A function given as `logits_fn` is then traced and run in
+    time, and compile the later attacks while the second runs. A function given as `logits_fn` is then traced and run in
     several threads. Settings made by `with`, which threads do not inherit, keep everything to one.
 
     Args:
@@ -135,16 +134,14 @@ def autoattack(
     adversarial, by_attack = images.copy(), {}
     stages = {name: _stage(name, norm, version, bounds, eot_samples, targets.shape[0]) for name in names}
     costs = [stage.passes for stage in stages.values()]
-    count = int(robust.sum())
-    most = sum(costs) * count
-    # Cores that have nothing to attack yet compile what comes later, for as many images as there are now.
-    ahead = [partial(run.compile, stage, targets, count) for stage in list(stages.values())[1:]]
-    with (
-        lanes.meanwhile(ahead if num_lanes > 1 and count else []),
-        Bar(enabled=progress is True, num_images=len(images)) as bar,
-    ):
+    most = sum(costs) * int(robust.sum())
+    with lanes.meanwhile() as begin, Bar(enabled=progress is True, num_images=len(images)) as bar:
         for i, (name, stage) in enumerate(stages.items()):
             later = sum(costs[i + 1 :])
+            # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
+            if i == 1 and num_lanes > 1 and robust.any():
+                for coming in list(stages.values())[2:]:
+                    begin(run.compile, coming, targets, int(robust.sum()))
             attack = run.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, np.flatnonzero(robust))
             with closing(attack):
                 for broken, points, left in attack:

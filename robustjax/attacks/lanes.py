@@ -232,13 +232,11 @@ def merged(lanes: Sequence[Iterator]) -> Iterator:
 
 
 @contextlib.contextmanager
-def meanwhile(tasks: Sequence[Callable[[], None]]) -> Iterator[None]:
-    """Does the tasks one after the other in a thread; those not begun at the end are dropped."""
+def meanwhile() -> Iterator[Callable]:
+    """A function that has calls made one after the other in a thread; those not begun at the end are dropped."""
     pool = ThreadPoolExecutor(1)
     try:
-        for task in tasks:
-            pool.submit(task)
-        yield
+        yield pool.submit
     finally:
         pool.shutdown(cancel_futures=True)
 
