@@ -42,7 +42,7 @@ def remembered(
     except OSError:  # what is wrong with the files is said by whoever reads them
         return decode()
     # A damaged archive raises whatever its bytes lead to.
-    with contextlib.suppress(Exception), kept.open("rb") as file, np.load(file) as arrays:
+    with contextlib.suppress(Exception), kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]
         if (images.dtype, labels.dtype, len(images), labels.shape) == (np.uint8, np.int32, len(indices), indices.shape):
             return images, labels
