@@ -63,12 +63,12 @@ def autoattack(
     `jit`, with all images at once. Attacks run in steps, and a batch has a slot per image: as soon as an image is
     broken, or its attack is over, the next one (or the image's next target or restart) takes its slot. Every success is
     checked anew in a forward pass apart from the attack's, in float32 as far as the network's own dtype allows, and
-    against ball and box; what fails is no success. Draws are keyed by an image's place among all images, so they do not
-    depend on the size of batches.
+    against ball and box; what fails is no success. An attack's draws are keyed by an image's place among all images, so
+    they do not depend on the size of batches; a stochastic network's own noise also depends on batches and lanes.
 
-    On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches at the same
-    time, and compile the later attacks while the second runs. A function given as `logits_fn` is then traced and run in
-    several threads. Settings made by `with`, which threads do not inherit, keep everything to one.
+    On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches, "lanes", at
+    the same time, and compile the later attacks while the second runs. A function given as `logits_fn` is then traced
+    and run in several threads. Settings made by `with`, which threads do not inherit, keep everything to one.
 
     Args:
         logits_fn: images -> logits [B, K], K >= 2; with EOT, (images, key) -> logits. Given as

@@ -190,16 +190,15 @@ class Run(NamedTuple):
 def most_lanes(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> int:
     """One for each core of a CPU, which leaves most operations of a small network to a single core; elsewhere one."""
     devices = jax.devices()[:1] if sharding is None else sharding.device_set
-    if [device.platform for device in devices] != ["cpu"]:
-        return 1
-    # Threads know nothing of settings made by `with`.
-    settings = jax.config.values.items()
-    if (
-        any(getattr(jax.config, name, value) != value for name, value in settings)
-        or not jax.sharding.get_abstract_mesh().empty
-    ):
+    if [device.platform for device in devices] != ["cpu"] or _is_set_in_this_thread_alone():
         return 1
     return max(min(cores(), MOST_LANES, batch_size // SMALLEST_BATCH), 1)
+
+
+def _is_set_in_this_thread_alone() -> bool:
+    """Whether jax is set by `with`, as to a precision or a mesh: other threads would compute something else."""
+    settings = any(getattr(jax.config, name, value) != value for name, value in jax.config.values.items())
+    return settings or not jax.sharding.get_abstract_mesh().empty
 
 
 def cores() -> int:
@@ -218,10 +217,10 @@ def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:
 
 def merged(lanes: Sequence[Iterator]) -> Iterator:
     """What the iterators yield, as it comes; each goes on in a thread until all end, one raises, or this is closed."""
-    if len(lanes) == 1:
-        yield from lanes[0]
+    if len(lanes) < 2:
+        yield from itertools.chain(*lanes)
         return
-    with ThreadPoolExecutor(max(len(lanes), 1)) as pool:
+    with ThreadPoolExecutor(len(lanes)) as pool:
         pending = {pool.submit(next, lane, None): lane for lane in lanes}
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
