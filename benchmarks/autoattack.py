@@ -118,8 +118,9 @@ def ours(case: str, norm: str) -> None:
     """Runs the ensemble twice, the first time with compilation."""
     import jax
 
-    from robustjax import models, process
+    from robustjax import models
     from robustjax.attacks import autoattack
+    from robustjax.runtime import process
 
     process.keep_memory()  # as the commands do
     arrays = dict(np.load(case))

@@ -28,10 +28,11 @@ from ml_collections import ConfigDict
 
 from robustjax import attacks, build, cli, data
 from robustjax import config as config_lib
-from robustjax.attacks import verify
-from robustjax.evaluation import network, records
-from robustjax.training import sharding
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.attacks.engine import verify
+from robustjax.evaluation.protocol import records
+from robustjax.runs import network
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import sharding
 from robustjax.types import Array, InputError, Key, LogitsFn
 
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 512, "Test images.", lower_bound=1)

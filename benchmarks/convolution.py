@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robustjax import cli, convolution, models
+from robustjax import cli, models
+from robustjax import layers as convolution
 from robustjax.attacks.losses import cross_entropy
-from robustjax.evaluation import records
+from robustjax.evaluation.protocol import records
 from robustjax.models import layers
 from robustjax.types import Array
 

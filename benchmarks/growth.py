@@ -33,8 +33,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
 from robustjax import attacks, build, cli, config
-from robustjax.evaluation import records
-from robustjax.training import sharding, step
+from robustjax.evaluation.protocol import records
+from robustjax.runtime import sharding
+from robustjax.training import step
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "digits.py"), "Network, attack, objective.")

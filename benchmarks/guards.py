@@ -18,7 +18,7 @@ from absl import flags
 from robustjax import cli, defenses, models
 from robustjax.attacks.losses import cross_entropy
 from robustjax.defenses.convention import own_loss
-from robustjax.evaluation import records
+from robustjax.evaluation.protocol import records
 
 MODEL = flags.DEFINE_enum("model", "resnet18", models.NAMES, "Network to guard.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images of 32 x 32 x 3 in a batch.", lower_bound=1)

@@ -22,8 +22,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from robustjax import build, cli, config, data
-from robustjax.evaluation import records
-from robustjax.training import feeding, sharding
+from robustjax.evaluation.protocol import records
+from robustjax.runtime import sharding
+from robustjax.training import feeding
 from robustjax.types import Array
 
 CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "speedrun_check.py"), "Data and training.")

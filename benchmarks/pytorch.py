@@ -105,8 +105,9 @@ def ours(folder: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from robustjax import attacks, interop, models, process
+    from robustjax import attacks, interop, models
     from robustjax.attacks.losses import cross_entropy
+    from robustjax.runtime import process
 
     process.keep_memory()  # as the commands do
     options = {"depth": DEPTH.value, "width": WIDTH.value} if MODEL.value == "wide_resnet" else {}

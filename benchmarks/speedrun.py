@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from robustjax import build, cli, config
 from robustjax.analysis import summary
-from robustjax.evaluation import records
+from robustjax.evaluation.protocol import records
 from robustjax.training import loop
 from robustjax.types import InputError
 

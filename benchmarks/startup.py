@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from robustjax import build, cli, config
-from robustjax.evaluation import records
+from robustjax.evaluation.protocol import records
 
 CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "quickstart.py"), "What to train.")
 REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Turns.", lower_bound=1)
@@ -59,7 +59,8 @@ def _first_step() -> int:
     import jax
 
     from robustjax import data
-    from robustjax.training import sharding, step
+    from robustjax.runtime import sharding
+    from robustjax.training import step
 
     compiling = measure.compilations()
     config.validate(CONFIG.value)

@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from robustjax import build, cli, config, data
-from robustjax.evaluation import records
-from robustjax.training import sharding, step
+from robustjax.evaluation.protocol import records
+from robustjax.runtime import sharding
+from robustjax.training import step
 
 CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "quickstart.py"), "What to train.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of a dispatch.", lower_bound=1)

@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 
 from robustjax import attacks, data, defenses, models, objectives
 from robustjax.data import augment
-from robustjax.evaluation import protocols
-from robustjax.evaluation.protocols import Protocol, Threat
-from robustjax.training import checkpoint, loop, optim, sharding, state, step
+from robustjax.evaluation.protocol import protocols
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
+from robustjax.runs import checkpoint
+from robustjax.runtime import sharding
+from robustjax.training import loop, optim, state, step
 from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
 
 # Each takes config.attack and the random start, and returns attack(logits_fn, key, images, labels, *, loss, scale):

@@ -11,7 +11,8 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from robustjax import hosts, process
+from robustjax.runtime import hosts, process
+from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -35,7 +36,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
         try:
             return main()
-        except InputError as error:
+        except (InputError, WriteError) as error:
             return _refuse(str(error))
         except hosts.NotTogetherError as error:
             return fail(str(error))

@@ -22,16 +22,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from robustjax import build, cli, data, hosts
+from robustjax import build, cli, data
 from robustjax import config as config_lib
 from robustjax.analysis import plots
 from robustjax.defenses import Defense
-from robustjax.evaluation import adaptive, judge, network, records, runner, session, sweeps, tables, trust
-from robustjax.evaluation.protocols import Protocol, Threat
-from robustjax.evaluation.store import Store, open_store
-from robustjax.evaluation.trial import BUDGETS
-from robustjax.training import sharding
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.evaluation import judge
+from robustjax.evaluation.protocol import records, runner, session, sweeps, tables
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
+from robustjax.evaluation.protocol.store import Store, open_store
+from robustjax.evaluation.verdict import adaptive, trust
+from robustjax.evaluation.verdict.trial import BUDGETS
+from robustjax.runs import network
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import hosts, sharding
 from robustjax.types import InputError, LogitsFn
 
 ATTACKS = flags.DEFINE_list(

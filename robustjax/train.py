@@ -10,10 +10,11 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from robustjax import build, cli, hosts
+from robustjax import build, cli
 from robustjax import config as config_lib
+from robustjax.runtime import hosts
+from robustjax.runtime.files import WriteError
 from robustjax.training import loop
-from robustjax.training.files import WriteError
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")

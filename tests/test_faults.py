@@ -11,7 +11,7 @@ import time
 import pytest
 from processes import ROOT, SMALL, command, finish, read_metrics, refused, run, start
 
-from robustjax.training.signals import stop_signals
+from robustjax.runtime.signals import stop_signals
 
 LONG = [*SMALL, "--config.train.num_epochs=100000"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustjax.evaluation.records import wilson_interval
+from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
 # What a record must have to be one, and of what kind; other files of an evaluation are passed over.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from robustjax.process import cache_folder
+from robustjax.runtime.process import cache_folder
 
 # Less than a second is not worth a file, and more than two GiB are not worth the disk.
 SECONDS_WORTH_KEEPING, MOST_BYTES = 1.0, 2 * 2**30

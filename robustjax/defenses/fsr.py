@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robustjax.convolution import conv2d
 from robustjax.defenses.convention import Defense, Mode, Term, Views, own_loss
+from robustjax.layers import BatchNorm, conv2d
 from robustjax.ops import global_average_pool, straight_through
 from robustjax.types import Array, InputError, Key
 
@@ -204,7 +204,7 @@ class _ConvNet(nn.Module):
         hidden = features
         for i in range(2):
             hidden = conv(self.width, name=f"conv_{i}")(hidden)
-            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"norm_{i}")
+            norm = BatchNorm(train, name=f"norm_{i}")
             hidden = nn.relu(norm(hidden.astype(jnp.float32))).astype(features.dtype)
         return conv(features.shape[-1], name="conv_2")(hidden)
 

@@ -1,7 +1,7 @@
 """How robust is this network really: attacks over a data set, verdicts, and records that say under which conditions."""
 
-from robustjax.evaluation.adaptive import Hints
-from robustjax.evaluation.judge import Verdict, judge
-from robustjax.evaluation.red_flags import Flag
+from robustjax.evaluation.verdict._judge import Verdict, judge
+from robustjax.evaluation.verdict.adaptive import Hints
+from robustjax.evaluation.verdict.red_flags import Flag
 
 __all__ = ["Flag", "Hints", "Verdict", "judge"]

@@ -23,7 +23,7 @@ from robustjax.interop.convert import Published, read
 from robustjax.interop.files import read_checkpoint
 from robustjax.interop.layouts import SOURCES
 from robustjax.models import VGG16, Network, PreActResNet, ResNet
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
 from robustjax.types import InputError
 
 

@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any
 
-from robustjax.convolution import conv2d
+from robustjax.layers import conv2d
 from robustjax.models.layers import Network
 from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robustjax.convolution import conv2d
+from robustjax.layers import BatchNorm, conv2d
 from robustjax.types import Array, InputError, Outputs
 
 # Role -> names of sites; see `Network.sites`.
@@ -74,7 +74,7 @@ class Pass:
 
     def norm(self, name: str, features: Array) -> Array:
         """BatchNorm: batch statistics in training, running ones in inference."""
-        return _BatchNorm(self._train, name=name)(features)
+        return BatchNorm(self._train, name=name)(features)
 
     def dense(self, name: str, features: Array, channels: int) -> Array:
         """A fully connected layer with a bias."""
@@ -136,38 +136,6 @@ class _Convolution(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
             outputs = outputs + bias.astype(features.dtype)[None, None, None, :]
         return outputs
-
-
-class _BatchNorm(nn.Module):
-    """Ioffe and Szegedy 2015, arXiv 1502.03167, as one multiplication and one addition for each channel.
-
-    The factors are float32 whatever the features are. Running statistics move by a tenth towards the batch's, whose
-    variance is the biased one.
-    """
-
-    train: bool
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, features: Array) -> Array:
-        channels = (features.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), channels)
-        bias = self.param("bias", nn.initializers.zeros_init(), channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        mean, var = running_mean.value, running_var.value
-        if self.train:
-            axes = tuple(range(features.ndim - 1))
-            values = features.astype(jnp.float32)
-            mean, var = jnp.mean(values, axes), jnp.var(values, axes)
-            if not self.is_initializing():
-                running_mean.value = self.momentum * running_mean.value + (1.0 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1.0 - self.momentum) * var
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shape = (1,) * (features.ndim - 1) + channels
-        shift = (bias - mean * factor).reshape(shape)
-        return (features.astype(jnp.float32) * factor.reshape(shape) + shift).astype(features.dtype)
 
 
 def max_pool(features: Array) -> Array:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from robustjax import data
+from robustjax.runtime.sharding import Layout
 from robustjax.training import step
-from robustjax.training.sharding import Layout
 from robustjax.training.state import TrainState
 
 # (state after `at` steps, at, count) -> state after count more steps of the same epoch; at most as many as are logged

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from robustjax import data, hosts
-from robustjax.training import feeding, metrics, sharding, step, validation
-from robustjax.training.checkpoint import Checkpoints
-from robustjax.training.claim import claim
-from robustjax.training.progress import Display
-from robustjax.training.signals import stop_signals
+from robustjax import data
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.claim import claim
+from robustjax.runtime import hosts, sharding
+from robustjax.runtime.progress import Progress
+from robustjax.runtime.signals import stop_signals
+from robustjax.training import feeding, metrics, step, validation
 from robustjax.training.state import TrainState
 from robustjax.types import Attack
 
@@ -102,7 +103,7 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
         claim(workdir, experiment.config),
         Checkpoints(workdir, keep=settings["keep_checkpoints"]) as checkpoints,
         stop_signals() as stopping,
-        Display("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
+        Progress("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
     ):
         per_device = experiment.config["batch_norm"]["devices"] == "per_device"
         update = step.per_device(experiment.step, layout) if per_device else experiment.step
@@ -158,7 +159,7 @@ def _train(
     at: int,
     programs: Programs,
     checkpoints: Checkpoints,
-    display: Display,
+    display: Progress,
     stopping: Callable[[], bool],
 ) -> int:
     """Trains from step `at` and returns the step at which it ended. Consumes the state."""
@@ -227,7 +228,7 @@ def _start(
     experiment: Experiment,
     checkpoints: Checkpoints,
     layout: sharding.Layout,
-    display: Display,
+    display: Progress,
     *,
     validated: bool = False,
 ) -> tuple[TrainState, int]:
@@ -299,7 +300,7 @@ def _validation_due(experiment: Experiment, at: int) -> bool:
     return epoch % experiment.config["validation"]["every_epochs"] == 0 or at == experiment.num_steps
 
 
-def _warn_of_overfitting(workdir: str | Path, display: Display) -> None:
+def _warn_of_overfitting(workdir: str | Path, display: Progress) -> None:
     history = [line for line in metrics.read(workdir) if line["split"] == "validation"]
     if validation.catastrophic_overfitting(history):
         display.say(

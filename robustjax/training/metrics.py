@@ -13,7 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from robustjax.training import files
+from robustjax.runtime import files
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -33,7 +33,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self.path = Path(workdir) / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= after_step]
         with files.writing(self.path):
-            files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = open(self.path, "a")  # noqa: SIM115 - closed by close()
         # tensorboardX's SummaryWriter writes from a thread, which a full disk kills; then the run would hang.
         with files.writing(f"TensorBoard's file in {workdir}"):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import Objective
-from robustjax.training.sharding import Layout
+from robustjax.runtime.sharding import Layout
 from robustjax.training.state import TrainState
 from robustjax.types import Array, Key, Outputs
 

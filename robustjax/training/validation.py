@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import data
-from robustjax.attacks.verify import survives
-from robustjax.training.sharding import Layout
+from robustjax.attacks.engine.verify import survives
+from robustjax.runtime.sharding import Layout
 from robustjax.types import Attack, Batch, Key
 
 # Catastrophic overfitting (Wong et al. 2020): the network learns to fool the one-step attack and loses PGD accuracy

@@ -8,9 +8,10 @@ import pytest
 from robustjax import config
 from robustjax.analysis import page, summary
 from robustjax.build import plain
-from robustjax.evaluation import records
-from robustjax.evaluation.protocols import CLEAN
-from robustjax.evaluation.runner import Outcome
+from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol.protocols import CLEAN
+from robustjax.evaluation.protocol.runner import Outcome
+from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
 CONDITIONS = {"dataset": "digits", "split": "test", "batch_norm": "running statistics", **records.conditions()}
@@ -45,7 +46,7 @@ def test_seeds_share_a_row_and_configs_do_not(tmp_path):
     cell = plainly.cells["pgd20"]
     assert cell.mean == pytest.approx(0.63) and cell.spread == pytest.approx(0.03)
     # The runs were judged on the same images: three of them say no more about other images than one does.
-    assert cell.interval == records.wilson_interval(63, 100)
+    assert cell.interval == wilson_interval(63, 100)
 
 
 def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import toys
 
 from robustjax.attacks import apgd, losses
-from robustjax.attacks.apgd import schedule, search
-from robustjax.attacks.search import problem
-from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.attacks._apgd import schedule, search
+from robustjax.attacks.engine.search import problem
+from robustjax.attacks.engine.verify import is_correct, is_valid
 
 
 def test_checkpoints_are_the_published_ones():

@@ -11,9 +11,10 @@ import pytest
 import toys
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from robustjax.attacks import autoattack, lanes
-from robustjax.attacks import verify as verify_lib
-from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.attacks import autoattack
+from robustjax.attacks.engine import lanes
+from robustjax.attacks.engine import verify as verify_lib
+from robustjax.attacks.engine.verify import is_correct, is_valid
 from robustjax.types import InputError
 
 quick = partial(autoattack, batch_size=16)

@@ -8,8 +8,8 @@ import toys
 from scipy import optimize
 
 from robustjax.attacks import fab, geometry
-from robustjax.attacks.hyperplane import nearest_boundary, shortest_way
-from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.attacks.engine.hyperplane import nearest_boundary, shortest_way
+from robustjax.attacks.engine.verify import is_correct, is_valid
 
 RNG = np.random.default_rng(1)
 BOUNDS = (-0.5, 1.0)

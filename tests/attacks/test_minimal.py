@@ -10,9 +10,9 @@ import pytest
 import toys
 
 from robustjax.attacks import cw, deepfool, geometry, multi_targeted, optimized_pgd
-from robustjax.attacks.cw import Weights
-from robustjax.attacks.optimized import momentum
-from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.attacks._cw import Weights
+from robustjax.attacks._optimized_pgd import momentum
+from robustjax.attacks.engine.verify import is_correct, is_valid
 
 
 def test_cw_finds_the_nearest_image_of_another_class(key):

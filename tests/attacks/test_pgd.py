@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax.attacks import fgsm, geometry, losses, n_fgsm, pgd
-from robustjax.attacks.best import Best
-from robustjax.attacks.verify import is_correct, is_valid, survives
+from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.verify import is_correct, is_valid, survives
 from robustjax.types import Outputs
 
 SHAPE = (8, 4, 3, 2)

@@ -7,9 +7,9 @@ import pytest
 import toys
 
 from robustjax.attacks import geometry, losses, square
-from robustjax.attacks.search import problem
-from robustjax.attacks.square import _bump, _dipole, _sides, search
-from robustjax.attacks.verify import is_correct, is_valid
+from robustjax.attacks._square import _bump, _dipole, _sides, search
+from robustjax.attacks.engine.search import problem
+from robustjax.attacks.engine.verify import is_correct, is_valid
 
 SHAPE = (6, 11, 14, 3)
 IMAGES = jnp.asarray(np.random.default_rng(3).uniform(0.0, 1.0, SHAPE), jnp.float32)

@@ -11,8 +11,8 @@ import pytest
 
 from bad_input.refusals import one_line
 from robustjax import build, config
-from robustjax.training import sharding
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import sharding
 from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input

@@ -16,7 +16,7 @@ from robustjax import build, config, evaluate, interop, models, report
 from robustjax.analysis import summary
 from robustjax.interop.__main__ import main as import_run
 from robustjax.interop.files import read_checkpoint
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
 from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input

@@ -7,7 +7,8 @@ import pytest
 import verdict_toys as toys
 
 from robustjax import defenses, models
-from robustjax.evaluation import Hints, adaptive, judge
+from robustjax.evaluation import Hints, judge
+from robustjax.evaluation.verdict import adaptive
 
 IMAGES, LABELS = toys.digits()[1]
 

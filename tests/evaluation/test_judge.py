@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation import Hints, Verdict, judge, red_flags, trust
+from robustjax.evaluation import Hints, Verdict, judge
+from robustjax.evaluation.verdict import red_flags, trust
 from robustjax.types import InputError
 
 # Toy -> flags that have to fire. The honest ones come first: nothing may.

@@ -9,15 +9,16 @@ from scipy import stats
 
 from robustjax import attacks, build
 from robustjax.attacks import losses
-from robustjax.evaluation import records
-from robustjax.evaluation.protocols import Protocol, Threat
-from robustjax.evaluation.runner import Outcome
+from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
+from robustjax.evaluation.protocol.runner import Outcome
+from robustjax.statistics import wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (0, 1000), (10, 10), (3, 10), (500, 1000), (1, 10000)])
 def test_wilson_interval_matches_scipy(successes, total):
     expected = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
-    low, high = records.wilson_interval(successes, total)
+    low, high = wilson_interval(successes, total)
     np.testing.assert_allclose((low, high), expected, atol=1e-6)
     assert 0 <= low <= successes / total <= high <= 1
 
@@ -32,7 +33,7 @@ def test_the_interval_of_a_stochastic_network_covers_the_truth():
         covered += low <= 0.5 / 0.8 <= high
     assert covered >= 0.95 * 400
     low, high = records.figures(right, 10)["interval_95"]
-    narrow = records.wilson_interval(int(right.sum()), 500)  # as if draws were examples
+    narrow = wilson_interval(int(right.sum()), 500)  # as if draws were examples
     assert high - low > 2 * (narrow[1] - narrow[0])
 
 
@@ -56,7 +57,7 @@ def test_the_worst_case_is_per_example_and_not_the_worst_mean():
     assert worst["robust"] == [True, False, False, False]
     assert (worst["accuracy"], first["accuracy"], second["accuracy"]) == (0.25, 0.5, 0.5)
     assert worst["attacks"] == ["a", "b"] and worst["seconds"] == 3.0 and worst["num_steps"] == 9
-    assert worst["interval_95"] == records.wilson_interval(1, 4)
+    assert worst["interval_95"] == wilson_interval(1, 4)
     assert first["by_attack"] == {"x": 0.75} and "by_attack" not in worst and "settings" not in worst
     assert "majority_vote" not in first
 

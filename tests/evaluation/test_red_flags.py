@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from robustjax.evaluation import comparisons, red_flags
-from robustjax.evaluation.red_flags import Flag
+from robustjax.evaluation.verdict import comparisons, red_flags
+from robustjax.evaluation.verdict.red_flags import Flag
 
 RNG = np.random.default_rng(0)
 NONE, ALL = np.zeros(100, bool), np.ones(100, bool)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from robustjax.data import Dataset
-from robustjax.evaluation import runner
-from robustjax.evaluation.protocols import CLEAN, Protocol
-from robustjax.training import sharding
+from robustjax.evaluation.protocol import runner
+from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
+from robustjax.runtime import sharding
 
 # Class 1 where the mean pixel exceeds one half.
 LEVELS = np.array([20, 90, 120, 140, 200, 250, 130, 100, 10, 255], np.uint8)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from robustjax.data import Dataset
-from robustjax.evaluation import runner, session
-from robustjax.evaluation.protocols import CLEAN, Protocol
-from robustjax.evaluation.store import open_store
-from robustjax.training import sharding
+from robustjax.evaluation.protocol import runner, session
+from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
+from robustjax.evaluation.protocol.store import open_store
+from robustjax.runtime import sharding
 
 LEVELS = np.arange(5, 255, 25, dtype=np.uint8)
 DATASET = Dataset("levels", LEVELS.reshape(10, 1, 1, 1), (LEVELS > 127).astype(np.int32), 2, ("dark", "light"))

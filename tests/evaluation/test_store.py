@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from robustjax.evaluation import store
-from robustjax.types import InputError
+from robustjax.evaluation.protocol import store
+from robustjax.runtime.files import WriteError
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32)
@@ -85,18 +85,6 @@ def test_a_write_that_is_cut_off_leaves_what_was_there(filled, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"00003\.batch cannot be written: No space left on device"):
+    with pytest.raises(WriteError, match=r"00003\.batch cannot be written: No space left on device"):
         filled.write(3, MARKS, {"right": np.zeros(6, int)})
     np.testing.assert_array_equal(filled.read(3, MARKS)["right"], ARRAYS["right"])
-
-
-def test_content_reaches_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
-    events = []
-    fsync, replace = os.fsync, type(tmp_path).replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle))[1])
-    monkeypatch.setattr(
-        type(tmp_path), "replace", lambda path, target: (events.append("rename"), replace(path, target))[1]
-    )
-    store.write_durably(tmp_path / "deep" / "file", b"content")
-    assert events == ["fsync", "rename", "fsync"]
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]

@@ -7,9 +7,9 @@ import pytest
 from robustjax import build
 from robustjax.analysis import plots
 from robustjax.data import Dataset
-from robustjax.evaluation import runner, sweeps
-from robustjax.evaluation.protocols import Threat
-from robustjax.training import sharding
+from robustjax.evaluation.protocol import runner, sweeps
+from robustjax.evaluation.protocol.protocols import Threat
+from robustjax.runtime import sharding
 from robustjax.types import InputError
 
 # Class 1 where the mean pixel exceeds one half: robust up to the distance from there.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from robustjax.evaluation import trust
-from robustjax.evaluation.judge import Acceptance, Verdict
-from robustjax.evaluation.red_flags import Flag
+from robustjax.evaluation.verdict import trust
+from robustjax.evaluation.verdict._judge import Acceptance, Verdict
+from robustjax.evaluation.verdict.red_flags import Flag
 
 PROTOCOL = [{"attack": "pgd20", "accuracy": 0.75, "seconds": 1.25}]
 

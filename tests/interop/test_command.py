@@ -15,7 +15,7 @@ from robustjax import build, config, data, defenses, interop, models
 from robustjax.interop.__main__ import _config, _parser, main
 from robustjax.interop.convert import read
 from robustjax.models import ResNet
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 

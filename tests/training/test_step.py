@@ -13,8 +13,9 @@ import pytest
 
 from robustjax import attacks, build, config, data, defenses, models
 from robustjax.models.resnet import PreActResNet
-from robustjax.training import loop, sharding, step
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import sharding
+from robustjax.training import loop, step
 from robustjax.types import InputError
 
 HERE = Path(__file__).parent

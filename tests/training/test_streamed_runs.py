@@ -15,8 +15,9 @@ from PIL import Image
 from processes import finish, start
 
 from robustjax import build, config
-from robustjax.training import loop, metrics, sharding
-from robustjax.training.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import sharding
+from robustjax.training import loop, metrics
 
 pytestmark = pytest.mark.filterwarnings("default")  # tfds warns that OpenCV would decode faster
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robustjax import data
-from robustjax.training import sharding
+from robustjax.runtime import sharding
 from robustjax.training.validation import make_validation
 from robustjax.types import Outputs
 

@@ -1,0 +1,352 @@
+"""Auto-PGD: projected gradient descent that chooses its step sizes itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
+from robustjax.attacks.eot import expected_gradient_and_outcome, expected_logits_fn
+from robustjax.types import Array, Key, LogitsFn, LossFn
+
+MOMENTUM = 0.75  # weight of the new step against the one before
+RISING = 0.75  # share of steps that must raise the loss for a step size to be kept
+# l1 (arXiv 2103.01208): radii in units of epsilon and their shares of the steps, share of pixels that a step moves at
+# first, how much sparser the best point must have become for a full step, and what steps shrink by otherwise.
+L1_PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+L1_DENSITY = 0.2
+L1_SPARSER = 0.95
+L1_SHRINK = 1.5
+L1_LEAST_STEP = 0.1
+
+
+class Options(NamedTuple):
+    """What a run depends on besides its problem."""
+
+    norm: str
+    loss: str | LossFn
+    num_steps: int
+    bounds: geometry.Bounds
+    eot_samples: int
+
+
+class State(NamedTuple):
+    """A run between two steps; all arrays [B, ...].
+
+    Attributes:
+        count: points evaluated.
+        best: strongest point in the ball, by (share, loss).
+        points, previous: the point to be evaluated next and the one before it.
+        top_points, top_gradient, top_loss: where the loss was highest so far; runs go back there, unlike to `best`.
+        last_loss: of the point before.
+        step_size: length of a step.
+        rises: steps that raised the loss since the last checkpoint.
+        checked_loss: top_loss at the last checkpoint.
+        reduced: whether the step size was reduced there.
+        density, nonzero: l1 only: share of pixels that a step moves, and pixels in which the best point differed.
+    """
+
+    count: Array
+    best: Best
+    points: Array
+    previous: Array
+    top_points: Array
+    top_gradient: Array
+    top_loss: Array
+    last_loss: Array
+    step_size: Array
+    rises: Array
+    checked_loss: Array
+    reduced: Array
+    density: Array
+    nonzero: Array
+
+
+class Schedule(NamedTuple):
+    """What happens at each evaluation, as tables over its number; the last row is for steps beyond the end.
+
+    Attributes:
+        opens: a phase begins: the run starts anew from the best point of the one before.
+        radius: of the ball, in units of epsilon.
+        interval: steps since the last checkpoint where there is one, else 0.
+        judged: the point is inside the ball that was asked for.
+    """
+
+    opens: np.ndarray
+    radius: np.ndarray
+    interval: np.ndarray
+    judged: np.ndarray
+
+
+@functools.cache
+def schedule(norm: str, num_steps: int) -> Schedule:
+    """Checkpoints at `p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)` of the steps."""
+
+    def share(fraction: float) -> int:
+        return max(int(fraction * num_steps), 1)
+
+    phases = [(1.0, num_steps)]
+    if norm == "l1":
+        lengths = [math.ceil(fraction * num_steps) for _, fraction in L1_PHASES[:-1]]
+        lengths.append(num_steps - sum(lengths))
+        phases = [(radius, length) for (radius, _), length in zip(L1_PHASES, lengths, strict=True)]
+    rows = []
+    for radius, length in phases:
+        rows.append((True, radius, 0, radius == 1.0))
+        if norm == "l1":
+            interval, shrink, least = max(int(0.04 * length), 1), 0, 1
+        else:
+            interval, shrink, least = share(0.22), share(0.03), share(0.06)
+        since = 0
+        for _ in range(length):
+            since += 1
+            due = since == interval
+            rows.append((False, radius, interval if due else 0, radius == 1.0))
+            if due:
+                since, interval = 0, max(interval - shrink, least)
+    rows.append((False, 1.0, 0, False))
+    return Schedule(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def search(
+    *, norm: str, loss: str | LossFn, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
+) -> Search:
+    """One run of APGD from a random start, in steps."""
+    options = Options(norm, loss, num_steps, bounds, eot_samples)
+    return Search(start, step, len(schedule(norm, num_steps).opens) - 1, options)
+
+
+def start(options: Options, problem: Problem) -> State:
+    """A random point on the sphere of the (first) radius, nothing evaluated yet."""
+    images = problem.images
+    shape = geometry.get(options.norm)
+    radius = problem.epsilon * float(schedule(options.norm, options.num_steps).radius[0])
+    draw = (
+        functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0) if options.norm == "linf" else jax.random.normal
+    )
+    noise = jax.vmap(lambda key: draw(key, images.shape[1:], images.dtype))(problem.keys)
+    if options.norm != "l1":  # there the projection alone makes the start sparse
+        noise = noise * geometry.per_example(radius / (shape.norm(noise) + 1e-12), images)
+    points = shape.project(images, images + noise, radius, options.bounds)
+    zeros = jnp.zeros_like(problem.epsilon)
+    return State(
+        count=zeros.astype(jnp.int32),
+        best=Best.none(images),
+        points=points,
+        previous=points,
+        top_points=points,
+        top_gradient=jnp.zeros_like(points),
+        top_loss=zeros - jnp.inf,
+        last_loss=zeros,
+        step_size=zeros,
+        rises=zeros,
+        checked_loss=zeros,
+        reduced=zeros > 0,
+        density=zeros,
+        nonzero=zeros,
+    )
+
+
+def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, state: State) -> State:
+    """Evaluates the point, keeps it if it is the best, perhaps reduces the step, and moves on."""
+    images, bounds = problem.images, options.bounds
+    project = geometry.get(options.norm).project
+    table = schedule(options.norm, options.num_steps)
+    row = jnp.minimum(state.count, len(table.opens) - 1)
+    opens, interval, judged = (jnp.asarray(column)[row] for column in (table.opens, table.interval, table.judged))
+    radius = problem.epsilon * jnp.asarray(table.radius, jnp.float32)[row]
+
+    if options.norm == "l1":
+        # A phase begins at the best point of the one before, drawn into its smaller ball.
+        restarted = project(images, state.top_points, radius, bounds)
+        again = opens & (state.count > 0)
+        points = _where(again, restarted, state.points)
+        state = state._replace(
+            points=points,
+            previous=_where(again, restarted, state.previous),
+            top_loss=jnp.where(again, -jnp.inf, state.top_loss),
+        )
+    points = state.points
+
+    loss = functools.partial(_loss(options.loss), targets=problem.targets)
+    gradient, share, value = expected_gradient_and_outcome(
+        logits_fn, key, points, problem.labels, loss=loss, num_samples=options.eot_samples
+    )
+    best = state.best.or_better(points, jnp.where(judged, share, -1.0), jnp.where(judged, value, -jnp.inf))
+    higher = value > state.top_loss
+    top_points = _where(higher, points, state.top_points)
+    top_gradient = _where(higher, gradient, state.top_gradient)
+    top_loss = jnp.where(higher, value, state.top_loss)
+    first = 1.0 if options.norm == "l1" else 2.0
+    step_size = jnp.where(opens, first * radius, state.step_size)
+    rises = state.rises + (value > state.last_loss).astype(jnp.float32)
+    due = interval > 0
+
+    if options.norm == "l1":
+        size = images[0].size
+        nonzero = jnp.sum(top_points != images, axis=tuple(range(1, images.ndim)), dtype=jnp.float32)
+        back = due & (nonzero < L1_SPARSER * state.nonzero)
+        shrunk = jnp.clip(step_size / L1_SHRINK, L1_LEAST_STEP * radius, radius)
+        step_size = jnp.where(back, radius, jnp.where(due, shrunk, step_size))
+        begins = jnp.where(state.count == 0, L1_DENSITY, nonzero / (1.5 * size))
+        density = jnp.where(opens, begins, jnp.where(due, nonzero / (1.5 * size), state.density))
+        nonzero = jnp.where(opens & (state.count == 0), float(size), nonzero)
+        nonzero = jnp.where(opens | due, nonzero, state.nonzero)
+    else:
+        stalled = ~state.reduced & (state.checked_loss >= top_loss)
+        back = due & ((rises <= RISING * interval.astype(jnp.float32)) | stalled)
+        step_size = jnp.where(back, 0.5 * step_size, step_size)
+        density, nonzero = state.density, state.nonzero
+
+    here = _where(back, top_points, points)
+    uphill = _where(back, top_gradient, gradient)
+    length = geometry.per_example(step_size, images)
+    if options.norm == "l1":
+        moved = project(images, here + length * _sparse_sign(uphill, density), radius, bounds)
+    else:
+        direction = geometry.get(options.norm).steepest(uphill, here, bounds)
+        moved = project(images, here + length * direction, radius, bounds)
+        weight = geometry.per_example(jnp.where(opens, 1.0, MOMENTUM), images)
+        moved = here + weight * (moved - here) + (1.0 - weight) * (here - state.previous)
+        moved = project(images, moved, radius, bounds)
+    return State(
+        count=state.count + 1,
+        best=best,
+        points=moved,
+        previous=here,
+        top_points=top_points,
+        top_gradient=top_gradient,
+        top_loss=top_loss,
+        last_loss=value,
+        step_size=step_size,
+        rises=jnp.where(due | opens, 0.0, rises),
+        checked_loss=jnp.where(due | opens, top_loss, state.checked_loss),
+        reduced=jnp.where(due, back, state.reduced) | opens,
+        density=density,
+        nonzero=nonzero,
+    )
+
+
+def apgd(
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    epsilon: Array | float,
+    norm: str = "linf",
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    loss: str | LossFn = "ce",
+    num_targets: int = 9,
+    bounds: geometry.Bounds = (0.0, 1.0),
+    eot_samples: int = 0,
+) -> Array:
+    r"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; in l1, 2021, arXiv 2103.01208).
+
+    .. math:: z = \Pi(x_t + \eta \cdot \mathrm{steepest}(\nabla L)), \quad
+              x_{t+1} = \Pi\bigl(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})\bigr)
+
+    The step :math:`\eta` starts at 2 epsilon and is halved at a checkpoint, the run going back to its best point, when
+    the loss rose in at most three quarters of the steps since the checkpoint before, or when neither step nor best loss
+    has changed since. In l1 steps are sparse, as sparse as the best point allows, and the radius comes down from 3
+    epsilon. Runs end early only once every example is misclassified in every draw.
+
+    Args:
+        logits_fn: images -> outputs; with `eot_samples >= 1`, (images, key) -> outputs. Outputs are logits [B, K], or
+            carry them as `.logits`, or are any pytree that a `loss` of your own accepts.
+        key: a typed key; or one per example [B], which makes an example's start independent of its batch.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        labels: integers [B].
+        epsilon: radius of the ball, a number >= 0 or one per example [B].
+        norm: "linf", "l2" or "l1".
+        num_steps: gradient steps of a run.
+        num_restarts: runs, from independent starts, of each target.
+        loss: "ce"; "dlr"; "dlr-targeted", against the `num_targets` likeliest wrong classes one after the other; or
+            (outputs, labels) -> [B]. With fewer classes than a ratio needs (3, targeted 4) the margin takes its place.
+        num_targets: for "dlr-targeted"; at most K - 1 are used.
+        bounds: box of valid pixels.
+        eot_samples: n >= 1 averages every gradient and comparison over n fresh keys; 0 for deterministic networks.
+
+    Returns:
+        Each example's best point of all runs, by (misclassified share, loss), inside ball and box.
+
+    Raises:
+        ValueError: for an unknown norm or loss, counts below 1, or epsilon or keys of the wrong shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.full(x.shape[0], 0.9)], axis=1)
+        >>> images, labels = jnp.full((1, 1, 2, 1), 0.5), jnp.array([0])
+        >>> apgd(linear, jax.random.key(0), images, labels, epsilon=0.1, num_steps=10).ravel().round(3)
+        Array([0.4, 0.4], dtype=float32)
+    """
+    for name, value, least in (
+        ("num_steps", num_steps, 1),
+        ("num_restarts", num_restarts, 1),
+        ("num_targets", num_targets, 1),
+        ("eot_samples", eot_samples, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    geometry.get(norm)
+    _loss(loss)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    if loss == "dlr-targeted":
+        logits = expected_logits_fn(logits_fn, network_key(key), num_samples=eot_samples)(images)
+        targets = likeliest_wrong(logits, labels, num_targets)
+    else:
+        targets = labels[None]
+    return solve(
+        search(norm=norm, loss=loss, num_steps=num_steps, bounds=bounds, eot_samples=eot_samples),
+        logits_fn,
+        key,
+        images,
+        labels,
+        targets=targets,
+        epsilon=epsilon,
+        num_restarts=num_restarts,
+        nearest=False,
+    ).images
+
+
+def _loss(loss: str | LossFn):
+    """(outputs, labels, targets) -> [B] of a loss's name."""
+    if callable(loss):
+        return lambda outputs, labels, targets: loss(outputs, labels)
+
+    def cross_entropy(logits: Array, labels: Array, targets: Array) -> Array:
+        return losses.cross_entropy(logits, labels)
+
+    def dlr(logits: Array, labels: Array, targets: Array) -> Array:
+        return (losses.dlr if logits.shape[-1] >= 3 else losses.margin)(logits, labels)
+
+    def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
+        return (losses.targeted_dlr if logits.shape[-1] >= 4 else losses.targeted_margin)(logits, labels, targets)
+
+    named = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": targeted_dlr}
+    if loss not in named:
+        raise ValueError(f"loss must be one of {', '.join(named)}, or a function, got {loss!r}")
+    return lambda outputs, labels, targets: named[loss](getattr(outputs, "logits", outputs), labels, targets)
+
+
+def _sparse_sign(gradient: Array, density: Array) -> Array:
+    """The signs of each gradient's strongest entries, so many of them as `density` says, with l1 norm 1."""
+    magnitude = jnp.abs(gradient).reshape(gradient.shape[0], -1)
+    size = magnitude.shape[1]
+    place = jnp.clip((1.0 - density) * size, 0, size - 1).astype(jnp.int32)
+    weakest = jnp.take_along_axis(jnp.sort(magnitude, axis=1), place[:, None], axis=1)
+    sign = jnp.sign(gradient) * (magnitude >= weakest).reshape(gradient.shape).astype(gradient.dtype)
+    count = jnp.sum(jnp.abs(sign), axis=tuple(range(1, gradient.ndim)))
+    return sign / geometry.per_example(count + 1e-10, gradient)
+
+
+def _where(rows: Array, chosen: Array, other: Array) -> Array:
+    return jnp.where(rows.reshape(rows.shape + (1,) * (chosen.ndim - 1)), chosen, other)

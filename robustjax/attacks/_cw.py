@@ -1,0 +1,138 @@
+"""The attack of Carlini and Wagner in l2: distance and misclassification weighed against each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.search import network_key
+from robustjax.attacks.eot import expected_logits_fn
+from robustjax.types import Array, Key, LogitsFn
+
+# Pixels at a wall are moved inside by this share of the box, where tanh still has a gradient.
+INSIDE = 1e-6
+LARGEST_WEIGHT = 1e10
+
+
+class Weights(NamedTuple):
+    """Binary search for the weight of misclassification, per example [B]: failed below `low`, succeeded at `high`."""
+
+    low: Array
+    high: Array
+    value: Array
+
+    def after(self, succeeded: Array) -> Weights:
+        """Halved towards what failed after a success; towards what succeeded, or tenfold, after a failure."""
+        high = jnp.where(succeeded, jnp.minimum(self.high, self.value), self.high)
+        low = jnp.where(succeeded, self.low, jnp.maximum(self.low, self.value))
+        bracketed = high < LARGEST_WEIGHT
+        return Weights(low, high, jnp.where(bracketed, 0.5 * (low + high), 10.0 * self.value))
+
+
+def cw(
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    num_steps: int = 1000,
+    num_searches: int = 9,
+    learning_rate: float = 0.01,
+    initial_weight: float = 1e-3,
+    confidence: float = 0.0,
+    bounds: geometry.Bounds = (0.0, 1.0),
+    eot_samples: int = 0,
+    targeted: bool = False,
+) -> Array:
+    r"""C&W-L2 (Carlini and Wagner 2017, arXiv 1608.04644): the nearest misclassified image that Adam finds.
+
+    .. math:: \min_w \|x' - x\|_2^2 + c \max\bigl(z_y - \max_{k \ne y} z_k, -\kappa\bigr), \quad
+              x' = \tfrac{1}{2} (\tanh w + 1)
+
+    (in the unit box). For each example the weight c is searched for, beginning at `initial_weight`: ten times more
+    until it succeeds, then by bisection.
+
+    Args:
+        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits.
+        key: a typed key, or one per example [B]; only EOT draws from it.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        labels: integers [B].
+        num_steps: of Adam, for each weight.
+        num_searches: weights tried.
+        learning_rate: of Adam, in units of w.
+        initial_weight: first c.
+        confidence: kappa, the margin by which an image must be misclassified to count.
+        bounds: box of valid pixels.
+        eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
+        targeted: labels are targets, to be reached.
+
+    Returns:
+        The nearest image that is misclassified by the margin kappa; where none was found, the image itself. There is no
+        ball: ask how far they are.
+
+    Raises:
+        ValueError: for counts below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.full(x.shape[0], 0.9)], axis=1)
+        >>> images, labels = jnp.full((1, 1, 2, 1), 0.5), jnp.array([0])
+        >>> cw(linear, jax.random.key(0), images, labels, num_steps=200).ravel().round(2)
+        Array([0.45, 0.45], dtype=float32)
+    """
+    for name, value, least in (
+        ("num_steps", num_steps, 1),
+        ("num_searches", num_searches, 1),
+        ("eot_samples", eot_samples, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    middle, half = 0.5 * (bounds[0] + bounds[1]), 0.5 * (bounds[1] - bounds[0])
+    start = jnp.arctanh((images - middle) / half * (1.0 - INSIDE))
+    optimizer = optax.adam(learning_rate)
+    sign = -1.0 if targeted else 1.0
+    key = network_key(key)
+    distance = geometry.get("l2").norm
+
+    def pixels(w: Array) -> Array:
+        return jnp.clip(half * jnp.tanh(w) + middle, *bounds)
+
+    def search(i: Array, carry: tuple[Weights, Best]) -> tuple[Weights, Best]:
+        weights, best = carry
+
+        def objective(w: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:
+            points = pixels(w)
+            logits = expected_logits_fn(logits_fn, key, num_samples=eot_samples)(points)
+            margin = sign * losses.margin(logits, labels)
+            squares = jnp.sum((points - images) ** 2, axis=tuple(range(1, images.ndim)))
+            # At a confidence of 0 the published hinge stops exactly on the boundary, where nothing is misclassified.
+            return jnp.sum(squares + weights.value * jnp.maximum(-margin, -confidence)), (margin, points)
+
+        def step(j: Array, carry: tuple) -> tuple:
+            w, state, best, succeeded = carry
+            draws = jax.random.fold_in(jax.random.fold_in(key, i), j)
+            gradient, (margin, points) = jax.grad(objective, has_aux=True)(w, draws)
+            success = (margin > 0) & (margin >= confidence)
+            best = best.or_better(
+                points,
+                jnp.where(success, 1.0, -1.0),
+                jnp.where(success, -distance(points - images), -jnp.inf),
+            )
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+                updates, state = optimizer.update(jnp.where(jnp.isfinite(gradient), gradient, 0.0), state)
+            return optax.apply_updates(w, updates), state, best, succeeded | success
+
+        nothing = weights.value < 0
+        *_, best, succeeded = jax.lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), best, nothing))
+        return weights.after(succeeded), best
+
+    zeros = jnp.zeros_like(Best.none(images).share)
+    weights = Weights(zeros, zeros + LARGEST_WEIGHT, zeros + initial_weight)
+    _, best = jax.lax.fori_loop(0, num_searches, search, (weights, Best.none(images)))
+    return best.images

@@ -1,0 +1,168 @@
+"""An attack in steps: the same code runs whole inside `jit`, or is stopped between steps by a driver.
+
+A `Search` names what is particular to an attack; `solve` runs it from start to end. Every row of a batch has a state of
+its own down to the count of its steps, so a driver may exchange rows between steps: one example leaves, the next one
+takes its place, and the batch stays full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robustjax.attacks.engine.best import Best
+from robustjax.types import Array, Key, LogitsFn
+
+
+class Problem(NamedTuple):
+    """What does not change while a batch is attacked.
+
+    Attributes:
+        keys: one typed key per example [B].
+        images: [B, ...].
+        labels: integers [B].
+        targets: integers [B], the wrong class to aim at; ignored by untargeted attacks.
+        epsilon: float32 [B].
+        restart: integers [B], how many runs at the same target there were before.
+    """
+
+    keys: Key
+    images: Array
+    labels: Array
+    targets: Array
+    epsilon: Array
+    restart: Array
+
+
+class Search(NamedTuple):
+    """An attack, by functions of a module and options that compare by value: the same options compile once.
+
+    Attributes:
+        start: `(options, problem) -> state`, without calling the network. A state is a NamedTuple of arrays [B, ...]
+            with `count`, the steps taken, and `best`, a `Best`; an example is broken where `best.share` is 1.
+        step: `(options, logits_fn, key, problem, state) -> state`. Steps beyond the last change no `best`.
+        num_steps: calls of `step` that make the attack.
+        options: a hashable value.
+        settles: whether steps change nothing more of a broken example.
+    """
+
+    start: Callable[[Any, Problem], Any]
+    step: Callable[[Any, LogitsFn, Key, Problem, Any], Any]
+    num_steps: int
+    options: Any
+    settles: bool = False
+
+
+def problem(
+    key: Key, images: Array, labels: Array, targets: Array, epsilon: Array | float, restart: Array | int = 0
+) -> Problem:
+    """A problem from what attacks are given: key, epsilon and restart are one for all, or one per example.
+
+    Raises:
+        ValueError: where epsilon or keys are not one for each of the examples.
+    """
+    first = images[(slice(None),) + (0,) * (images.ndim - 1)]
+    epsilon = jnp.asarray(epsilon, images.dtype)
+    if epsilon.ndim and epsilon.shape != first.shape:
+        raise ValueError(f"epsilon: expected a number or one for each of {first.size} examples, got {epsilon.shape}")
+    # Adding zeros of the images' own keeps the axes that they vary over under shard_map.
+    zeros = jnp.zeros_like(first)
+    return Problem(
+        example_keys(key, images),
+        images,
+        labels,
+        targets,
+        zeros + epsilon,
+        zeros.astype(jnp.int32) + jnp.asarray(restart, jnp.int32),
+    )
+
+
+def example_keys(key: Key, images: Array) -> Key:
+    """One key per example: the given ones, or the given one folded with the place in the batch."""
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
+    if key.shape != images.shape[:1]:
+        raise ValueError(f"key: expected one or one for each of {images.shape[0]} examples, got {key.shape}")
+    return key
+
+
+def network_key(key: Key) -> Key:
+    """The one key for a network's own randomness, which is drawn for a batch as a whole."""
+    return jax.random.fold_in(key if key.ndim == 0 else key[0], 0x6E6574)
+
+
+def advance(search: Search, logits_fn: LogitsFn, key: Key, problem: Problem, state: Any, num_steps: int | Array) -> Any:
+    """The state after so many further steps."""
+
+    def unfinished(carry: tuple[Array, Any]) -> Array:
+        i, state = carry
+        return (i < num_steps) & ~(search.settles & jnp.all(state.best.share >= 1.0))
+
+    def step(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        i, state = carry
+        return i + 1, search.step(search.options, logits_fn, jax.random.fold_in(key, i), problem, state)
+
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+
+
+def solve(
+    search: Search,
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    targets: Array,
+    epsilon: Array | float,
+    num_restarts: int,
+    nearest: bool,
+) -> Best:
+    """The best of all runs: every target [R, B] after the other, each `num_restarts` times from an own start.
+
+    Args:
+        search: the attack.
+        logits_fn, key, images, labels, epsilon: as in any attack; `key` may be one per example.
+        targets: integers [R, B], compiled as one loop.
+        num_restarts: runs of each target.
+        nearest: make all runs, for the highest loss; else only until every example is broken.
+    """
+    keys = example_keys(key, images)
+    key_network = network_key(key)
+    num_runs = targets.shape[0] * num_restarts
+
+    def unfinished(carry: tuple[Array, Best]) -> Array:
+        i, best = carry
+        return (i < num_runs) & (nearest | ~jnp.all(best.share >= 1.0))
+
+    def run(carry: tuple[Array, Best]) -> tuple[Array, Best]:
+        i, best = carry
+        posed = problem(run_keys(keys, i), images, labels, targets[i // num_restarts], epsilon, i % num_restarts)
+        state = search.start(search.options, posed)
+        state = advance(search, logits_fn, jax.random.fold_in(key_network, i), posed, state, search.num_steps)
+        points, share, loss = state.best
+        # What broke an example stands, so that it does not depend on how long the rest of its batch holds out.
+        standing = (best.share >= 1.0) & (not nearest)
+        return i + 1, best.or_better(points, jnp.where(standing, -1.0, share), loss)
+
+    return jax.lax.while_loop(unfinished, run, (jnp.int32(0), Best.none(images)))[1]
+
+
+def run_keys(keys: Key, run: Array) -> Key:
+    """The keys of a run: of examples [B], for a run's number or one per example."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(run, keys.shape))
+
+
+def likeliest_wrong(logits: Array, labels: Array, count: int) -> Array:
+    """The `count` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> likeliest_wrong(jnp.array([[3.0, 1.0, 2.0, 0.0]]), jnp.array([0]), 2).ravel()
+        Array([2, 1], dtype=int32)
+    """
+    is_label = jnp.arange(logits.shape[-1])[None, :] == labels[:, None]
+    others = jnp.where(is_label, -jnp.inf, logits.astype(jnp.float32))
+    return jax.lax.top_k(others, min(count, logits.shape[-1] - 1))[1].T

@@ -1,0 +1,101 @@
+"""The attacks of an evaluation as data: what runs, what it costs, and what may change without compiling it again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from robustjax import attacks
+from robustjax.attacks import losses
+from robustjax.attacks._autoattack import most_passes
+from robustjax.types import LossFn
+
+# The loss of C&W as the evaluated papers run it.
+CW_MARGIN = partial(losses.margin, confidence=50.0)
+# Where and with what a driver runs, none of it a setting of the attack.
+GIVEN_TO_DRIVERS = ("batch_size", "sharding", "progress")
+
+
+class Protocol(NamedTuple):
+    """An attack of an evaluation.
+
+    Attributes:
+        attack: `(logits_fn, key, images, labels, **options) -> images`, compiled by the runner; None: clean accuracy.
+        options: numbers that are arguments of the compiled program: attacks that differ in them alone compile once.
+            Where `epsilon` is among them, it is also the ball that images are checked against.
+        num_steps, num_restarts: of the attack; of the longest part of an ensemble.
+        passes: forward passes that it costs for each example, at most, a gradient counting as two further ones.
+        whole: whether it is a driver like `attacks.autoattack`, which compiles by itself, takes many images at once,
+            and further `batch_size`, `sharding` and `progress`.
+    """
+
+    attack: Callable[..., Any] | None
+    options: Mapping[str, float] = MappingProxyType({})
+    num_steps: int = 0
+    num_restarts: int = 0
+    passes: float = 0
+    whole: bool = False
+
+
+CLEAN = Protocol(None)
+
+
+class Threat(NamedTuple):
+    """What an evaluation defends against, and with what a network has to do it.
+
+    Attributes:
+        norm, epsilon: the ball.
+        num_classes: K.
+        eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
+    """
+
+    norm: str
+    epsilon: float
+    num_classes: int
+    eot_samples: int = 0
+
+
+def fgsm(threat: Threat) -> Protocol:
+    """One step of length epsilon, from the image itself."""
+    return _of_gradients(attacks.fgsm, threat, num_steps=1, settings={}, options={"epsilon": threat.epsilon})
+
+
+def pgd(threat: Threat, *, num_steps: int, loss: LossFn = losses.cross_entropy) -> Protocol:
+    """Steps of epsilon / 10 from the image itself, as the evaluated papers share them; C&W is PGD on the margin."""
+    return _of_gradients(
+        attacks.pgd,
+        threat,
+        num_steps=num_steps,
+        settings={"loss": loss, "random_start": False},
+        options={"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
+    )
+
+
+def _of_gradients(
+    attack: Callable[..., Any], threat: Threat, *, num_steps: int, settings: dict[str, Any], options: dict[str, float]
+) -> Protocol:
+    bound = _bound(attack, norm=threat.norm, eot_samples=threat.eot_samples, **settings)
+    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(threat.eot_samples, 1))
+
+
+def autoattack(threat: Threat) -> Protocol:
+    """AutoAttack `standard`; `rand` for a stochastic network."""
+    stochastic = threat.eot_samples > 0
+    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": threat.eot_samples}
+    return Protocol(
+        _bound(attacks.autoattack, **settings),
+        {"epsilon": threat.epsilon},
+        num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
+        num_restarts=1,
+        passes=most_passes(num_classes=threat.num_classes, **settings),
+        whole=True,
+    )
+
+
+@functools.cache
+def _bound(attack: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
+    return partial(attack, **settings)

@@ -1,0 +1,185 @@
+"""What an evaluation writes down: the figure, per-example flags, and everything needed to doubt or repeat it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from robustjax.evaluation.protocol.protocols import GIVEN_TO_DRIVERS, Protocol
+from robustjax.evaluation.protocol.runner import Outcome
+from robustjax.runtime import files
+from robustjax.statistics import wilson_interval
+from robustjax.version import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
+    """What follows from how often a network was right: accuracy, interval, and a flag for each example.
+
+    The network of `num_draws` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which it
+    is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
+    variance of a share is at most that of a coin with the same mean, hence it holds with 95 % at least. Beside it stand
+    the accuracies of the majority vote (`robust`: right in more than half of the draws) and of the worst draw.
+
+    Args:
+        right: int [N], in how many draws.
+        num_draws: of each example.
+
+    Example:
+        >>> values = figures(np.array([10, 6, 0, 0]), 10)
+        >>> values["accuracy"], values["majority_vote"], values["worst_of_draws"], values["robust"]
+        (0.4, 0.5, 0.25, [True, True, False, False])
+    """
+    total = len(right)
+    robust, accuracy = 2 * right > num_draws, float(right.sum() / (num_draws * total))
+    of_draws = {
+        "num_draws": num_draws,
+        "majority_vote": float(robust.mean()),
+        "majority_vote_interval_95": wilson_interval(int(robust.sum()), total),
+        "worst_of_draws": float((right == num_draws).mean()),
+        "worst_of_draws_interval_95": wilson_interval(int((right == num_draws).sum()), total),
+        "right_draws": right.tolist(),
+    }
+    return {
+        "num_examples": total,
+        "accuracy": accuracy,
+        "interval_95": wilson_interval(accuracy * total, total),
+        "interval_method": "Wilson, over examples",
+        **(of_draws if num_draws > 1 else {}),
+        "robust": robust.tolist(),
+    }
+
+
+def record(
+    attack: str, protocol: Protocol, outcome: Outcome, *, norm: str, epsilon: float, conditions: dict[str, Any]
+) -> dict[str, Any]:
+    """One attack's outcome as plain data.
+
+    Args:
+        attack: its name.
+        protocol, outcome: what ran, and what came of it.
+        norm, epsilon: the threat.
+        conditions: what all records of an evaluation share (`conditions`, and what the caller adds).
+    """
+    by_attack = {name: float(flags.mean()) for name, flags in outcome.by_attack.items()}
+    return {
+        "attack": attack,
+        "norm": norm,
+        "epsilon": epsilon,
+        "num_steps": protocol.num_steps,
+        "num_restarts": protocol.num_restarts,
+        "settings": resolved(protocol),
+        "seconds": round(outcome.seconds, 3),
+        **conditions,
+        **({"by_attack": by_attack} if by_attack else {}),
+        **figures(outcome.right, outcome.num_draws),
+    }
+
+
+def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record of an adversary who picks the best attack for each example: robust where it is against every one.
+
+    Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
+    """
+    num_draws = records[0].get("num_draws", 1)
+    right = np.min([record["right_draws" if num_draws > 1 else "robust"] for record in records], axis=0).astype(int)
+    shared = {name: value for name, value in records[0].items() if name not in ("settings", "by_attack")}
+    return {
+        **shared,
+        "attack": "worst_case",
+        "attacks": [record["attack"] for record in records],
+        "num_steps": max(record["num_steps"] for record in records),
+        "num_restarts": max(record["num_restarts"] for record in records),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        **figures(right, num_draws),
+    }
+
+
+def resolved(protocol: Protocol) -> dict[str, Any]:
+    """Every setting of a protocol by name, defaults included, as JSON can hold it.
+
+    Example:
+        >>> def attack(logits_fn, key, images, labels, *, epsilon, num_steps=10, loss=abs): ...
+        >>> resolved(Protocol(attack, {"epsilon": 0.5}))
+        {'attack': 'attack', 'num_steps': 10, 'loss': 'abs', 'epsilon': 0.5}
+    """
+    return {} if protocol.attack is None else _resolved(protocol.attack, "attack", dict(protocol.options))
+
+
+def _resolved(function: Callable[..., Any], kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(function, functools.partial):
+        return _resolved(function.func, kind, {**function.keywords, **given})
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    settings = {name: value for name, value in {**defaults, **given}.items() if name not in GIVEN_TO_DRIVERS}
+    return {kind: function.__name__, **{name: _plain(value) for name, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        return _resolved(value, "function", {})
+    return value.__name__ if callable(value) else value
+
+
+def conditions() -> dict[str, Any]:
+    """Source, versions and hardware of this process."""
+    return {
+        "commit": _commit(),
+        "source": source_digest(),
+        "versions": {
+            "robustjax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "hardware": {
+            "platform": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+            "num_devices": jax.device_count(),
+            "host": platform.machine(),
+            "host_cpus": os.cpu_count(),
+        },
+    }
+
+
+def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
+    """A record to `folder/<name>.json`, whole or not at all."""
+    files.write(Path(folder) / f"{name}.json", json.dumps(record) + "\n")
+
+
+@functools.cache
+def source_digest() -> str:
+    """A checksum of this package's source: results of other code are other results, whatever its version says."""
+    sha = hashlib.sha256()
+    root = Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")):
+        sha.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, marked where files differ from it; None if installed."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # installed into somebody else's repository
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,111 @@
+"""Accuracy against epsilon and against steps: whether more of either keeps helping an attack, as it should.
+
+All points of an attack are one compiled program: epsilon, step size and number of steps are its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol.protocols import Protocol
+from robustjax.evaluation.protocol.runner import Outcome
+from robustjax.types import InputError
+
+KINDS = ("epsilon", "steps")
+MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+
+
+class Point(NamedTuple):
+    """A protocol at one place of a sweep.
+
+    Attributes:
+        attack: its name.
+        at: epsilon, or the number of steps.
+        protocol: with that epsilon or number of steps.
+    """
+
+    attack: str
+    at: float
+    protocol: Protocol
+
+
+def points(
+    kind: str, protocols: Mapping[str, Protocol], *, epsilon: float, norm: str, image_shape: Sequence[int]
+) -> list[Point]:
+    """The points of a sweep, attack by attack.
+
+    "epsilon": multiples of the run's, and the radius at which every image can be turned into the same grey one, where
+    no network can know more than chance; steps grow with epsilon. "steps": of the length that the attack has anyway.
+
+    Args:
+        kind: "epsilon" or "steps".
+        protocols: by the attacks' names.
+        epsilon, norm: of the run.
+        image_shape: (H, W, C).
+
+    Raises:
+        InputError: an attack has no epsilon, or not a number of steps to be set.
+
+    Example:
+        >>> swept = points("epsilon", {"fgsm": Protocol(abs, {"epsilon": 0.1})}, epsilon=0.1, norm="linf",
+        ...                image_shape=(8, 8, 1))
+        >>> [round(point.at, 6) for point in swept]
+        [0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.5]
+    """
+    option = {"epsilon": "epsilon", "steps": "num_steps"}[kind]
+    without = [name for name, protocol in protocols.items() if option not in protocol.options]
+    if without:
+        raise InputError(f"--sweep={kind}: {', '.join(without)} has no {option} to sweep; leave it out of --attacks")
+    if kind == "steps":
+        return [Point(name, count, _steps(base, count)) for name, base in protocols.items() for count in STEPS]
+    radii = sorted({epsilon * multiple for multiple in MULTIPLES} | {grey_radius(norm, image_shape)})
+    return [Point(name, at, _scaled(base, at, at / epsilon)) for name, base in protocols.items() for at in radii]
+
+
+def grey_radius(norm: str, image_shape: Sequence[int]) -> float:
+    """The epsilon within which every image in [0, 1] has the grey image 0.5.
+
+    Example:
+        >>> grey_radius("l2", (4, 4, 1))
+        2.0
+    """
+    size = math.prod(image_shape)
+    return {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size}[norm]
+
+
+def summary(
+    kind: str, swept: Sequence[Point], outcomes: Sequence[Outcome], *, num_classes: int, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A sweep as plain data: for each point accuracy, interval and number of examples, beside what all share."""
+    rows = []
+    for point, outcome in zip(swept, outcomes, strict=True):
+        figures = records.figures(outcome.right, outcome.num_draws)
+        rows.append(
+            {
+                "attack": point.attack,
+                "epsilon": point.protocol.options["epsilon"],
+                "num_steps": point.protocol.num_steps,
+                **{name: value for name, value in figures.items() if name not in ("robust", "right_draws")},
+                "seconds": round(outcome.seconds, 3),
+                "settings": records.resolved(point.protocol),
+            }
+        )
+    return {"sweep": kind, "chance": 1 / num_classes, **conditions, "points": rows}
+
+
+def _scaled(base: Protocol, epsilon: float, factor: float) -> Protocol:
+    """A protocol at another epsilon, its steps as much longer or shorter."""
+    lengths = {"epsilon": epsilon}
+    if "step_size" in base.options:
+        lengths["step_size"] = base.options["step_size"] * factor if factor != 1.0 else base.options["step_size"]
+    return base._replace(options={**base.options, **lengths})
+
+
+def _steps(base: Protocol, count: int) -> Protocol:
+    return base._replace(
+        options={**base.options, "num_steps": count}, num_steps=count, passes=base.passes * count / base.num_steps
+    )

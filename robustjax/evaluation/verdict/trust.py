@@ -1,0 +1,164 @@
+"""One report of a verdict, as data, Markdown and table: what was measured, whether to trust it, and what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from robustjax.evaluation.verdict._judge import Verdict
+from robustjax.statistics import wilson_interval
+
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "na": "dim"}
+CAVEAT = (
+    "The list of flags is neither necessary nor sufficient (Carlini et al. 2019): a network without one is not proven "
+    "robust, only the known mistakes were not seen."
+)
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in one sentence."""
+    robust, n = int(verdict.robust.sum()), len(verdict.robust)
+    low, high = wilson_interval(robust, n)
+    threat = f"{verdict.threat['norm']} epsilon {verdict.threat['epsilon']:.4g}"
+    figure = (
+        f"{verdict.worst_case:.2%} of {n:,} examples (95 % interval {low:.2%} to {high:.2%}) withstand everything that "
+        f"was tried within {threat}"
+    )
+    fired = {
+        status: [name for name, flag in verdict.flags.items() if flag.status == status] for status in ("fail", "warn")
+    }
+    if fired["fail"]:
+        return f"Do not trust this figure: {figure}, but attacks failed on the way ({', '.join(fired['fail'])})."
+    if fired["warn"]:
+        return f"Take this figure with care: {figure}, with warnings ({', '.join(fired['warn'])})."
+    return f"{figure}, and no red flag was raised."
+
+
+def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """A verdict as plain data.
+
+    Args:
+        verdict: of `judge`.
+        protocol: records of the evaluation that the paper describes, as `records.record` returns them.
+    """
+    robust, n = int(verdict.robust.sum()), len(verdict.robust)
+    return {
+        "verdict": sentence(verdict),
+        "num_examples": n,
+        **verdict.threat,
+        "clean": verdict.clean,
+        "autoattack": verdict.autoattack,
+        "worst_case": verdict.worst_case,
+        "interval_95": wilson_interval(robust, n),
+        "protocol": {record["attack"]: record["accuracy"] for record in protocol},
+        "acceptance": {name: value._asdict() for name, value in verdict.acceptance.items()},
+        "flags": {name: {"name": name, **flag._asdict()} for name, flag in verdict.flags.items()},
+        "attacks": {
+            name: {
+                "broken": int(broken.sum()),
+                "won": verdict.won_by.count(name),
+                "seconds": round(verdict.seconds_by_attack.get(name, 0.0), 3),
+            }
+            for name, broken in verdict.broken.items()
+        },
+        "seconds": {part: round(seconds, 3) for part, seconds in verdict.seconds.items()},
+        "caveat": CAVEAT,
+        "robust": verdict.robust.tolist(),
+        "won_by": verdict.won_by,
+    }
+
+
+def markdown(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> str:
+    """A verdict as a Markdown page; arguments as `to_json`."""
+    parts = [f"# Verdict\n\n{sentence(verdict)}\n\n{CAVEAT}\n"]
+    for title, headings, rows in _tables(verdict, protocol):
+        lines = [f"## {title}\n", _line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
+    """A verdict for the terminal, to be printed by a `rich.console.Console`; arguments as `to_json`."""
+    tables = []
+    for title, headings, rows in _tables(verdict, protocol):
+        shown = Table(title=title, title_justify="left")
+        for heading in headings:
+            shown.add_column(heading, justify="right" if heading in ("accuracy", "value", "seconds", "n") else "left")
+        for row in rows:
+            status = next((cell for cell in row if cell in STYLES), None)
+            shown.add_row(*map(escape, row), style=STYLES.get(status))
+        tables.append(shown)
+    return Group(*tables, sentence(verdict), CAVEAT)
+
+
+def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
+    """`folder/trust.json` and `trust.md`, each whole or not at all; returns the path of the first.
+
+    Args:
+        folder: of the records of an evaluation.
+        verdict, protocol: as `to_json`.
+        **conditions: what else the report says of itself, such as `**records.conditions()`; plain data.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
+        "trust.md": markdown(verdict, protocol=protocol),
+    }
+    for name, text in texts.items():
+        part = folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)
+    return folder / "trust.json"
+
+
+def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, headings, rows of text) of each part."""
+    extra = verdict.seconds["red flags"] + verdict.seconds["adaptive"]
+    figures = [[record["attack"], f"{record['accuracy']:.2%}", f"{record['seconds']:.1f}"] for record in protocol]
+    figures += [
+        ["clean", f"{verdict.clean:.2%}", f"{verdict.seconds['clean']:.1f}"],
+        [_ensemble(verdict), f"{verdict.autoattack:.2%}", f"{verdict.seconds['autoattack']:.1f}"],
+        ["worst case, adaptive attacks and checks included", f"{verdict.worst_case:.2%}", f"{extra:.1f}"],
+    ]
+    parts = [("Accuracy", ["under", "accuracy", "seconds"], figures)]
+    if verdict.acceptance:
+        rows = [
+            [
+                name.replace("_", " "), f"{part.expected:.2%}",
+                f"{part.interval_95[0]:.2%} to {part.interval_95[1]:.2%}", f"{part.majority:.2%}", f"{part.worst:.2%}",
+                str(part.num_draws),
+            ]
+            for name, part in verdict.acceptance.items()
+        ]  # fmt: skip
+        headings = ["on fresh draws", "expected", "95 % interval", "majority vote", "every draw", "draws"]
+        parts.append(("Accuracy over the network's own draws", headings, rows))
+    attacks = [
+        [name, str(int(broken.sum())), str(verdict.won_by.count(name)),
+         f"{verdict.seconds_by_attack[name]:.1f}" if name in verdict.seconds_by_attack else ""]
+        for name, broken in verdict.broken.items()
+    ]  # fmt: skip
+    parts.append(("Attacks", ["attack", "examples broken", "of these first", "seconds"], attacks))
+    flags = [
+        [name, flag.status, "" if flag.value is None else f"{flag.value:.4g}",
+         "" if flag.threshold is None else f"{flag.threshold:.4g}", str(flag.n), flag.explanation]
+        for name, flag in verdict.flags.items()
+    ]  # fmt: skip
+    parts.append(("Red flags", ["flag", "status", "value", "threshold", "n", "explanation"], flags))
+    costs = [[part, f"{seconds:.1f}"] for part, seconds in verdict.seconds.items()]
+    parts.append(("Cost", ["part", "seconds"], costs))
+    return parts
+
+
+def _ensemble(verdict: Verdict) -> str:
+    return "AutoAttack" if verdict.threat["budget"] == "full" else "AutoAttack's APGD and Square, shortened"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

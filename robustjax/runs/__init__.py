@@ -1,0 +1,1 @@
+"""A run on disk: its config, its checkpoints, and who may write to it."""

@@ -1,0 +1,1 @@
+"""What a process needs: other hosts, devices, durable files, progress, signals, compiled programs and memory."""

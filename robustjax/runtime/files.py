@@ -1,0 +1,79 @@
+"""Writing so that a crash, a full disk or another process cannot spoil what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from robustjax.types import InputError
+
+
+class WriteError(OSError):
+    """Something could not be written; what was written before is intact. The message is one line."""
+
+
+def write(path: str | Path, content: str | bytes) -> None:
+    """Writes a file durably: it is there whole or not at all, whatever happens; missing folders are made.
+
+    When this returns, neither a kill nor a power failure takes the file away.
+
+    Raises:
+        WriteError: the disk takes no more, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "deep" / "record.json"
+        >>> write(path, "{}")
+        >>> path.read_text()
+        '{}'
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        # The name reaches the disk only with its folder.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns whatever a failing write raises into a `WriteError` that names what was to be written.
+
+    Example:
+        >>> with writing("metrics.jsonl"):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        robustjax.runtime.files.WriteError: metrics.jsonl cannot be written: No space left on device
+    """
+    try:
+        yield
+    except (WriteError, InputError, jax.errors.JaxRuntimeError):
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # as which storage libraries pass on what the system says
+        raise WriteError(f"{what} cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, without a library's wrapping where that can be told."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return text[:200] or type(error).__name__

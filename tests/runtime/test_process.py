@@ -1,0 +1,35 @@
+"""Memory that a program freed comes again without a page fault."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS_OF_A_LATER_RUN = """
+import resource, sys
+import jax, jax.numpy as jnp
+from robustjax.runtime import process
+if sys.argv[1] == "kept":
+    process.keep_memory()
+@jax.jit
+def program(size):  # with a temporary of 64 MiB
+    values = jax.lax.fori_loop(0, 2, lambda i, x: x[::-1] + i, jnp.zeros(2**24) + size)
+    return values[::2**20].sum()
+def faults():
+    program(1.0).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = [faults() for _ in range(8)]  # until the heap has its size
+print(min(after - before for before, after in zip(counts, counts[1:])))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_a_program_that_runs_again_touches_no_new_page():
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS_OF_A_LATER_RUN, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    given_back, kept = faults("given back"), faults("kept")
+    assert given_back > 10_000  # a fault for each page of 4 KiB, or the program does not show what it should
+    assert kept < given_back / 100
