@@ -10,12 +10,11 @@ import difflib
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from robustjax import build, models
+from robustjax import defenses, models, registry
 from robustjax.types import InputError
 
 
@@ -166,27 +165,39 @@ def speedrun() -> ConfigDict:
     return config
 
 
-def read(workdir: str | Path) -> ConfigDict:
-    """The config that a run was started with.
+def from_plain(stored: Any, *, source: object) -> ConfigDict:
+    """A config from what JSON holds of it.
+
+    Args:
+        stored: nested dicts, as :func:`plain` returns them.
+        source: where they come from, for the message.
 
     Raises:
-        InputError: workdir holds no run, or its config.json is damaged or of another version.
+        InputError: one line that lists every problem.
     """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise InputError(
-            f"{workdir} is not the folder of a run: it has no config.json; give --workdir of a training run"
-        )
     config = base()
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     problems = list(_fill(config, stored))
     if problems:
-        raise InputError(f"{path} is not a config of this version: {'; '.join(problems)}")
+        raise InputError(f"{source} is not a config of this version: {'; '.join(problems)}")
     validate(config)
     return config
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
+    return json.loads(config.to_json_best_effort())
+
+
+def defense_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of a config's defense that are set.
+
+    Raises:
+        InputError: options are set, and no defense.
+    """
+    options = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
+    if options and config.defense.name is None:
+        raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
+    return options
 
 
 def validate(config: ConfigDict) -> None:
@@ -215,16 +226,16 @@ def validate(config: ConfigDict) -> None:
 def _problems(config: ConfigDict) -> Iterator[str]:
     choices = {
         "data.pipeline": ("memory", "stream"),
-        "model.name": models.NAMES,
+        "model.name": registry.MODELS,
         "model.dtype": ("float32", "bfloat16"),
-        "defense.name": build.DEFENSES,
-        "attack.name": build.TRAINING_ATTACKS,
+        "defense.name": registry.DEFENSES,
+        "attack.name": registry.TRAINING_ATTACKS,
         "attack.norm": ("linf", "l2", "l1"),
-        "objective.name": build.OBJECTIVES,
+        "objective.name": registry.OBJECTIVES,
         "batch_norm.attack": ("running", "batch"),
         "batch_norm.training": ("batch", "running"),
         "batch_norm.devices": ("global", "per_device"),
-        "optimizer.schedule": build.SCHEDULES,
+        "optimizer.schedule": registry.SCHEDULES,
         "train.on_nonfinite": ("stop", "halve"),
     }
     for path, valid in choices.items():
@@ -272,9 +283,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"{path} must be in [0, 1), got {value}"
 
     yield from _threat_problems(config.attack)
-    if config.defense.name in (None, *build.DEFENSES):
+    if config.defense.name in (None, *registry.DEFENSES):
         try:
-            build.defense(config)
+            options = defense_options(config)
+            if config.defense.name is not None:
+                defenses.create(config.defense.name, **options)
         except InputError as error:
             yield str(error)
     yield from _tuple_problems(config)

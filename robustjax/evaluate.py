@@ -22,17 +22,17 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from robustjax import build, cli, data
+from robustjax import build, cli, data, defenses
 from robustjax import config as config_lib
 from robustjax.analysis import plots
 from robustjax.defenses import Defense
 from robustjax.evaluation import judge
-from robustjax.evaluation.protocol import records, runner, session, sweeps, tables
+from robustjax.evaluation.protocol import protocols, records, runner, session, sweeps, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.store import Store, open_store
 from robustjax.evaluation.verdict import adaptive, trust
 from robustjax.evaluation.verdict.trial import BUDGETS
-from robustjax.runs import network
+from robustjax.runs import config_file, network
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runtime import hosts, sharding
 from robustjax.types import InputError, LogitsFn
@@ -105,8 +105,8 @@ def main() -> int:
     judged = _judged()
     default = ["pgd20"] if SWEEP.value else ["clean", "fgsm", "pgd20", "cw", "pgd100"]
     names = default if ATTACKS.value is None else ATTACKS.value
-    protocols = build.evaluation_attacks(names, judged.threat)
-    with_adaptive = build.ADAPTIVE in names
+    chosen = protocols.by_name(names, judged.threat)
+    with_adaptive = protocols.ADAPTIVE in names
     if with_adaptive and (SWEEP.value or hosts.several() or (PREDICTION_DRAWS.value or 1) > 1):
         raise InputError(
             "--attacks=adaptive judges single draws of a network at one epsilon in one process; "
@@ -114,9 +114,9 @@ def main() -> int:
         )
     try:
         if SWEEP.value:
-            _sweep(judged, protocols)
+            _sweep(judged, chosen)
         else:
-            _evaluate(judged, protocols, with_adaptive=with_adaptive)
+            _evaluate(judged, chosen, with_adaptive=with_adaptive)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next batch")
         return 130
@@ -130,13 +130,13 @@ def _judged() -> Judged:
         InputError: no such run or checkpoint, flags that contradict each other, a defense that the network lacks.
     """
     workdir = Path(cli.WORKDIR.value)
-    config = config_lib.read(workdir)
+    config = config_file.read(workdir)
     cli.join_hosts()
     layout = sharding.layout()
     layout.check_batch_size("--batch_size", BATCH_SIZE.value)
     spelling, defense = (config.defense.name, build.defense(config))
     if DEFENSE.value:
-        spelling, defense = build.parsed_defense(DEFENSE.value)
+        spelling, defense = defenses.parse(DEFENSE.value)
     stochastic = defense is not None and defense.stochastic
     draws, eot_samples, prediction_draws = (
         _of_stochastic(flag, stochastic, default)
@@ -147,7 +147,7 @@ def _judged() -> Judged:
     module, variables, step = _network(config, dataset, defense, layout)
 
     about = records.conditions()
-    config = build.plain(config)
+    config = config_lib.plain(config)
     conditions = {
         "dataset": dataset.name,
         "split": "test",
@@ -201,23 +201,23 @@ def _network(
         raise InputError(f"--defense={DEFENSE.value}: it changes training only, there is nothing to switch on")
     shape = dataset.images.shape[1:]
     abstract, needed = (jax.eval_shape(build.initial_state(config, net, shape)) for net in (trained, module))
-    if jax.tree.structure(needed.judged) != jax.tree.structure(abstract.judged):
+    if jax.tree.structure(needed.evaluated) != jax.tree.structure(abstract.evaluated):
         raise InputError(
             f"--defense={DEFENSE.value}: the run was trained with {config.defense.name or 'no defense'}, and one of "
             "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
         )
     with Checkpoints(cli.WORKDIR.value, read_only=True) as checkpoints:
         step = checkpoints.find(CHECKPOINT.value)
-        return module, hosts.together(lambda: checkpoints.restore(step, abstract, layout)).judged, step
+        return module, hosts.together(lambda: checkpoints.restore(step, abstract, layout)).evaluated, step
 
 
 def _other_network(workdir: Path, dataset: data.Dataset, layout: sharding.Layout) -> LogitsFn:
     """The network of another run, without the draws that a stochastic defense would make."""
-    config = config_lib.read(workdir)
+    config = config_file.read(workdir)
     module = build.model(config, dataset.num_classes, dtype="float32")
     abstract = jax.eval_shape(build.initial_state(config, module, dataset.images.shape[1:]))
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        variables = checkpoints.restore(checkpoints.find("best"), abstract, layout).judged
+        variables = checkpoints.restore(checkpoints.find("best"), abstract, layout).evaluated
     return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, variables)
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from robustjax import build, cli
+from robustjax import cli, runs
 from robustjax import config as config_lib
 from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
-from robustjax.training import loop
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
@@ -34,9 +33,8 @@ def main() -> int:
     except OSError as error:  # a config file that could not be read says so when it is first looked into
         raise InputError(f"--config: {error}") from error
     cli.join_hosts()
-    experiment = hosts.together(lambda: build.experiment(CONFIG.value))
     try:
-        stopped = loop.run(experiment, cli.WORKDIR.value)
+        stopped = runs.train(CONFIG.value, cli.WORKDIR.value)
     except FloatingPointError as error:
         return cli.fail(str(error))
     except WriteError as error:

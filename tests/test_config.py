@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robustjax import build, config
+from robustjax import config
+from robustjax.runs import config_file
 from robustjax.types import InputError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -91,8 +92,8 @@ def test_a_config_survives_its_json_file(tmp_path):
     original = config.cifar10()
     original.model.mean = (0.1, 0.2, 0.3)
     original.model.std = (1.0, 2.0, 3.0)
-    (tmp_path / "config.json").write_text(json.dumps(build.plain(original)))
-    assert config.read(tmp_path).to_dict() == original.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config.plain(original)))
+    assert config_file.read(tmp_path).to_dict() == original.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
 
 
 @pytest.mark.parametrize("objective", ["standard", "at", "trades", "mart"])

@@ -94,7 +94,7 @@ def _imported(options: argparse.Namespace) -> str:
     state = jax.jit(lambda: create()._replace(variables=None))()._replace(variables=published.variables)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(build.plain(config), indent=2) + "\n")
+        (workdir / "config.json").write_text(json.dumps(config_lib.plain(config), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
     with Checkpoints(workdir) as checkpoints:

@@ -6,15 +6,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from robustjax import data
-from robustjax.runs.checkpoint import Checkpoints
-from robustjax.runs.claim import claim
 from robustjax.runtime import hosts, sharding
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.signals import stop_signals
@@ -38,7 +37,6 @@ class Experiment(NamedTuple):
         train, validation: data sets.
         module: the network.
         create_state: () -> the state before the first step.
-        warm_start: () -> variables that take the place of that state's, or None.
         step: one update.
         schedule: step -> learning rate.
         validation_attacks: name -> attack, None for clean accuracy.
@@ -49,7 +47,6 @@ class Experiment(NamedTuple):
     validation: data.Dataset
     module: Any
     create_state: Callable[[], TrainState]
-    warm_start: Callable[[], dict[str, Any]] | None
     step: step.Step
     schedule: Callable[[int], Any]
     validation_attacks: Mapping[str, Attack | None]
@@ -83,25 +80,48 @@ class NotFiniteError(FloatingPointError):
         self.rate_factor = rate_factor
 
 
-def run(experiment: Experiment, workdir: str | Path) -> Stopped:
-    """Trains until the last epoch or a signal, from the newest intact checkpoint in workdir where there is one.
+class Checkpoints(Protocol):
+    """Where a run keeps its states; :class:`robustjax.runs.checkpoint.Checkpoints` is one."""
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None: ...
+
+    def restore_newest(
+        self, abstract_state: Any, layout: sharding.Layout, *, warn: Callable[[str], None], validated: bool = False
+    ) -> tuple[TrainState, int] | None: ...
+
+    def latest(self) -> int | None: ...
+
+
+def check(experiment: Experiment) -> None:
+    """Raises InputError unless the devices can share the batches of training and validation evenly."""
+    layout, settings = sharding.layout(), experiment.config["train"]
+    layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
+    layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    checkpoints: Checkpoints,
+    *,
+    initial_variables: Callable[[], dict[str, Any]] | None = None,
+) -> Stopped:
+    """Trains until the last epoch or a signal, from the newest intact checkpoint where there is one.
+
+    Args:
+        experiment: what to train.
+        workdir: receives the metrics.
+        checkpoints: what to go on from, and where states are kept.
+        initial_variables: () -> variables that a run without a checkpoint begins with.
 
     Raises:
-        InputError: workdir belongs to a run of another config or to one that is still going on, none of its checkpoints
-            is intact, or the devices cannot share a batch.
+        InputError: none of the checkpoints is intact, or the devices cannot share a batch.
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
         WriteError: the disk is full or gone; what was saved before is intact.
     """
-    settings = experiment.config["train"]
-    layout = sharding.layout()
-    layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
-    layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
-    if experiment.warm_start is not None and not any(Path(workdir).glob("checkpoints/*")):
-        hosts.together(experiment.warm_start)  # before anything is written: it may not fit
-
+    check(experiment)
+    settings, layout = experiment.config["train"], sharding.layout()
     with (
-        claim(workdir, experiment.config),
-        Checkpoints(workdir, keep=settings["keep_checkpoints"]) as checkpoints,
         stop_signals() as stopping,
         Progress("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
     ):
@@ -125,7 +145,8 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                 layout=layout,
             ),
         )
-        state, at = _start(experiment, checkpoints, layout, display)
+        start = partial(_start, experiment, checkpoints, layout, display, initial_variables)
+        state, at = start()
         display.say(_opening(experiment, layout, at))
         while True:
             try:
@@ -139,7 +160,7 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                     tried = f"although the learning rate was halved {MOST_HALVINGS} times"
                     raise FloatingPointError(f"{error}, {tried}; {_last_good(checkpoints)}") from None
                 # A checkpoint that a signal left is passed over: a run without the signal would not have it.
-                state, at = _start(experiment, checkpoints, layout, display, validated=True)
+                state, at = start(validated=True)
                 state = state._replace(rate_factor=layout.replicate(np.float32(factor)))
                 display.say(f"warning: {error}; back to step {at}, with the learning rate times {factor:g}")
 
@@ -185,7 +206,7 @@ def _train(
             if at == _next_line(experiment, at - 1):
                 state = _log(experiment, state, at, writer, pace, programs.layout)
             if at % experiment.steps_per_epoch == 0 and _validation_due(experiment, at):
-                figures = programs.validate(state.judged, jax.random.fold_in(state.key, at))
+                figures = programs.validate(state.evaluated, jax.random.fold_in(state.key, at))
                 accuracies = "".join(
                     f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
                 )
@@ -229,6 +250,7 @@ def _start(
     checkpoints: Checkpoints,
     layout: sharding.Layout,
     display: Progress,
+    initial_variables: Callable[[], dict[str, Any]] | None,
     *,
     validated: bool = False,
 ) -> tuple[TrainState, int]:
@@ -238,8 +260,8 @@ def _start(
     if found is not None:
         return found
     state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
-    if experiment.warm_start is not None:
-        variables = jax.device_get(experiment.warm_start())
+    if initial_variables is not None:
+        variables = jax.device_get(initial_variables())
         average = None if state.average is None else layout.replicate(jax.tree.map(np.array, variables))
         state = state._replace(variables=layout.replicate(variables), average=average)
     return state, 0
@@ -321,4 +343,5 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
 
 
 def _beginning(experiment: Experiment) -> str:
-    return f"from the weights of {experiment.config['init_from']}" if experiment.warm_start else "from the start"
+    source = experiment.config["init_from"]
+    return f"from the weights of {source}" if source else "from the start"

@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from bad_input.refusals import one_line
-from robustjax import build, config, models, train
+from robustjax import config, models, train
+from robustjax.runs import config_file
 from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input
@@ -152,7 +153,7 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
 
 def stored(change):
     """A config.json in which `change` was made."""
-    content = build.plain(config.base())
+    content = config.plain(config.base())
     change(content)
     return json.dumps(content)
 
@@ -196,17 +197,17 @@ ENTRIES = list(wrong_entries())
 def test_a_config_of_a_run_that_was_tampered_with(tmp_path, text, cause):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError) as caught:
-        config.read(tmp_path)
+        config_file.read(tmp_path)
     one_line(str(caught.value), cause)
 
 
 def test_a_config_of_a_run_that_is_no_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"config\.json"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
 
 
 def test_a_config_of_a_run_that_is_a_folder(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(InputError, match=r"config\.json"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     """A run's folder: a network that was never trained."""
     workdir = tmp_path_factory.mktemp("run")
     settings = config.base()
-    (workdir / "config.json").write_text(json.dumps(build.plain(settings)))
+    (workdir / "config.json").write_text(json.dumps(config.plain(settings)))
     dataset = build.test_dataset(settings, num_examples=1)
     state = build.initial_state(settings, build.model(settings, 10), dataset.images.shape[1:])()
     with Checkpoints(workdir) as checkpoints:
@@ -89,7 +89,7 @@ RECORD = {
     "num_examples": 100,
     "epsilon": 0.1,
     "norm": "linf",
-    "config": build.plain(config.base()),
+    "config": config.plain(config.base()),
 }
 WRONG_RECORDS = [
     *((field, wrong) for field in RECORD for wrong in (None, [], {"a": 1})),

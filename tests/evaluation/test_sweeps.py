@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import build
 from robustjax.analysis import plots
 from robustjax.data import Dataset
-from robustjax.evaluation.protocol import runner, sweeps
+from robustjax.evaluation.protocol import protocols, runner, sweeps
 from robustjax.evaluation.protocol.protocols import Threat
 from robustjax.runtime import sharding
 from robustjax.types import InputError
@@ -20,8 +19,8 @@ THREAT = Threat("linf", 0.1, num_classes=2)
 
 
 def points(kind, *names):
-    protocols = build.evaluation_attacks(list(names), THREAT)
-    return sweeps.points(kind, protocols, epsilon=0.1, norm="linf", image_shape=(2, 2, 1))
+    chosen = protocols.by_name(list(names), THREAT)
+    return sweeps.points(kind, chosen, epsilon=0.1, norm="linf", image_shape=(2, 2, 1))
 
 
 @pytest.mark.parametrize("kind", sweeps.KINDS)
@@ -55,7 +54,7 @@ def test_epsilon_goes_from_nothing_to_where_all_images_are_grey():
     at = [point.at for point in swept if point.attack == "pgd20"]
     np.testing.assert_allclose(at, [0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.5])
     (base,) = (point.protocol for point in swept if point.attack == "pgd20" and point.at == 0.1)
-    assert base == build.evaluation_attacks(["pgd20"], THREAT)["pgd20"]  # shares what was stored of it
+    assert base == protocols.by_name(["pgd20"], THREAT)["pgd20"]  # shares what was stored of it
     for point in swept:
         options = point.protocol.options
         assert options["epsilon"] == point.at

@@ -15,6 +15,7 @@ from robustjax import build, config, data, defenses, interop, models
 from robustjax.interop.__main__ import _config, _parser, main
 from robustjax.interop.convert import read
 from robustjax.models import ResNet
+from robustjax.runs import config_file
 from robustjax.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluate_judges(wide, checkpoint, tmp_p
     told = capsys.readouterr()
     assert "wide_resnet, 10 classes, " in told.out and "defense fsr" in told.out and told.err == ""
     assert "threat: linf epsilon 0.1 on digits" in told.out
-    read = config.read(workdir)
+    read = config_file.read(workdir)
     assert (read.model.name, read.model.depth, read.model.width) == ("wide_resnet", 10, 1)
     assert (read.defense.name, read.defense.width, read.attack.epsilon) == ("fsr", 7, 0.1)
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -97,7 +98,7 @@ def test_constants_are_taken_where_the_checkpoint_holds_none(tmp_path, capsys):
     checkpoint.write_bytes(safetensors(state_dict | twin))
     assert main([str(checkpoint), *given]) == 0
     assert "left out 10 entries that it never uses" in capsys.readouterr().out
-    assert (config.read(workdir).model.mean, config.read(workdir).model.std) == ((0.5,), (0.25,))
+    assert (config_file.read(workdir).model.mean, config_file.read(workdir).model.std) == ((0.5,), (0.25,))
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp_path, capsys):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from robustjax import build, config
+from robustjax.runs._train import run
+from robustjax.runs.claim import claim
 from robustjax.training import loop, validation
 from robustjax.types import InputError
 
@@ -67,22 +69,22 @@ def experiment():
 @pytest.fixture(scope="module")
 def uninterrupted(experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    assert loop.run(experiment, workdir).complete
+    assert run(experiment, workdir).complete
     return ending(workdir)
 
 
 def test_stopped_anywhere_and_damaged_a_run_ends_the_same(experiment, uninterrupted, stop_after, tmp_path):
     stop_after(0)
-    assert loop.run(experiment, tmp_path) == (0, 12)
+    assert run(experiment, tmp_path) == (0, 12)
     stop_after(5)  # in the second epoch
-    stopped = loop.run(experiment, tmp_path)
+    stopped = run(experiment, tmp_path)
     assert 4 < stopped.step < 12 and not stopped.complete
     newest = tmp_path / "checkpoints" / str(stopped.step) / "manifest" / "metadata"
     newest.write_text(newest.read_text()[:-40])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 12, "epo')  # a line cut short by a crash
     stop_after(10**6)
-    assert loop.run(experiment, tmp_path).complete
+    assert run(experiment, tmp_path).complete
     assert ending(tmp_path) == uninterrupted
     assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == [str(stopped.step)]
 
@@ -101,7 +103,7 @@ def failing(experiment, *, above):
 
 def test_a_run_goes_back_from_what_is_not_finite_at_half_the_learning_rate(stop_after, tmp_path, capsys):
     experiment = failing(make_experiment(on_nonfinite="halve"), above=0.3)
-    assert loop.run(experiment, tmp_path / "whole").complete
+    assert run(experiment, tmp_path / "whole").complete
     text = capsys.readouterr().out
     assert text.count("warning: ") == 2 and "back to step 8, with the learning rate times 0.25" in text
     whole = ending(tmp_path / "whole")
@@ -115,10 +117,10 @@ def test_a_run_goes_back_from_what_is_not_finite_at_half_the_learning_rate(stop_
     # A signal's checkpoint between the last validation and the fault is passed over, or the ends would differ.
     for dispatches in (6, 1):
         stop_after(dispatches)
-        stopped = loop.run(experiment, tmp_path / "stopped")
+        stopped = run(experiment, tmp_path / "stopped")
     assert stopped.step == 9
     stop_after(10**6)
-    assert loop.run(experiment, tmp_path / "stopped").complete
+    assert run(experiment, tmp_path / "stopped").complete
     assert ending(tmp_path / "stopped") == whole
 
 
@@ -126,18 +128,18 @@ def test_a_run_that_halving_does_not_help_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MOST_HALVINGS", 2)
     experiment = failing(make_experiment(on_nonfinite="halve"), above=0.0)
     with pytest.raises(FloatingPointError, match=r"step 11, although .* halved 2 times; the checkpoint of step 8 is"):
-        loop.run(experiment, tmp_path)
+        run(experiment, tmp_path)
     experiment = failing(make_experiment(), above=0.0)
     with pytest.raises(FloatingPointError, match=r"is nan in the 3 steps up to step 11; the checkpoint of step 8 is"):
-        loop.run(experiment, tmp_path / "stop")
+        run(experiment, tmp_path / "stop")
 
 
 def test_a_workdir_belongs_to_one_live_run(experiment, tmp_path):
     with (
-        loop.claim(tmp_path, experiment.config),
+        claim(tmp_path, experiment.config),
         pytest.raises(InputError, match=r"is in use by a run that is still going on \(process \d+ on "),
     ):
-        loop.run(experiment, tmp_path)
-    with loop.claim(tmp_path, experiment.config):
+        run(experiment, tmp_path)
+    with claim(tmp_path, experiment.config):
         pass
     assert not (tmp_path / "metrics.jsonl").exists()

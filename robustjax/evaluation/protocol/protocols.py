@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from robustjax import attacks
 from robustjax.attacks import losses
 from robustjax.attacks._autoattack import most_passes
-from robustjax.types import LossFn
+from robustjax.types import InputError, LossFn
 
 # The loss of C&W as the evaluated papers run it.
 CW_MARGIN = partial(losses.margin, confidence=50.0)
@@ -99,3 +99,30 @@ def autoattack(threat: Threat) -> Protocol:
 def _bound(attack: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
     return partial(attack, **settings)
+
+
+PROTOCOLS = {
+    "clean": lambda threat: CLEAN,
+    "fgsm": fgsm,
+    "pgd20": partial(pgd, num_steps=20),
+    "cw": partial(pgd, num_steps=30, loss=CW_MARGIN),
+    "pgd100": partial(pgd, num_steps=100),
+    "autoattack": autoattack,
+}
+
+
+# The attack that is a whole judgement, with the network's hints.
+ADAPTIVE = "adaptive"
+
+
+def by_name(names: list[str], threat: Threat) -> dict[str, Protocol]:
+    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but `evaluation.judge`.
+
+    Raises:
+        InputError: naming every unknown attack and the known ones.
+    """
+    known = (*PROTOCOLS, ADAPTIVE)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise InputError(f"attacks must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+    return {name: PROTOCOLS[name](threat) for name in names if name != ADAPTIVE}
