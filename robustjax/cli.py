@@ -11,6 +11,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from robustjax import config
 from robustjax.runtime import hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
@@ -64,7 +65,11 @@ def join_hosts() -> None:
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
+        if "config" in flags.FLAGS:
+            config.check_overrides(arguments)
         return flags.FLAGS(arguments)
+    except InputError as error:
+        sys.exit(_refuse(str(error)))
     except flags.Error as error:
         text = str(error)
         if "Traceback (most recent call last)" in text:  # of a config file; its last line says what is wrong

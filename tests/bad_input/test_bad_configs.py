@@ -151,6 +151,12 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
     refused(train, [QUICKSTART, f"--config.{section}.{wrong}=1", f"--workdir={tmp_path / 'run'}"], wrong)
 
 
+def test_every_misspelt_key_on_the_command_line_is_listed(refused, tmp_path):
+    wrong = ["--config.foo=1", "--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"]
+    for cause in ("--config.foo", "attack.num_steps", "--config.train.num_epochs", "got 'one'"):
+        refused(train, [QUICKSTART, *wrong, f"--workdir={tmp_path / 'run'}"], cause)
+
+
 def stored(change):
     """A config.json in which `change` was made."""
     content = config.plain(config.base())
