@@ -4,9 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from robustjax import config
+from robustjax import config, models
 from robustjax.runs import config_file
 from robustjax.runs.claim import claim
 from robustjax.types import InputError
@@ -75,6 +77,16 @@ def test_each_wrong_value_is_named(path, value, message):
     with pytest.raises(InputError) as caught:
         config.validate(wrong)
     assert message in str(caught.value)
+
+
+def test_cifs_without_batch_norm_is_refused_where_it_would_not_learn():
+    made = config.digits()
+    made.defense.name = "cifs"
+    with pytest.raises(InputError, match=r"model\.name must be a network with BatchNorm .* got 'small_cnn'"):
+        config.validate(made)
+    for importance in ("sigmoid", "softplus"):
+        made.defense.importance = importance
+        config.validate(made)
 
 
 def test_n_fgsm_is_refused_outside_linf():
@@ -199,6 +211,14 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):
         config_file.read(tmp_path)
+
+
+def test_the_models_without_batch_norm_are_named():
+    for name in models.NAMES:
+        options = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+        images = jnp.zeros((1, 32, 32, 3))
+        variables = jax.eval_shape(models.create(name, **options).init, jax.random.key(0), images)
+        assert ("batch_stats" in variables) == (name not in models.WITHOUT_BATCH_NORM)
 
 
 @pytest.mark.parametrize("objective", ["standard", "at", "trades", "mart"])

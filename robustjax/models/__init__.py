@@ -48,6 +48,7 @@ MODELS = {
     "wide_resnet": _wide_resnet,
 }
 NAMES = tuple(MODELS)
+WITHOUT_BATCH_NORM = ("lenet5", "small_cnn")
 OPTIONS = ("mean", "std", "dtype")
 OWN_OPTIONS = {
     "preact_resnet18": ("final_norm",),
