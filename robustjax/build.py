@@ -94,8 +94,7 @@ def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.Scal
     """The inner maximisation of an objective, or None for one without."""
     if goal.inner is None:
         return None
-    # TRADES and MART publish a start of 0.001 N(0, 1): at the image itself, the divergence has no gradient.
-    start = "gaussian" if "natural" in goal.views else config.attack.random_start
+    start = config.attack.random_start if goal.start is None else goal.start
     return registry.TRAINING_ATTACKS[config.attack.name](config.attack, start)
 
 
