@@ -278,9 +278,10 @@ def test_data_sets_that_cannot_be_used_are_refused_with_the_reason(tmp_path, pix
 
 def test_images_of_floats_are_refused(shapes):
     path = shapes / "shapes/1.0.0/features.json"
-    changed = path.read_text().replace('"dtype": "uint8"', '"dtype": "float32"')
-    assert changed != path.read_text()
-    path.write_text(changed)
+    described = json.loads(path.read_text())
+    image = described["featuresDict"]["features"]["image"]["image"]
+    image["dtype"], image["shape"]["dimensions"] = "float32", ["6", "5", "1"]
+    path.write_text(json.dumps(described))
     with pytest.raises(InputError, match="must be image classification, with an 8-bit or 16-bit image of"):
         data.load("shapes", "train", data_dir=shapes)
 
