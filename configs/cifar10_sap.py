@@ -1,11 +1,12 @@
 """Stochastic Activation Pruning (Dhillon et al., ICLR 2018, arXiv 1803.01442): a pre-activation ResNet-20, trained
-without any defense on CIFAR-10, pruned after each of its 19 ReLUs when it is judged (SAP-100).
+without any defense on CIFAR-10, pruned after each of its 19 ReLUs when it is evaluated (SAP-100).
 
 python -m robustjax.train --config=configs/cifar10_sap.py --workdir=runs/cifar10_sap
 python -m robustjax.evaluate --workdir=runs/cifar10_sap --attacks=clean,fgsm,pgd20
 
-Known to be broken: 0 % at linf 8/255 once the gradient passes the pruning as it would the identity (Athalye et al.
-2018; Dhillon and Carlini, arXiv 2010.00071). The threat is what `evaluate` uses; training sees clean images only.
+Known not to be robust: Athalye et al. (2018, arXiv 1802.00420) leave 0 % at linf 8/255 by averaging gradients over
+draws; Dhillon and Carlini's erratum (arXiv 2010.00071) also by one gradient that passes the pruning as it would the
+identity. The threat is what `evaluate` uses; training sees clean images only.
 
 Cost: 0.25 GFLOP an image and epoch, 2.4 PFLOP in all: minutes on one GPU.
 """

@@ -88,8 +88,8 @@ class CAS(nn.Module):
     def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
         # Uniform within 1 / sqrt(C), as published: the weights are also the first factors of the channels.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        weights = self.param("kernel", uniform, (features.shape[-1], self.num_classes))
-        biases = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,))
+        weights = self.param("kernel", uniform, (features.shape[-1], self.num_classes), jnp.float32)
+        biases = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,), jnp.float32)
         suppressed, logits = suppress(
             features, weights, biases, labels, differentiate_selection=self.mode == "surrogate"
         )

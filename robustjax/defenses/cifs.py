@@ -189,8 +189,8 @@ class CIFS(nn.Module):
         widths = [features.shape[-1], *([self.hidden] if self.hidden else []), self.num_classes]
         layers = [
             (
-                self.param(f"kernel_{i}", uniform, (widths[i], widths[i + 1])),
-                self.param(f"bias_{i}", nn.initializers.zeros_init(), (widths[i + 1],)),
+                self.param(f"kernel_{i}", uniform, (widths[i], widths[i + 1]), jnp.float32),
+                self.param(f"bias_{i}", nn.initializers.zeros_init(), (widths[i + 1],), jnp.float32),
             )
             for i in range(len(widths) - 1)
         ]

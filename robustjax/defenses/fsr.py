@@ -56,7 +56,7 @@ def separate(
             raise InputError(f"fsr: temperatures must be above 0, got {value}")
     logits = scores.astype(jnp.float32)
     if key is not None:
-        logits = logits + jax.random.logistic(key, scores.shape)  # the law of a difference of two Gumbels
+        logits = logits + jax.random.logistic(key, scores.shape, jnp.float32)  # the law of a difference of two Gumbels
     mask = jax.nn.sigmoid(logits / temperature)
     if backward_temperature is not None:
         mask = straight_through(mask, jax.nn.sigmoid(logits / backward_temperature))

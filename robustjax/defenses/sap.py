@@ -60,7 +60,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
         keys = jax.random.split(key, len(maps))
         kept = jax.vmap(partial(_drawn, num_draws=num_draws))(keys, probabilities)
     else:
-        kept = jax.random.uniform(key, maps.shape) < kept_probability
+        kept = jax.random.uniform(key, maps.shape, jnp.float32) < kept_probability
     # Rounding may draw an entry of probability 0: its scale is 0, as is the entry.
     scale = jnp.where(kept & (kept_probability > 0), 1.0 / kept_probability, 0.0)
     return (activations.astype(jnp.float32) * scale.reshape(activations.shape)).astype(activations.dtype)
@@ -78,7 +78,7 @@ def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
     # Eight standard deviations: arrivals by t exceed num_draws, or fall 2 slack short of it, in 1 of 10^13 maps.
     slack = 8 * math.sqrt(num_draws)
     due = max(num_draws - slack, 0.0) * probabilities
-    first = jax.random.exponential(key_first, probabilities.shape)
+    first = jax.random.exponential(key_first, probabilities.shape, jnp.float32)
     drawn = first < due
 
     # Once entry j has come up it repeats at rate p_j, so all repeats by t are Poisson with this mean given the first
@@ -86,13 +86,13 @@ def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
     # entry not yet drawn has left to wait is again a standard exponential, and there are enough unless num_draws > n.
     mean_repeats = jnp.sum(jnp.maximum(due - first, 0.0))
     waits = jnp.where(drawn, 0.0, first - due)
-    more = jax.random.exponential(key_gaps, (max(num_draws - waits.size, 0),))
+    more = jax.random.exponential(key_gaps, (max(num_draws - waits.size, 0),), jnp.float32)
     gaps = jnp.concatenate([waits, more])
     repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size) < _first_beyond(gaps, mean_repeats)))
 
     missing = num_draws - jnp.sum(drawn) - repeats
     most = min(num_draws, math.ceil(2 * slack))
-    points = jax.random.uniform(key_missing, (most,)) * jnp.sum(probabilities)
+    points = jax.random.uniform(key_missing, (most,), jnp.float32) * jnp.sum(probabilities)
     return drawn.at[_first_beyond(probabilities, points)].max(jnp.arange(most) < missing, mode="drop")
 
 

@@ -154,10 +154,10 @@ class _Convolution(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         shape = (self.size, self.size, features.shape[-1], self.channels)
-        kernel = self.param("kernel", KERNEL, shape).astype(features.dtype)
+        kernel = self.param("kernel", KERNEL, shape, jnp.float32).astype(features.dtype)
         outputs = conv2d(features, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
             outputs = outputs + bias.astype(features.dtype)[None, None, None, :]
         return outputs
 
