@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 # Names of classes longer than this are cut in titles.
 MAX_NAME = 10
@@ -38,6 +37,8 @@ def save_examples(
         epsilon: the radius of the ball.
     """
     count = len(images)
+    from matplotlib.figure import Figure  # not at the top: it takes a second, and most evaluations draw nothing
+
     figure = Figure(figsize=(1.25 * count + 1.2, 4.9), dpi=130, layout="constrained")
     figure.suptitle(title, fontsize=10)
     delta = adversarial - images
@@ -78,6 +79,8 @@ def save_sweep(
         chance: accuracy of guessing.
         title: above everything.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), dpi=130, layout="constrained")
     axis = figure.subplots()
     for i, (name, points) in enumerate(curves.items()):
