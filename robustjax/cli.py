@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before jax is imported. Reading a compiled program back from the cache, some releases of XLA report as an error on
+# stderr that the processor lacks a "feature" which only is a preference of the compiler. What goes wrong raises anyway.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import sys
 import traceback
 from collections.abc import Callable, Sequence

@@ -98,6 +98,6 @@ class Progress(contextlib.AbstractContextManager):
             share = min(self._done / self._total, 1.0)
             parts.append(f"{self._done:,.0f} of {self._total:,.0f}" if self._counted else f"{share:.0%}")
             pace = (self._done - self._first_done) / (time.monotonic() - self._started)
-            if pace > 0:
+            if pace > 0 and self._done < self._total:
                 parts.append(f"about {duration((self._total - self._done) / pace)} to go")
         return f"{self._title}: " + "; ".join([*parts, *([self._status] if self._status else [])])
