@@ -42,8 +42,8 @@ def main() -> int:
             cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
         )
     if stopped.complete:
-        judge = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
-        ending = f"trained {stopped.num_steps:,} steps; judge it: {judge}"
+        evaluate = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        ending = f"trained {stopped.num_steps:,} steps; evaluate it: {evaluate}"
     else:
         at = f"step {stopped.step:,} of {stopped.num_steps:,}"
         ending = f"stopped and saved at {at}; the same command goes on from there"

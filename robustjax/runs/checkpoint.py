@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to judge.
+"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to evaluate.
 
 Beside the arrays lies a manifest with the checksum of each, so that damage is noticed whatever the storage makes of it.
 """

@@ -74,7 +74,7 @@ def test_killed_at_any_batch_it_goes_on_and_ends_the_same(tmp_path, capsys):
         assert len(ran) == 6 - most
         capsys.readouterr()
         same(run(folder, most=0), whole)
-        assert capsys.readouterr().out == "every batch is there already, and nothing is run again\n"
+        assert capsys.readouterr().out == "every batch is stored already, and nothing is run again\n"
 
 
 def test_more_examples_run_only_what_is_missing(tmp_path):

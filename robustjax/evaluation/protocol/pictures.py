@@ -74,7 +74,7 @@ def save_sweep(
         path: of the PNG.
         curves: attack's name -> points (strength, accuracy, lower and upper end of the interval), by rising strength.
         quantity: what the strength is.
-        marked: the strength at which the network is judged otherwise, up to which the axis is linear; or None. It is
+        marked: the strength of the run's own threat, up to which the axis is linear; or None. It is
             logarithmic from there on.
         chance: accuracy of guessing.
         title: above everything.

@@ -90,7 +90,7 @@ def record(
 
 
 def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of an adversary who picks the best attack for each example: robust where it is against every one.
+    """The record of an adversary who picks the best attack for each example: robust only where every attack fails.
 
     Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
     """

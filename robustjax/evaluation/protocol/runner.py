@@ -21,7 +21,7 @@ from robustjax.types import Array, Key, LogitsFn
 
 # How many adversarial images an outcome keeps, to be looked at.
 NUM_KEPT = 8
-# A driver such as AutoAttack refills the slots of its batch as images break, until at the end of each of its attacks
+# A driver such as AutoAttack refills the slots of its batch as attacks succeed, until at the end of each of its attacks
 # the last images leave slots empty. On a network that mostly holds, 8 batches at a time cost 12 % more forward passes
 # than 32 did, 4 cost 25 % and 2 cost 98 % more; while a kill costs the chunk that was running.
 BATCHES_PER_CHUNK = 8
@@ -151,10 +151,10 @@ class Runner:
         key_attack, _ = self._keys(key, index)
         images, labels = self._floats(rows), self.labels[rows]
 
-        def heard(name: str, done: float, robust: int) -> None:
+        def report(name: str, done: float, robust: int) -> None:
             progress(done, f"{name}: {robust} of {len(labels)} images left, accuracy {robust / len(labels):.2%}")
 
-        adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, heard)
+        adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, report)
         unit = self.verify_unit(protocol, key, index, adversarial, by_attack)
         return unit._replace(seconds=unit.seconds + seconds)
 

@@ -37,7 +37,7 @@ def attack_key(key: Key, name: str) -> Key:
 
 
 def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True) -> Iterator[Outcome]:
-    """The outcome of each task as soon as it is there; what is stored is read, the rest is run and stored.
+    """The outcome of each task as soon as it is complete; what is stored is read, the rest is run and stored.
 
     With `progress`, prints an estimate of the time before most of it is spent.
     """
@@ -51,12 +51,12 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool 
             pace = session.pace()
             left = session.missing()
             drivers = sorted({tasks[t].name for t, _ in left if tasks[t].protocol.whole})
-            most = f" (less as {' and '.join(drivers)} breaks images)" if drivers else ""
+            most = f" (less as {' and '.join(drivers)} succeeds)" if drivers else ""
             seconds = pace * sum(work[t][i] for t, i in left)
-            there = f"; {known} of {known + len(missing)} batches are there" if known else ""
+            there = f"; {known} of {known + len(missing)} batches are stored" if known else ""
             display.say(f"estimated time for what is left: {duration(seconds)}{most}, compilation apart{there}")
         elif tasks and not missing:
-            display.say("every batch is there already, and nothing is run again")
+            display.say("every batch is stored already, and nothing is run again")
         for t, task in enumerate(tasks):
             yield runner.outcome(task.protocol, [session.unit(t, i) for i in range(len(work[t]))])
 
