@@ -6,7 +6,9 @@ import os
 
 # Before jax is imported. Reading a compiled program back from the cache, some releases of XLA report as an error on
 # stderr that the processor lacks a "feature" which only is a preference of the compiler. What goes wrong raises anyway.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# "1" is what jax itself sets, so also what a process that has jax leaves to its children.
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import sys
 import traceback
