@@ -11,7 +11,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from robustjax.runtime import hosts, process
+from robustjax.runtime import compiler, hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
@@ -58,8 +58,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def join_hosts() -> None:
-    """Makes this process one of several where the flags say so; before any other use of jax."""
+    """Makes this process one of several where the flags say so, and checks the compiler; before any other use of jax.
+
+    Every command that computes calls this, once its flags are known to be right.
+    """
     hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto")
+    hosts.together(compiler.check)
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:

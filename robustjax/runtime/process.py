@@ -1,9 +1,10 @@
-"""What a process takes from the machine: a folder that outlives it, and memory that it does not give back."""
+"""Process-wide settings: the persistent compilation cache, malloc, and what a command does not print."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -20,6 +21,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustjax"
 
 
+@functools.cache
+def processor() -> str:
+    """Twelve digits for this kind of processor: its architecture, model and instructions."""
+    about = Path("/proc/cpuinfo")
+    features = (
+        [line for line in about.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
+        if about.exists()
+        else [platform.processor()]
+    )
+    return hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second start does not compile again.
 
@@ -28,14 +41,7 @@ def keep_compiled() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    processor = Path("/proc/cpuinfo")
-    features = (
-        [line for line in processor.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
-        if processor.exists()
-        else [platform.processor()]
-    )
-    kind = hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / kind))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
