@@ -137,7 +137,7 @@ def test_without_a_folder_that_can_be_written_the_programs_run(tmp_path, monkeyp
     another_process()
     compiler.check()
     assert len(runs) == 2 * len(compiler.PROGRAMS)
-    monkeypatch.setattr(compiler.process, "cache_folder", lambda: Path("~nobody/x").expanduser())  # no such home
+    monkeypatch.setattr(compiler.process, "cache_folder", lambda: Path("~no_such_user").expanduser())  # RuntimeError
     another_process()
     compiler.check()
     assert len(runs) == 3 * len(compiler.PROGRAMS)
