@@ -8,7 +8,11 @@ import functools
 import hashlib
 import os
 import platform
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -56,3 +60,28 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
             mallopt(setting, value)
+
+
+def silence_orbax() -> None:
+    """Says nothing of the other reads and writes when one fails, which Orbax leaves behind unfinished.
+
+    Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it. This concerns the
+    whole process: commands call it, the library does not.
+    """
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _Silence):
+        sys.unraisablehook = _Silence(sys.unraisablehook)
+
+
+class _Silence:
+    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended."""
+
+    def __init__(self, hook: Callable[[Any], None]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        ended = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+        if not (of_orbax or ended):
+            self._hook(unraisable)
