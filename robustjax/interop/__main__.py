@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from robustjax import build, cli, data
 from robustjax import config as config_lib
@@ -24,7 +23,7 @@ from robustjax.interop.files import read_checkpoint
 from robustjax.interop.layouts import SOURCES
 from robustjax.models import VGG16, Network, PreActResNet, ResNet
 from robustjax.runs.checkpoint import Checkpoints
-from robustjax.types import InputError
+from robustjax.types import Config, InputError
 
 OPTIONS = flags.FlagValues()
 SOURCE = flags.DEFINE_string("source", None, f"Whose layout it is: {', '.join(SOURCES)}.", flag_values=OPTIONS)
@@ -64,8 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(checkpoint: str) -> None:
-    given = (SOURCE, WORKDIR, DATASET, DATA_DIR, NORM, EPSILON)
-    print(_imported(Options(checkpoint, *(flag.value for flag in given), _numbers(MEAN), _numbers(STD))))
+    options = Options(
+        checkpoint,
+        SOURCE.value,
+        WORKDIR.value,
+        dataset=DATASET.value,
+        data_dir=DATA_DIR.value,
+        norm=NORM.value,
+        epsilon=EPSILON.value,
+        mean=_numbers(MEAN),
+        std=_numbers(STD),
+    )
+    print(_imported(options))
 
 
 def _numbers(flag: flags.FlagHolder) -> tuple[float, ...] | None:
@@ -87,7 +96,7 @@ def _imported(options: Options) -> str:
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} holds a run already; give another --workdir")
     published = read(read_checkpoint(options.checkpoint), options.source)
-    config = _config(published, options)
+    config: Config = _config(published, options)
     config_lib.validate(config)
     dataset = build.test_dataset(config, num_examples=1)
     _check_images(published, dataset, options)
@@ -114,9 +123,10 @@ def _imported(options: Options) -> str:
     )
 
 
-def _config(published: Published, options: Options) -> ConfigDict:
+def _config(published: Published, options: Options) -> Config:
     """The config of which the network is built again; what concerns training stays at its defaults."""
-    module, config = published.module, config_lib.base()
+    module = published.module
+    config: Config = config_lib.base()
     given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name) is not None}
     config.data.name, config.data.data_dir = options.dataset, options.data_dir
     config.attack.norm, config.attack.epsilon = options.norm, options.epsilon
@@ -133,7 +143,7 @@ def _model(module: Network) -> dict[str, Any]:
         InputError: no name means this network.
     """
     plain = module.clone(guards=None, mean=(0.0,), std=(1.0,))
-    same = {"num_classes": module.num_classes}
+    same: dict[str, Any] = {"num_classes": module.num_classes}
     if plain == ResNet(**same):
         return {"name": "resnet18"}
     if isinstance(plain, VGG16):

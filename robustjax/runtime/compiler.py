@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
+from jaxlib import version as jaxlib_version
 
 from robustjax.runtime import files, process
 from robustjax.types import InputError
@@ -49,10 +49,10 @@ def check() -> None:
     Example:
         >>> check()
     """
-    version = jaxlib.__version__.partition("+")[0]
+    version = jaxlib_version.__version__.partition("+")[0]
     if version in KNOWN_WRONG:
         raise InputError(f"jaxlib {version} (backend {jax.default_backend()}) {KNOWN_WRONG[version]}; {MEND}")
-    default = jax.config.jax_default_device  # of several processes each asks for its own device
+    default = jax.config.values["jax_default_device"]  # of several processes each asks for its own device
     device = default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
     which = _identity(device)
     if which in _right:
@@ -74,12 +74,12 @@ def check() -> None:
             files.write(file, which)
 
 
-def _identity(device: jax.Device) -> str:
+def _identity(device: Any) -> str:
     """All that the numbers depend on, as the text that the cache folder keeps."""
     kind = process.processor() if device.platform == "cpu" else device.device_kind
     about = {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version.__version__,
         "backend": device.platform,
         "backend_version": device.client.platform_version,
         "device": kind,
@@ -89,15 +89,15 @@ def _identity(device: jax.Device) -> str:
     return json.dumps(about, indent=2, sort_keys=True) + "\n"
 
 
-def _compare(name: str, program: Program, device: jax.Device) -> None:
+def _compare(name: str, program: Program, device: Any) -> None:
     computed, right = program()
     computed = np.asarray(computed)
     wrong = np.argwhere(~np.isclose(computed, right, rtol=1e-6, atol=0.0))
     if len(wrong):
         place = tuple(wrong[-1])
         raise InputError(
-            f"jaxlib {jaxlib.__version__} (backend {device.platform}, device {device.device_kind}) computes wrong "
-            f"numbers: {name} must be {right[place]:.10g}, got {computed[place]:.10g}; {MEND}"
+            f"jaxlib {jaxlib_version.__version__} (backend {device.platform}, device {device.device_kind}) computes "
+            f"wrong numbers: {name} must be {right[place]:.10g}, got {computed[place]:.10g}; {MEND}"
         )
 
 

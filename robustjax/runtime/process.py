@@ -42,7 +42,12 @@ def keep_compiled() -> None:
 
     Compiled programs hold machine code: each kind of processor has a folder of its own. JAX_COMPILATION_CACHE_DIR names
     another folder; empty, it switches this off.
+
+    Of every program that it reads, jaxlib says on some CPUs that it may not run there, which is not so: it takes
+    preferences of the compiler for features of the processor (jax issue 38445). JAX_LOGGING_LEVEL=ERROR shows it.
     """
+    if not jax.config.values["jax_logging_level"] or jax.config.values["jax_logging_level"] == "NOTSET":
+        jax.config.update("jax_logging_level", "CRITICAL")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))

@@ -66,7 +66,7 @@ def test_one_wrong_number_of_any_program_is_refused_in_one_line(name, change, mo
         compiler.check()
     text = str(caught.value)
     assert "\n" not in text and name in text and compiler.MEND in text
-    assert f"jaxlib {compiler.jaxlib.__version__} (backend cpu, device cpu)" in text
+    assert f"jaxlib {compiler.jaxlib_version.__version__} (backend cpu, device cpu)" in text
     computed, right = wrong()
     assert f"must be {right.flat[-1]:.10g}, got {computed.flat[-1]:.10g};" in text
     assert kept(tmp_path) == []
@@ -76,7 +76,7 @@ def test_one_wrong_number_of_any_program_is_refused_in_one_line(name, change, mo
 
 @pytest.mark.parametrize("version", ["0.10.2", "0.11.0", "0.11.1", "0.10.2+local"])
 def test_releases_known_to_be_wrong_are_refused_before_a_program_could_crash(version, monkeypatch, runs):
-    monkeypatch.setattr(compiler.jaxlib, "__version__", version)
+    monkeypatch.setattr(compiler.jaxlib_version, "__version__", version)
     with pytest.raises(InputError) as caught:
         compiler.check()
     text = str(caught.value)
@@ -103,7 +103,7 @@ def test_the_programs_run_once_for_each_compiler(monkeypatch, tmp_path, runs):
     assert runs == list(compiler.PROGRAMS)
     for kind in ("jaxlib", "flags"):
         if kind == "jaxlib":
-            monkeypatch.setattr(compiler.jaxlib, "__version__", "0.12.0")
+            monkeypatch.setattr(compiler.jaxlib_version, "__version__", "0.12.0")
         else:
             monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_fast_math=false")
         runs.clear()
@@ -169,7 +169,7 @@ def test_several_processes_at_once_and_a_command(tmp_path):
 
 def test_a_command_is_refused_in_one_line(tmp_path):
     program = (
-        "import sys, jaxlib; jaxlib.__version__ = '0.10.2'; sys.argv = ['train', '--config=configs/quickstart.py', "
+        "import sys, jax; from jaxlib import version; version.__version__ = '0.10.2'; sys.argv = ['train', '--config=configs/quickstart.py', "
         f"'--workdir={tmp_path / 'run'}']; import runpy; runpy.run_module('robustjax.train', run_name='__main__')"
     )
     done = subprocess.run(
