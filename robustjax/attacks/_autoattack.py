@@ -15,6 +15,7 @@ from robustjax.attacks._fab import search as fab_search
 from robustjax.attacks._square import search as square_search
 from robustjax.attacks.engine import lanes
 from robustjax.attacks.engine.lanes import Stage
+from robustjax.runtime import compiler
 from robustjax.runtime.progress import Progress
 from robustjax.types import Array, InputError, Key, LogitsFn
 
@@ -109,6 +110,7 @@ def autoattack(
         >>> result.robust
         array([False,  True])
     """
+    compiler.check()
     images, labels, epsilon = checked(images, labels, epsilon, norm, bounds)
     names = VERSIONS.get(version) if isinstance(version, str) else tuple(version)
     if not names or not set(names) <= set(ATTACKS):

@@ -65,7 +65,8 @@ class Progress(contextlib.AbstractContextManager):
             console=screen,
             speed_estimate_period=120,
         )
-        self._task = self._bar.add_task(self._title, total=self._total, completed=self._done, status="")
+        self._task = self._bar.add_task(self._title, total=self._total, status="")
+        self._bar.update(self._task, completed=self._done)
         self._bar.start()
         return self
 

@@ -16,6 +16,7 @@ from robustjax.evaluation.verdict.adaptive import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import BUDGETS, Trial
+from robustjax.runtime import compiler
 from robustjax.statistics import wilson_interval
 from robustjax.types import Array, InputError, Key, LogitsFn
 
@@ -126,6 +127,7 @@ def judge(
         >>> verdict.worst_case, verdict.won_by, verdict.flags["black_box_beats_white_box"].status
         (0.5, ['apgd-ce', None], 'pass')
     """
+    compiler.check()
     started = time.perf_counter()
     if budget not in BUDGETS:
         raise InputError(f"budget: expected one of {', '.join(BUDGETS)}, got {budget!r}")
