@@ -30,7 +30,8 @@ from robustjax.evaluation import judge
 from robustjax.evaluation.protocol import records, runner, session, sweeps, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.store import Store, open_store
-from robustjax.evaluation.verdict import adaptive, trust
+from robustjax.evaluation.verdict import trust
+from robustjax.evaluation.verdict.hints import Hints, hints_of
 from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.runs import network
 from robustjax.runs.checkpoint import Checkpoints
@@ -84,7 +85,7 @@ class Judged(NamedTuple):
 
     runner: runner.Runner
     logits_fn: LogitsFn
-    hints: adaptive.Hints
+    hints: Hints
     threat: Threat
     dataset: data.Dataset
     conditions: dict[str, Any]
@@ -182,10 +183,10 @@ def _judged() -> Judged:
     folder = workdir / "evaluation"
     conditions |= {**about, "config": config}
     own_folder = folder / spelling if DEFENSE.value else folder
-    logits_fn, hints = adaptive.hints_of(partial(build.guarded, module), defense, variables)
+    logits_fn, hints = hints_of(partial(build.guarded, module), defense, variables)
     if config["model"]["dtype"] == "bfloat16":  # what its users compute in, while it is judged in float32
         coarse = partial(build.guarded, module.clone(dtype="bfloat16"))
-        hints = hints._replace(bfloat16_fn=adaptive.hints_of(coarse, defense, variables)[0])
+        hints = hints._replace(bfloat16_fn=hints_of(coarse, defense, variables)[0])
     if TRANSFER_FROM.value:
         hints = hints._replace(trained_fn=_other_network(Path(TRANSFER_FROM.value), dataset, layout))
     return Judged(run, logits_fn, hints, threat, dataset, conditions, settings, own_folder, folder / "batches")
@@ -258,20 +259,20 @@ def _adaptive(judged: Judged, protocol_entries: Sequence[dict[str, Any]]) -> tup
     key = session.attack_key(SEED.value, "adaptive")
     verdict = attack(judged.logits_fn, key, images, labels, hints=judged.hints, progress=True)
     path = trust.write(judged.folder, verdict, protocol=protocol_entries, **judged.conditions)
-    tables.print_verdict(verdict, protocol=protocol_entries)
+    trust.print_verdict(verdict, protocol=protocol_entries)
     print(f"verdict: {path}")
 
     left, by_attack = np.ones(len(labels), bool), {}
-    for name, broken in verdict.broken.items():
-        left = left & ~broken
+    for name, misclassified in verdict.misclassified_by.items():
+        left = left & ~misclassified
         by_attack[name] = left
 
-    # Its strongest images are judged by the same forward passes and draws as every other attack's.
+    # Its adversarial images are classified by the same forward passes and draws as every other attack's.
     budget = BUDGETS[BUDGET.value]
     protocol = Protocol(attack, num_steps=budget.num_steps, num_restarts=1, whole=True)
     units = []
     for i, rows in enumerate(judged.runner.examples(protocol)):
-        found = Found(verdict.strongest[rows], {name: flags[rows] for name, flags in by_attack.items()})
+        found = Found(verdict.adversarial[rows], {name: flags[rows] for name, flags in by_attack.items()})
         given = protocol._replace(attack=lambda *_, found=found, **__: found)
         units.append(judged.runner.run_unit(given, key, i, lambda *_: None))
     outcome = judged.runner.outcome(protocol, units)._replace(seconds=verdict.seconds["total"])

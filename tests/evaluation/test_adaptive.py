@@ -8,7 +8,7 @@ import verdict_toys as toys
 
 from robustjax import defenses, models
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import adaptive
+from robustjax.evaluation.verdict.hints import hints_of
 
 IMAGES, LABELS = toys.digits()[1]
 
@@ -81,12 +81,14 @@ def test_adaptive_attacks_find_what_autoattack_leaves(verdicts):
 
 
 def test_the_weight_is_swept_with_both_losses_on_the_same_examples(verdicts):
-    names = [name for name in verdicts["honest"].broken if name.startswith("auxiliary:")]
+    names = [name for name in verdicts["honest"].misclassified_by if name.startswith("auxiliary:")]
     weights = ("0", "0.1", "1", "2", "10", "100", "only")
     assert names == [f"auxiliary:{loss}:{weight}" for weight in weights for loss in ("ce", "margin")]
     # The heads alone know the way here, so the more they count the more is found.
-    broken = [int(verdicts["betrayed by its heads"].broken[f"auxiliary:ce:{weight}"].sum()) for weight in weights]
-    assert broken[0] < 3 and broken[2] > 10 and broken[-1] > 20
+    found = [
+        int(verdicts["betrayed by its heads"].misclassified_by[f"auxiliary:ce:{weight}"].sum()) for weight in weights
+    ]
+    assert found[0] < 3 and found[2] > 10 and found[-1] > 20
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_randomness_that_hides_the_gradient_is_found_out(stochastic):
 
 def test_acceptance_is_by_fresh_draws_each_under_its_name(stochastic):
     verdict = stochastic["noisy"]
-    assert {"eot-1", "eot-2", "eot-4", "eot-8", "eot-16", "eot-frozen"} <= set(verdict.broken)
+    assert {"eot-1", "eot-2", "eot-4", "eot-8", "eot-16", "eot-frozen"} <= set(verdict.misclassified_by)
     for part in verdict.acceptance.values():
         assert part.num_draws == 20 and part.interval_95[0] < part.expected < part.interval_95[1]
         assert part.worst <= part.majority and part.worst <= part.expected
@@ -150,7 +152,7 @@ def test_a_defense_of_the_library_declares_itself(name):
         )
         for name, tree in shapes.items()
     }
-    logits_fn, hints = adaptive.hints_of(build, defense, variables)
+    logits_fn, hints = hints_of(build, defense, variables)
     key = (toys.KEY,) if defense.stochastic else ()
     assert hints.stochastic == defense.stochastic == (name == "sap")
 
@@ -178,5 +180,5 @@ def test_a_defense_of_the_library_declares_itself(name):
 
 def test_a_network_without_a_defense_declares_nothing():
     variables = jax.jit(build(None).init)(toys.KEY, jnp.asarray(IMAGES[:1]))
-    logits_fn, hints = adaptive.hints_of(build, None, variables)
+    logits_fn, hints = hints_of(build, None, variables)
     assert hints == Hints() and jax.eval_shape(logits_fn, IMAGES[:1]).shape == (1, 10)

@@ -24,6 +24,7 @@ CASES = {
     "invalid_perturbation": [(~some(1),), "fail", (ALL,)],
     "probabilities": [(SOFTMAX,), "fail", (LOGITS,)],
     "randomness": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
+    "batch_dependent": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
     "zero_gradients": [(some(2),), "fail", (NONE,)],
     "nonfinite_gradients": [(some(2),), "fail", (NONE,)],
     "shattered_gradients": [(np.full(100, 0.4),), "fail", (np.full(100, 0.95),)],

@@ -8,9 +8,6 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from robustjax.evaluation.verdict import trust
-from robustjax.evaluation.verdict._judge import Verdict
-
 WIDEST = 200
 
 
@@ -31,12 +28,7 @@ def print_records(entries: Sequence[dict[str, Any]]) -> None:
             f"{entry['seconds']:.1f}",
             end_section=entry is entries[-2],
         )
-    _print(table)
-
-
-def print_verdict(verdict: Verdict, *, protocol: Sequence[dict[str, Any]]) -> None:
-    """The trust report of a verdict, beside the records of the usual protocol."""
-    _print(trust.table(verdict, protocol=protocol))
+    print_whole(table)
 
 
 def print_sweep(sweep: dict[str, Any]) -> None:
@@ -48,7 +40,7 @@ def print_sweep(sweep: dict[str, Any]) -> None:
         last = point["attack"] not in {later["attack"] for later in sweep["points"][i + 1 :]}
         cells = (point["attack"], f"{point[option]:.4g}", f"{point['accuracy']:.2%}", _interval(point))
         table.add_row(*cells, f"{point['seconds']:.1f}", end_section=last)
-    _print(table)
+    print_whole(table)
 
 
 def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
@@ -64,7 +56,7 @@ def _table(conditions: dict[str, Any], headings: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: RenderableType) -> None:
+def print_whole(table: RenderableType) -> None:
     """The whole of it as wide as its figures need, whatever the terminal."""
     console = Console()
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
