@@ -50,7 +50,7 @@ def batch_dependence(network: object, images: np.ndarray, bounds: geometry.Bound
         bounds: of valid pixels.
         keys: the network's arguments after the images.
     """
-    low, high = bounds
+    low, high = map(np.asarray, bounds)
     # Other images, of other brightness and contrast, than any statistics over the batch would be used to.
     noise = np.random.default_rng(0).uniform(low, high, images.shape).astype(images.dtype)
     companies = (images, noise, (low + 0.1 * (noise - low)).astype(images.dtype))
@@ -73,7 +73,8 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
         return dict.fromkeys(red_flags.GRADIENTS, Flag.not_applicable("no example is classified correctly"))
     key, network_keys = trial.key(), trial.network_keys()
     noise = geometry.get(trial.norm).random_start(key, jnp.asarray(trial.images), jnp.float32(trial.epsilon))
-    random = np.clip(trial.images + np.asarray(noise, np.float32), *map(np.float32, trial.bounds))
+    low, high = (np.asarray(wall, np.float32) for wall in trial.bounds)
+    random = np.clip(trial.images + np.asarray(noise, np.float32), low, high)
     found = [
         trial.over(
             rows,

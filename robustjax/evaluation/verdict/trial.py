@@ -84,7 +84,7 @@ class Decision(NamedTuple):
     share: np.ndarray
 
 
-class Candidates:
+class StrongestImages:
     """The strongest valid images of each example so far, each of another attack.
 
     Attributes:
@@ -155,7 +155,7 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.valid: list[np.ndarray] = []
         self.seen = np.zeros(len(images), bool)
-        self.candidates = Candidates(images, NUM_CANDIDATES if stochastic else 1)
+        self.candidates = StrongestImages(images, NUM_CANDIDATES if stochastic else 1)
         self._of_ensemble = self.candidates.strongest()
         _, share, self.logits = self.classified(np.arange(len(images)), images)
         self.correct, self.attacked = ~is_misclassified(share), ~self.certainly_misclassified(share)
@@ -395,8 +395,9 @@ class Trial:
 
     def whole_box(self) -> float:
         """A radius within which every image of the box lies."""
-        side, size = self.bounds[1] - self.bounds[0], self.images[0].size
-        return side * {"linf": 1.0, "l2": size**0.5, "l1": float(size)}[self.norm]
+        low, high = map(np.asarray, self.bounds)
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[self.norm]
+        return float(np.linalg.norm(np.broadcast_to(high - low, self.images.shape[1:]).ravel(), order))
 
 
 def _least_certain(num_draws: int) -> float:
