@@ -5,7 +5,7 @@ from robustjax.evaluation._run import Options, evaluate_run
 from robustjax.evaluation.protocol.protocols import Threat
 from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict._judge import Verdict, judge
-from robustjax.evaluation.verdict.adaptive import Hints
+from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.red_flags import Flag
 
 __all__ = [

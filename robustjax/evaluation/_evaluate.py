@@ -19,7 +19,7 @@ from robustjax.evaluation.protocol.runner import Outcome, Runner, as_partial
 from robustjax.evaluation.protocol.store import Store, open_store, program_digest
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Verdict, judge
-from robustjax.evaluation.verdict.adaptive import Hints
+from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.runtime import hosts, sharding
 from robustjax.types import Array, InputError, Key, LogitsFn
@@ -282,13 +282,13 @@ def _adaptive(subject: Subject, runner: Runner, *, budget: str, progress: bool) 
     verdict = attack(subject.adaptive_fn, key, images, subject.labels, hints=subject.hints, progress=progress)
 
     left, by_attack = np.ones(len(images), bool), {}
-    for name, misclassified in verdict.broken.items():
+    for name, misclassified in verdict.misclassified_by.items():
         left = left & ~misclassified
         by_attack[name] = left
     protocol = Protocol(attack, num_steps=BUDGETS[budget].num_steps, num_restarts=1, whole=True)
     units = [
         runner.verify_unit(
-            protocol, key, i, verdict.strongest[rows], {name: flags[rows] for name, flags in by_attack.items()}
+            protocol, key, i, verdict.adversarial[rows], {name: flags[rows] for name, flags in by_attack.items()}
         )
         for i, rows in enumerate(runner.examples(protocol))
     ]

@@ -17,7 +17,7 @@ from robustjax.evaluation._evaluate import Evaluation, Subject
 from robustjax.evaluation.protocol import pictures, protocols, records, session, sweeps, tables
 from robustjax.evaluation.protocol.protocols import Threat
 from robustjax.evaluation.verdict import trust
-from robustjax.evaluation.verdict.adaptive import hints_of
+from robustjax.evaluation.verdict.hints import hints_of
 from robustjax.runs import network
 from robustjax.runtime import hosts, sharding
 from robustjax.types import InputError, LogitsFn

@@ -23,10 +23,17 @@ def verdict(**flags):
         robust=robust,
         won_by=[None, None, "surrogate:apgd-ce", "clean"],
         flags={"probabilities": Flag("pass", 0.0, 1.0, 4, "the outputs are | not [bold]")} | flags,
-        strongest=np.zeros((4, 2, 2, 1), np.float32),
-        broken={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
+        adversarial=np.zeros((4, 2, 2, 1), np.float32),
+        misclassified_by={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
         acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5)},
-        seconds={"clean": 1.0, "autoattack": 2.0, "red flags": 3.0, "adaptive": 4.0, "judgement": 0.5, "total": 10.5},
+        seconds={
+            "clean": 1.0,
+            "autoattack": 2.0,
+            "red flags": 3.0,
+            "adaptive": 4.0,
+            "verification": 0.5,
+            "total": 10.5,
+        },
         seconds_by_attack={"apgd-ce": 2.0},
         threat={"epsilon": 8 / 255, "norm": "linf", "bounds": (0.0, 1.0), "budget": "quick"},
     )
@@ -56,7 +63,7 @@ def test_json_holds_everything_and_is_written_whole(tmp_path):
     read = json.loads(path.read_text())
     assert (read["clean"], read["autoattack"], read["worst_case"], read["commit"]) == (0.75, 0.75, 0.5, "abc")
     assert read["robust"] == [True, True, False, False] and read["won_by"] == [None, None, "surrogate:apgd-ce", "clean"]
-    assert read["attacks"]["surrogate:apgd-ce"] == {"broken": 1, "won": 1, "seconds": 0.0}
+    assert read["attacks"]["surrogate:apgd-ce"] == {"misclassified": 1, "won": 1, "seconds": 0.0}
     assert read["flags"]["zero_gradients"] == {"name": "zero_gradients", **FAILED["zero_gradients"]._asdict()}
     assert read["flags"]["zero_gradients"]["status"] == "fail"
     assert read["flags"]["surrogate_helps"]["value"] is None
