@@ -125,12 +125,12 @@ def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
     ("change", "message"),
     [
         ({"budget": "huge"}, "budget: expected one of quick, full, got 'huge'"),
-        ({"norm": "l3"}, "norm: expected one of linf, l2, l1, got 'l3'"),
-        ({"epsilon": -1.0}, "epsilon: expected at least 0"),
+        ({"norm": "l3"}, "norm must be one of linf, l2, l1, got 'l3'"),
+        ({"epsilon": -1.0}, "epsilon must be a number >= 0"),
         ({"epsilon": np.full(2, 0.1)}, r"epsilon: expected a number, got shape \[2\]"),
-        ({"images": np.full((2, 8, 8, 1), 2.0, np.float32)}, r"images: expected pixels in \[0.0, 1.0\]"),
+        ({"images": np.full((2, 8, 8, 1), 2.0, np.float32)}, r"images must be finite pixels in bounds \[0.0, 1.0\]"),
         ({"labels": np.array([0, 4])}, "labels: expected classes 0 to 3, as there are logits, got 0 to 4"),
-        ({"labels": np.array([0])}, r"labels: expected integers \[2\]"),
+        ({"labels": np.array([0])}, r"labels must be integers \[2\]"),
         ({"logits_fn": lambda images: images}, r"logits_fn: expected logits \[B, K\] with K >= 2, got shape"),
         (
             {"hints": Hints(auxiliary_fn=toys.linear)},

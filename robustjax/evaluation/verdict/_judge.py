@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
-from robustjax.attacks._autoattack import DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU, checked
+from robustjax.attacks._autoattack import DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU
+from robustjax.attacks.engine import inputs
 from robustjax.evaluation.verdict import adaptive, examination, probes, red_flags
 from robustjax.evaluation.verdict.adaptive import Hints
 from robustjax.evaluation.verdict.probes import Networks
@@ -132,7 +133,8 @@ def judge(
     if np.ndim(epsilon):
         raise InputError(f"epsilon: expected a number, got shape {list(np.shape(epsilon))}")
     bounds = (float(bounds[0]), float(bounds[1]))
-    images, labels, _ = checked(images, labels, epsilon, norm, bounds)
+    inputs.check_key(key)
+    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
     keys = (key,) if hints.stochastic else ()
     _check(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
