@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from robustjax import data
-from robustjax.attacks._autoattack import checked
+from robustjax.attacks.engine import inputs
 from robustjax.evaluation.protocol import protocols, records, session, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.runner import Outcome, Runner, as_partial
@@ -202,9 +202,9 @@ def evaluate(
     """
     threats = [threat] if isinstance(threat, Threat) else list(threat)
     if not threats:
-        raise InputError("`threat` must be a Threat or several, got none; give evaluation.Threat(norm, epsilon)")
+        raise InputError("threat must be a Threat or several, got none; give evaluation.Threat(norm, epsilon)")
     for each in threats:
-        images, labels, _ = checked(images, labels, each.epsilon, each.norm, each.bounds)
+        images, labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
     layout = sharding.layout()
     layout.check_batch_size("batch_size", batch_size)
     keys = (key,) if hints.stochastic else ()
