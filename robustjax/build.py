@@ -35,11 +35,24 @@ def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Datas
 
 
 def test_dataset(config: ConfigDict, *, num_examples: int | None = None, split: str = "test") -> data.Dataset:
-    """The test split, or its first examples; or another split that is not trained on."""
+    """The images to evaluate on: a whole split of the data set, or its first examples.
+
+    Args:
+        config: of the run.
+        num_examples: keep only the first so many; None: all.
+        split: a split that the data set has; "validation" of a data set without one is the part of the training split
+            that the run was validated on, and "train" what it was trained on.
+
+    Raises:
+        InputError: as :func:`robustjax.data.load`.
+    """
+    name, folder = config.data.name, config.data.data_dir
+    own = split == "validation" and split in data.splits(name, data_dir=folder)
     return data.load(
-        config.data.name,
+        name,
         split,
-        data_dir=config.data.data_dir,
+        data_dir=folder,
+        validation_examples=0 if own else config.data.validation_examples,
         num_examples=num_examples,
         image_size=config.data.image_size,
     )
@@ -94,8 +107,7 @@ def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.Scal
     """The inner maximisation of an objective, or None for one without."""
     if goal.inner is None:
         return None
-    # TRADES and MART publish a start of 0.001 N(0, 1): at the image itself, the divergence has no gradient.
-    start = "gaussian" if "natural" in goal.views else config.attack.random_start
+    start = config.attack.random_start if goal.start is None else goal.start
     return registry.TRAINING_ATTACKS[config.attack.name](config.attack, start)
 
 

@@ -22,6 +22,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from robustjax import config
 from robustjax.runtime import compiler, hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
@@ -189,8 +190,10 @@ def _interrupted() -> NoReturn:
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
+        if "config" in flags.FLAGS:
+            config.check_overrides(arguments)
         return flags.FLAGS(arguments)
-    except flags.Error as error:
+    except (flags.Error, InputError) as error:
         sys.exit(_refuse(_of_flags(error)))
     except SystemExit:  # after --help, where absl ends with 1
         sys.exit(0)

@@ -42,8 +42,10 @@ def main() -> int:
             cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
         )
     if stopped.complete:
-        evaluate = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
-        ending = f"trained {stopped.num_steps:,} steps; evaluate it: {evaluate}"
+        command = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        ending = f"trained {stopped.num_steps:,} steps; evaluate it: {command}"
+        if stopped.warning:
+            ending = f"trained {stopped.num_steps:,} steps, but {stopped.warning}"
     else:
         at = f"step {stopped.step:,} of {stopped.num_steps:,}"
         ending = f"stopped and saved at {at}; the same command goes on from there"

@@ -12,10 +12,10 @@ from robustjax.types import InputError
 
 
 def read(workdir: str | Path) -> ConfigDict:
-    """The config that a run was started with.
+    """The config that a run was started with, with the defaults of keys that its version did not have.
 
     Raises:
-        InputError: workdir holds no run, or its config.json is damaged or of another version.
+        InputError: workdir holds no run, or its config.json is damaged or holds what this version does not know.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
@@ -25,5 +25,6 @@ def read(workdir: str | Path) -> ConfigDict:
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({reason}); restore it, or give another --workdir") from error
     return config_lib.from_plain(stored, source=path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from robustjax import data
 from robustjax.runtime import hosts, sharding
-from robustjax.runtime.progress import Progress
+from robustjax.runtime.progress import Progress, duration
 from robustjax.runtime.signals import stop_signals
 from robustjax.training import feeding, metrics, step, validation
 from robustjax.training.state import TrainState
@@ -24,6 +24,9 @@ from robustjax.types import Attack
 # How long the host leaves the device alone: long enough that dispatching costs nothing, short enough that a signal is
 # answered and the bar moves.
 SECONDS_PER_DISPATCH = 1.0
+
+# The part of a run after which a network should be better than a guess.
+WARN_OF_CHANCE_AFTER = 0.1
 
 # A run that is not finite at a thousandth of its learning rate has another fault.
 MOST_HALVINGS = 10
@@ -62,10 +65,16 @@ class Experiment(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """How a run ended: after `step` of `num_steps` updates, complete or on a signal."""
+    """How a run ended: after `step` of `num_steps` updates, complete or on a signal.
+
+    Attributes:
+        step, num_steps: updates made, and updates of the whole run.
+        warning: what is wrong with a network whose newest validation accuracy is at chance; else "".
+    """
 
     step: int
     num_steps: int
+    warning: str = ""
 
     @property
     def complete(self) -> bool:
@@ -151,7 +160,7 @@ def run(
         while True:
             try:
                 at = _train(experiment, workdir, state, at, programs, checkpoints, display, stopping)
-                return Stopped(at, experiment.num_steps)
+                return Stopped(at, experiment.num_steps, _chance_warning(experiment, workdir))
             except NotFiniteError as error:
                 if settings["on_nonfinite"] == "stop":
                     raise FloatingPointError(f"{error}; {_last_good(checkpoints)}") from None
@@ -186,7 +195,7 @@ def _train(
     """Trains from step `at` and returns the step at which it ended. Consumes the state."""
     settings = experiment.config["train"]
     pace = Pace(most=settings["log_every_steps"])
-    accuracies = ""
+    accuracies, warned_of_chance = "", False
     with metrics.MetricsWriter(workdir, after_step=at) if hosts.is_first() else contextlib.nullcontext() as writer:
         display.update(at, "")
         while at < experiment.num_steps:
@@ -211,10 +220,16 @@ def _train(
                     f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
                 )
                 epoch = f"epoch {at // experiment.steps_per_epoch}/{settings['num_epochs']}"
-                display.say(f"{epoch}: validation{accuracies[1:]}; {rate}")
+                left = pace.seconds(experiment.num_steps - at)
+                to_go = f"; about {duration(left)} to go" if left else ""
+                display.say(f"{epoch}: validation{accuracies[1:]}; {rate}{to_go}")
                 if writer:
                     writer.write("validation", at, at / experiment.steps_per_epoch, figures)
                     _warn_of_overfitting(workdir, display)
+                    due = not warned_of_chance and at >= WARN_OF_CHANCE_AFTER * experiment.num_steps
+                    if due and (warning := _chance_warning(experiment, workdir)):
+                        display.say(f"warning: {warning}")
+                        warned_of_chance = True
                 _save(checkpoints, at, state, figures)
         if at < experiment.num_steps and checkpoints.latest() != at:
             _means(state, at)  # would not be worth keeping
@@ -228,7 +243,8 @@ class Pace:
     def __init__(self, *, most: int):
         self._most = most
         self._seconds_per_step: float | None = None
-        self._compiled = False
+        self._compiled_at: float | None = None
+        self._steps = 0  # since then
 
     @property
     def steps_per_second(self) -> float:
@@ -240,9 +256,20 @@ class Pace:
         return max(1, min(self._most, round(SECONDS_PER_DISPATCH / self._seconds_per_step)))
 
     def record(self, count: int, seconds: float) -> None:
-        if self._compiled:
+        if self._compiled_at is None:
+            self._compiled_at = time.monotonic()
+        else:
             self._seconds_per_step = seconds / count
-        self._compiled = True
+            self._steps += count
+
+    def seconds(self, steps: int) -> float:
+        """What so many steps will take, with validation and checkpoints, going by those so far; 0 if there were none.
+
+        The first validation compiles, so early in a run this is too long rather than too short.
+        """
+        if self._compiled_at is None or not self._steps:
+            return 0.0
+        return steps * (time.monotonic() - self._compiled_at) / self._steps
 
 
 def _start(
@@ -329,6 +356,21 @@ def _warn_of_overfitting(workdir: str | Path, display: Progress) -> None:
             "warning: catastrophic overfitting: FGSM accuracy {fgsm_accuracy:.1%}, PGD accuracy {pgd_accuracy:.1%}; "
             "the training attack no longer finds what PGD finds (try attack.name=pgd or n_fgsm)".format(**history[-1])
         )
+
+
+def _chance_warning(experiment: Experiment, workdir: str | Path) -> str:
+    """That the newest validation found a network no better than a guess, in words; "" if it did not."""
+    lines = [line for line in metrics.read(workdir) if line["split"] == "validation"]
+    labels = experiment.validation.labels
+    if not lines or not validation.at_chance(lines[-1]["clean_accuracy"], labels):
+        return ""
+    epoch = f"epoch {lines[-1]['epoch']:.0f} of {experiment.config['train']['num_epochs']}"
+    return (
+        f"after {epoch} the clean validation accuracy is {lines[-1]['clean_accuracy']:.1%}, which is at chance: naming "
+        f"the commonest class for each of the {len(labels):,} images is right for "
+        f"{validation.guess_accuracy(labels):.1%}; try another optimizer.learning_rate, a longer "
+        "attack.warmup_epochs or a network with BatchNorm"
+    )
 
 
 def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:

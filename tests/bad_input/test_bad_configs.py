@@ -113,7 +113,10 @@ CONTRADICTIONS = [
     (["defense.name=sap", "defense.beta=2.0"], "beta"),
     (["defense.name=cas", "defense.fraction=0.5"], "fraction"),
     (["defense.name=kwta", "defense.fraction=1.5"], "1.5"),
-    (["defense.name=cifs", "defense.top_k=11"], "11"),
+    (["model.name=wide_resnet", "model.depth=10", "model.width=1", "defense.name=cifs", "defense.top_k=11"], "11"),
+    (["defense.name=cifs"], "a network with BatchNorm"),
+    (["defense.name=cifs", "defense.importance=softmax"], "small_cnn"),
+    (["defense.name=cifs", "model.name=lenet5"], "or defense.importance sigmoid"),
     (["objective.name=mart", "objective.label_smoothing=0.1"], "objective.label_smoothing"),
     (["optimizer.momentum=0.0", "optimizer.nesterov=True"], "optimizer.nesterov"),
     (["optimizer.schedule=cosine", "optimizer.warmup_epochs=100"], "optimizer.warmup_epochs"),
@@ -149,6 +152,12 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
     section, _, key = path.rpartition(".")
     wrong = key[:-1] if len(key) > 3 else key + "x"
     refused(train, [QUICKSTART, f"--config.{section}.{wrong}=1", f"--workdir={tmp_path / 'run'}"], wrong)
+
+
+def test_every_misspelt_key_on_the_command_line_is_listed(refused, tmp_path):
+    wrong = ["--config.foo=1", "--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"]
+    for cause in ("--config.foo", "attack.num_steps", "--config.train.num_epochs", "got 'one'"):
+        refused(train, [QUICKSTART, *wrong, f"--workdir={tmp_path / 'run'}"], cause)
 
 
 def stored(change):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def cheap_validation():
 
     def make_validation(*args, **kwargs):
         def validate(variables, key):
-            value = float(jnp.abs(jax.tree.leaves(variables)[0]).mean())
+            value = 0.5 + float(jnp.abs(jax.tree.leaves(variables)[0]).mean())
             return {"clean_accuracy": value, "fgsm_accuracy": value, "pgd_accuracy": value}
 
         return validate
@@ -75,7 +76,7 @@ def uninterrupted(experiment, tmp_path_factory):
 
 def test_stopped_anywhere_and_damaged_a_run_ends_the_same(experiment, uninterrupted, stop_after, tmp_path):
     stop_after(0)
-    assert run(experiment, tmp_path) == (0, 12)
+    assert run(experiment, tmp_path)[:2] == (0, 12)
     stop_after(5)  # in the second epoch
     stopped = run(experiment, tmp_path)
     assert 4 < stopped.step < 12 and not stopped.complete
@@ -87,6 +88,43 @@ def test_stopped_anywhere_and_damaged_a_run_ends_the_same(experiment, uninterrup
     assert run(experiment, tmp_path).complete
     assert ending(tmp_path) == uninterrupted
     assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == [str(stopped.step)]
+
+
+@pytest.mark.parametrize("accuracy", [0.08, 0.5])
+def test_a_run_at_chance_says_so_once_and_at_its_end(monkeypatch, tmp_path, capsys, accuracy):
+    accuracies = {"clean_accuracy": accuracy, "fgsm_accuracy": 0.05, "pgd_accuracy": 0.05}
+    monkeypatch.setattr(validation, "make_validation", lambda *args, **kwargs: lambda *_: accuracies)
+    stopped = run(make_experiment(num_epochs=20), tmp_path)
+    output = capsys.readouterr().out
+    lines = output.splitlines()
+    warned = [i for i, line in enumerate(lines) if line.startswith("warning: ")]
+    assert len(warned) == (accuracy == 0.08) and bool(stopped.warning) == (accuracy == 0.08)
+    if warned:
+        # After a tenth of the epochs, and not before.
+        assert lines[warned[0] - 1].startswith("epoch 2/20: ")
+        assert "after epoch 2 of 20 the clean validation accuracy is 8.0%, which is at chance" in lines[warned[0]]
+        assert "after epoch 20 of 20 the clean validation accuracy is 8.0%, which is at chance" in stopped.warning
+        assert run(make_experiment(num_epochs=20), tmp_path) == stopped  # a finished run says it again
+
+
+def test_epoch_lines_say_what_is_left(tmp_path, capsys):
+    run(make_experiment(), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all(re.search(r"images/s; about \d+ (s|min \d+ s) to go$", line) for line in lines[:2])
+    assert "to go" not in lines[2]
+
+
+def test_what_is_left_goes_by_all_that_was_done_since_compilation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pace = loop.Pace(most=100)
+    assert pace.seconds(10) == 0.0
+    pace.record(1, 60.0)  # compiles
+    assert pace.seconds(10) == 0.0
+    now[0] += 4.0  # two of them in validation
+    pace.record(4, 2.0)
+    assert pace.seconds(10) == 10.0 and pace.steps_per_second == 2.0
 
 
 def failing(experiment, *, above):
