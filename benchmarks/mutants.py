@@ -11,8 +11,8 @@ caught.
 
 A mutant meets the tests whose execution reaches its line, the quickest first, until one fails. They run in a copy of
 the checkout, so the files here can be worked on meanwhile. Which tests reach which lines is measured once and kept in
-the user's cache folder; what has changed since is measured again. A test that takes longer than `FACTOR` times its usual
-time and `PATIENCE` seconds counts as having noticed.
+the user's cache folder; what has changed since is measured again. A run of tests that takes longer than `FACTOR` times
+its usual time and `PATIENCE` seconds counts as having noticed.
 
 results/mutants.json has a record after every mutant, by the digest of its file: the same command goes on where it was,
 and a mutant is not run twice unless its file has changed or, with `--again`, it was not killed.
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import contextlib
 import fnmatch
 import hashlib
 import itertools
@@ -489,10 +490,8 @@ class Copies:
 
 def _end(running: subprocess.Popen) -> None:
     """Ends a process with all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(running.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     running.wait()
 
 
@@ -529,7 +528,7 @@ class Coverage:
 
     def _digest(self, copy: Path, unit: str, reached: Sequence[str]) -> str:
         """Of the tests, of the files that help them, and of the sources in which they executed something."""
-        parts = [self.sources[file] if file in self.sources else b"" for file in sorted(reached)]
+        parts = [self.sources.get(file, b"") for file in sorted(reached)]
         if unit == EXAMPLES:
             parts = [source for _, source in sorted(self.sources.items())]
         else:
@@ -545,7 +544,7 @@ class Coverage:
         data = copies.folder / "coverage.data"
         data.unlink(missing_ok=True)
         paths = sorted(self.sources) if unit == EXAMPLES else [unit]
-        status, report = copies.pytest(copy, paths, order=None, limit=None, data=data)
+        status, report = copies.pytest(copy, paths, data=data)
         if status not in (0, 1, 5) or "tests" not in report:
             raise InputError(f"`tests` must run, got exit status {status} from {unit}: {_last_lines(report)}")
         # A test that fails, or is skipped, without any change can tell nothing.

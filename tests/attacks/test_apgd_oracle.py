@@ -1,5 +1,6 @@
 """APGD against the algorithm written out in NumPy's float64: every point, step size, loss and checkpoint of a run."""
 
+import itertools
 import math
 from functools import partial
 
@@ -80,7 +81,7 @@ def projected(point, image, epsilon, norm):
     t = 0.0
     if total(0.0) > epsilon:
         places = sorted({0.0, *np.abs(delta).ravel(), *np.maximum(np.abs(delta) - room, 0).ravel()})
-        for low, high in zip(places, places[1:], strict=False):
+        for low, high in itertools.pairwise(places):
             if total(low) > epsilon >= total(high):
                 t = low + (total(low) - epsilon) / (total(low) - total(high)) * (high - low)
     return image + np.sign(delta) * np.clip(np.abs(delta) - t, 0, room)
