@@ -22,6 +22,7 @@ results/mutants_equivalent.json says of which mutants no test can tell the diffe
 from __future__ import annotations
 
 import ast
+import bisect
 import concurrent.futures
 import contextlib
 import fnmatch
@@ -165,6 +166,7 @@ class _Generator(ast.NodeVisitor):
         for line in source.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
         self.reached: frozenset[int] = frozenset()
+        self.statements: list[tuple[range, set[str]]] | None = None
         self.functions = 0  # that the present node is inside of
         self.index = False  # whether it is an index or an axis
 
@@ -181,7 +183,7 @@ class _Generator(ast.NodeVisitor):
         return self.source[start:stop].decode()
 
     def _add(self, rule: str, start: int, stop: int, after: str) -> None:
-        line = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= start)
+        line = bisect.bisect_right(self.starts, start) - 1
         before = self.source[start:stop].decode()
         column = len(self.source[self.starts[line] : start].decode()) + 1
         if after != before:
@@ -220,14 +222,16 @@ class _Generator(ast.NodeVisitor):
 
     def _uses(self, names: set[str] | None) -> frozenset[int]:
         """Lines of the statements inside functions that use one of the names, or of all of them."""
-        functions = [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)]
-        found = set()
-        for statement in {inner for node in functions for part in node.body for inner in ast.walk(part)}:
-            if isinstance(statement, ast.stmt):
-                used = {inner.id for inner in ast.walk(statement) if isinstance(inner, ast.Name)}
-                if names is None or names & used:
-                    found.update(_header(statement))
-        return frozenset(found)
+        if self.statements is None:
+            functions = [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)]
+            inside = {inner for node in functions for part in node.body for inner in ast.walk(part)}
+            self.statements = [
+                (_header(node), {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)})
+                for node in inside
+                if isinstance(node, ast.stmt)
+            ]
+        lines = [header for header, used in self.statements if names is None or names & used]
+        return frozenset(line for header in lines for line in header)
 
     # What is left out
 
@@ -286,7 +290,7 @@ class _Generator(ast.NodeVisitor):
                 self._replace("constant", node, "0")
                 return
             self._replace("sign", node, operand)
-        elif isinstance(node.op, ast.Not | ast.Invert):
+        elif isinstance(node.op, ast.Not | ast.Invert) and not _called(node.operand) & WITHOUT_EFFECT:
             self._replace("negation", node, operand)
         self.visit(node.operand)
 
@@ -346,7 +350,7 @@ class _Generator(ast.NodeVisitor):
         self.index = index
 
     def visit_Call(self, node: ast.Call) -> None:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        (name,) = _called(node)
         if name in WITHOUT_EFFECT:
             return
         if name in EXTREMES:
@@ -366,6 +370,13 @@ def _header(node: ast.stmt) -> range:
     body = getattr(node, "body", None)
     last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
     return range(node.lineno, last + 1)
+
+
+def _called(node: ast.AST) -> set[str]:
+    """The last part of the name of what is called, where the node is a call."""
+    if not isinstance(node, ast.Call):
+        return set()
+    return {node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")}
 
 
 def _is_sequence(node: ast.AST) -> bool:
@@ -401,7 +412,7 @@ def choose(sources: dict[str, bytes], count: int, seed: int) -> list[Mutant]:
 
 def _compiles(source: bytes) -> bool:
     try:
-        compile(source, "mutant", "exec")
+        ast.parse(source)
     except (SyntaxError, ValueError):
         return False
     return True
@@ -448,8 +459,8 @@ class Copies:
         copy: Path,
         paths: Sequence[str],
         *,
-        order: list[str] | None,
-        limit: float | None,
+        order: list[str] | None = None,
+        limit: float | None = None,
         data: Path | None = None,
     ) -> tuple[int | None, dict[str, Any]]:
         """Exit status, None where the limit was reached, and what the plugin reports, empty where it could not."""

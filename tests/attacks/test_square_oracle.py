@@ -56,12 +56,12 @@ def share(number):
     return 0.8 / 2 ** sum(number > queries for queries in halved_after)
 
 
-def side(number, norm):
-    length = round(math.sqrt(share(number) * HEIGHT * WIDTH))
+def side(number, norm, height=HEIGHT, width=WIDTH):
+    length = round(math.sqrt(share(number) * height * width))
     if norm == "linf":
         return max(length, 1)
     length = max(length, 3)
-    return min(length + 1 - length % 2, HEIGHT, WIDTH)  # odd, for a bump to have a middle
+    return min(length + 1 - length % 2, height, width)  # odd, for a bump to have a middle
 
 
 def power(norm):
@@ -204,11 +204,13 @@ def test_squares_shrink_by_halves_of_their_area(norm):
 
 
 @pytest.mark.parametrize("num_queries", [1, 10, 60, 5000, 10000])
-def test_the_schedule_is_that_of_the_number_of_a_query_however_many_there_are(num_queries):
-    """As AutoAttack runs it, not stretched to the budget."""
-    sides, which = _square._sides("linf", num_queries, 32, 32)
-    wanted = [max(round(math.sqrt(share(number) * 32 * 32)), 1) for number in range(num_queries)]
-    np.testing.assert_array_equal(sides[which], wanted)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (4, 9), (7, 2)])
+def test_the_schedule_is_that_of_the_number_of_a_query_however_many_there_are(num_queries, height, width):
+    """As AutoAttack runs it, not stretched to the budget; even the last squares are pixels."""
+    for norm in EPSILON:
+        sides, which = _square._sides(norm, num_queries, height, width)
+        wanted = [side(number, norm, height, width) for number in range(num_queries)]
+        np.testing.assert_array_equal(sides[which], wanted)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
