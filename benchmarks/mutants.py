@@ -40,7 +40,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,11 @@ SOURCES = (
     "robustjax/training/optim.py",
     "robustjax/training/state.py",
     "robustjax/training/step.py",
+)
+# Tests of other things, or by way of processes of their own, in which nothing is measured.
+APART = tuple(
+    f"tests/{name}"
+    for name in "bad_input data interop runtime test_commands test_faults test_launch test_mutants".split()
 )
 FACTOR, PATIENCE = 6.0, 60.0  # a test run's limit: times its usual seconds, and seconds more
 EXAMPLES = "examples"  # the unit of measurement that is not a file of tests but the doctests of the sources
@@ -516,7 +521,7 @@ class Coverage:
         self.path, self.sources = path, sources
         self.units: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
-    def measure(self, copies: Copies, paths: Sequence[str]) -> None:
+    def measure(self, copies: Copies, paths: Sequence[str], jobs: int) -> None:
         """Measures the units that are new, or of which something has changed."""
         copy = copies.first
         wanted = [EXAMPLES]
@@ -525,12 +530,13 @@ class Coverage:
             if not found:
                 raise InputError(f"`tests` must be files or folders with tests, got {path!r}")
             wanted += [str(file.relative_to(copy)) for file in found]
-        due = [unit for unit in dict.fromkeys(wanted) if not self._is_current(copy, unit)]
+        wanted = [unit for unit in dict.fromkeys(wanted) if not unit.startswith(APART)]
+        due = [unit for unit in wanted if not self._is_current(copy, unit)]
         with progress.Progress("which tests reach which lines", total=len(due)) as bar:
-            for i, unit in enumerate(due):
-                bar.update(i, unit)
-                self.units[unit] = self._measured(copies, unit)
+            for done, (unit, found) in enumerate(in_parallel(copies, jobs, self._measured, due), 1):
+                self.units[unit] = found
                 files.write(self.path, json.dumps(self.units, separators=(",", ":")))
+                bar.update(done, unit)
         self.units = {unit: self.units[unit] for unit in wanted}
 
     def _is_current(self, copy: Path, unit: str) -> bool:
@@ -548,12 +554,10 @@ class Coverage:
             parts += [path.read_bytes() for path in [copy / unit, *helpers]]
         return digest(b"\0".join(parts))
 
-    def _measured(self, copies: Copies, unit: str) -> dict[str, Any]:
+    def _measured(self, copies: Copies, copy: Path, unit: str) -> dict[str, Any]:
         import coverage  # only here: records can be read without it
 
-        copy = copies.first
-        data = copies.folder / "coverage.data"
-        data.unlink(missing_ok=True)
+        data = copies.folder / f"{unit.replace('/', '.')}.data"
         paths = sorted(self.sources) if unit == EXAMPLES else [unit]
         status, report = copies.pytest(copy, paths, data=data)
         if status not in (0, 1, 5) or "tests" not in report:
@@ -729,42 +733,56 @@ def run(
         if not due:
             return
         coverage = Coverage(cache, sources)
-        coverage.measure(copies, tests)
+        coverage.measure(copies, tests, jobs)
         for unit in coverage.units.values():
             for name in unit["failed"]:
                 print(f"fails without any change, and is left out: {name}")
 
-        def meet(mutant: Mutant) -> tuple[str, str | None, float]:
+        def meet(copies: Copies, copy: Path, mutant: Mutant) -> tuple[str, str | None, float]:
             chosen = coverage.tests(mutant, most_seconds)
-            return _meet(copies, mutant, sources[mutant.file], chosen)
+            return _meet(copies, copy, mutant, sources[mutant.file], chosen)
 
         survived = 0
-        with (
-            progress.Progress("mutants", total=len(due)) as bar,
-            concurrent.futures.ThreadPoolExecutor(jobs) as pool,
-        ):
-            meetings = {pool.submit(meet, mutant): mutant for mutant in due}
-            try:
-                for done, meeting in enumerate(concurrent.futures.as_completed(meetings), 1):
-                    mutant = meetings[meeting]
-                    found = records.add(mutant, sources[mutant.file], *meeting.result())
-                    survived += found["outcome"] in ("survived", "uncovered")
-                    if found["outcome"] != "killed":
-                        bar.say(f"{found['outcome']}: {mutant}")
-                    bar.update(done, f"{survived} unnoticed")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for running in list(copies.running):
-                    _end(running)
-                raise
+        with progress.Progress("mutants", total=len(due)) as bar:
+            for done, (mutant, outcome) in enumerate(in_parallel(copies, jobs, meet, due), 1):
+                found = records.add(mutant, sources[mutant.file], *outcome)
+                survived += found["outcome"] in ("survived", "uncovered")
+                if found["outcome"] != "killed":
+                    bar.say(f"{found['outcome']}: {mutant}")
+                bar.update(done, f"{survived} unnoticed")
 
 
-def _meet(copies: Copies, mutant: Mutant, source: bytes, tests: dict[str, float]) -> tuple[str, str | None, float]:
+def in_parallel(
+    copies: Copies, jobs: int, work: Callable[[Copies, Path, Any], Any], items: Sequence[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """(item, what `work` makes of it in a copy of its own), as they come; an error ends what still runs."""
+
+    def alone(item: Any) -> Any:
+        copy = copies.free.get()
+        try:
+            return work(copies, copy, item)
+        finally:
+            copies.free.put(copy)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        started = {pool.submit(alone, item): item for item in items}
+        try:
+            for future in concurrent.futures.as_completed(started):
+                yield started[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for running in list(copies.running):
+                _end(running)
+            raise
+
+
+def _meet(
+    copies: Copies, copy: Path, mutant: Mutant, source: bytes, tests: dict[str, float]
+) -> tuple[str, str | None, float]:
     """What became of a mutant: outcome, the test that noticed, seconds."""
     if not tests:
         return "uncovered", None, 0.0
     began = time.monotonic()
-    copy = copies.free.get()
     changed = copy / mutant.file
     try:
         changed.write_bytes(mutant.applied(source))
@@ -773,7 +791,6 @@ def _meet(copies: Copies, mutant: Mutant, source: bytes, tests: dict[str, float]
         status, report = copies.pytest(copy, paths, order=list(tests), limit=limit)
     finally:
         changed.write_bytes(source)
-        copies.free.put(copy)
     seconds = time.monotonic() - began
     if status is None:
         return "timeout", None, seconds
