@@ -74,9 +74,15 @@ SOURCES = (
     "robustjax/training/step.py",
 )
 # Tests of other things, or by way of processes of their own, in which nothing is measured.
-APART = tuple(
-    f"tests/{name}"
-    for name in "bad_input data interop runtime test_commands test_faults test_launch test_mutants".split()
+APART = (
+    "tests/bad_input",
+    "tests/data",
+    "tests/interop",
+    "tests/runtime",
+    "tests/test_commands",
+    "tests/test_faults",
+    "tests/test_launch",
+    "tests/test_mutants",
 )
 FACTOR, PATIENCE = 6.0, 60.0  # a test run's limit: times its usual seconds, and seconds more
 EXAMPLES = "examples"  # the unit of measurement that is not a file of tests but the doctests of the sources
