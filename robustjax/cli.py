@@ -48,6 +48,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return _refuse(str(error))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
+        process.keep_compiled()
         try:
             return _status(main)
         except KeyboardInterrupt:
@@ -162,7 +163,6 @@ def fail(message: str) -> int:
 
 def _status(main: Callable[[], int | None]) -> int | None:
     """What main returns, or the status and the line that belong to what it raises."""
-    process.keep_compiled()
     process.keep_memory()
     process.silence_orbax()
     try:
