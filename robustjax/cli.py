@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
-# Before jax is imported. Reading a compiled program back from the cache, some releases of XLA report as an error on
-# stderr that the processor lacks a "feature" which only is a preference of the compiler. What goes wrong raises anyway.
-# "1" is what jax itself sets, so also what a process that has jax leaves to its children.
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-
 import difflib
+import os
 import re
 import sys
 import traceback
@@ -29,7 +22,7 @@ from robustjax.types import InputError
 
 flags.disclaim_key_flags()  # what `define_config` defines is a flag of the command that calls it, as --help shows
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string("workdir", None, "Folder of the run.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)

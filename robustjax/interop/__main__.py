@@ -26,8 +26,12 @@ from robustjax.runs.checkpoint import Checkpoints
 from robustjax.types import Config, InputError
 
 OPTIONS = flags.FlagValues()
-SOURCE = flags.DEFINE_string("source", None, f"Whose layout it is: {', '.join(SOURCES)}.", flag_values=OPTIONS)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, without one so far.", flag_values=OPTIONS)
+SOURCE: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "source", None, f"Whose layout it is: {', '.join(SOURCES)}.", flag_values=OPTIONS
+)
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, without one so far.", flag_values=OPTIONS
+)
 DATASET = flags.DEFINE_string("dataset", "cifar10", "To be evaluated on.", flag_values=OPTIONS)
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
