@@ -170,14 +170,8 @@ def test_several_processes_at_once_and_a_command(tmp_path):
 def test_a_command_is_refused_in_one_line(tmp_path):
     arguments = ["train", "--config=quickstart", f"--workdir={tmp_path / 'run'}"]
     program = (
-<<<<<<< HEAD
-        "import sys, jax; from jaxlib import version; version.__version__ = '0.10.2'; "
-        "sys.argv = ['train', '--config=configs/quickstart.py', "
-        f"'--workdir={tmp_path / 'run'}']; import runpy; runpy.run_module('robustjax.train', run_name='__main__')"
-=======
         "import runpy, sys, jax; from jaxlib import version; version.__version__ = '0.10.2'; "
         f"sys.argv = {arguments}; runpy.run_module('robustjax.train', run_name='__main__')"
->>>>>>> package
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
