@@ -29,7 +29,7 @@ L1_LEAST_STEP = 0.1
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     loss: str | LossFn
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps; all arrays [B, ...].
+    """The state between two steps; all arrays [B, ...].
 
     Attributes:
         count: points evaluated.
@@ -109,9 +109,9 @@ def schedule(norm: str, num_steps: int) -> Schedule:
         since = 0
         for _ in range(length):
             since += 1
-            due = since == interval
-            rows.append((False, radius, interval if due else 0, radius == 1.0))
-            if due:
+            at_checkpoint = since == interval
+            rows.append((False, radius, interval if at_checkpoint else 0, radius == 1.0))
+            if at_checkpoint:
                 since, interval = 0, max(interval - shrink, least)
     rows.append((False, 1.0, 0, False))
     return Schedule(*(np.array(column) for column in zip(*rows, strict=True)))
@@ -120,7 +120,7 @@ def schedule(norm: str, num_steps: int) -> Schedule:
 def search(
     *, norm: str, loss: str | LossFn, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
 ) -> Search:
-    """One run of APGD from a random start, in steps."""
+    """APGD from one random start, in steps."""
     options = Options(norm, loss, num_steps, bounds, eot_samples)
     return Search(start, step, len(schedule(norm, num_steps).radius) - 1, options)
 
@@ -271,7 +271,7 @@ def apgd(
         labels: integers [B].
         epsilon: radius of the ball, a number >= 0 or one per example [B].
         norm: "linf", "l2" or "l1".
-        num_steps: gradient steps of a run.
+        num_steps: gradient steps of a restart.
         num_restarts: runs, from independent starts, of each target.
         loss: "ce"; "dlr"; "dlr-targeted", against the ``num_targets`` likeliest wrong classes one after the other; or
             (outputs, labels) -> [B]. With fewer classes than a ratio needs (3, targeted 4) the margin takes its place.

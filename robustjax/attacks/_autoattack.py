@@ -157,13 +157,13 @@ def autoattack(
     num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
     sizes = lanes.batch_sizes(batch_size // num_lanes, num_devices)
     num_draws = num_draws if eot_samples else 0
-    run = lanes.Run(
+    driver = lanes.Driver(
         network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding
     )
-    as_given = run.decide(images)
+    as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]
     inputs.labels_in_range(labels, num_classes)
-    for doubt in run.doubts(as_given.logits):
+    for doubt in driver.doubts(as_given.logits):
         warnings.warn(doubt, stacklevel=2)
     correct = ~as_given.misclassified
     targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
@@ -186,10 +186,10 @@ def autoattack(
             # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
             if i == 1 and num_lanes > 1 and attacked.any():
                 for coming in list(stages.values())[2:]:
-                    background.begin(run.compile, coming, targets, int(attacked.sum()))
-            alive = np.flatnonzero(attacked)
-            steps_left = len(alive) * stage.num_runs * stage.search.num_steps
-            attack = run.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, alive)
+                    background.begin(driver.compile, coming, targets, int(attacked.sum()))
+            rows = np.flatnonzero(attacked)
+            steps_left = len(rows) * stage.num_runs * stage.search.num_steps
+            attack = driver.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, rows)
             with closing(attack):
                 for report in attack:
                     background.check()
@@ -202,7 +202,7 @@ def autoattack(
                     if callable(progress):
                         progress(name, 1.0 - work / most, count)
         if eot_samples:
-            shares = np.stack([_share_in_the_end(run, candidates, i) for i in range(NUM_CANDIDATES)])
+            shares = np.stack([_share_in_the_end(driver, candidates, i) for i in range(NUM_CANDIDATES)])
         else:
             shares = candidates.share
         success = shares >= 0.5
@@ -216,9 +216,9 @@ def autoattack(
     return AutoAttackResult(adversarial, robust, by_attack)
 
 
-def _share_in_the_end(run: lanes.Run, candidates: Candidates, i: int) -> np.ndarray:
+def _share_in_the_end(driver: lanes.Driver, candidates: Candidates, i: int) -> np.ndarray:
     """Share of the deciding draws that misclassify each image's candidate i, -1 where there is no valid one."""
-    outcome = run.decide(candidates.points[i])
+    outcome = driver.decide(candidates.points[i])
     return np.where(outcome.valid & (candidates.share[i] >= 0.0), outcome.share, -1.0)
 
 

@@ -23,7 +23,7 @@ BACKWARD = 0.9
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     targeted: bool
@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps; all arrays [B, ...].
+    """The state between two steps; all arrays [B, ...].
 
     Attributes:
         count: steps taken.
@@ -49,7 +49,7 @@ class State(NamedTuple):
 def search(
     *, norm: str, targeted: bool, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
 ) -> Search:
-    """One run of FAB, in steps: first from the image, restarts from random points nearby."""
+    """FAB from one start, in steps: the first from the image, restarts from random points nearby."""
     return Search(start, step, num_steps, Options(norm, targeted, num_steps, bounds, eot_samples))
 
 
@@ -132,7 +132,7 @@ def fab(
         labels: integers [B].
         epsilon: radius of the ball, a number or one for each example [B]; ``inf`` asks for the nearest wherever it is.
         norm: "linf", "l2" or "l1".
-        num_steps: linearisations of a run.
+        num_steps: linearisations of a restart.
         num_restarts: runs, the first from the image, further ones from random points at epsilon / 2.
         num_targets: runs against so many of the likeliest wrong classes, one after the other; None linearises all
             K - 1 boundaries in each step and takes the nearest.

@@ -22,7 +22,7 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     num_queries: int
@@ -31,14 +31,14 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two queries: queries made [B], and the best point, which is also the one that is changed."""
+    """The state between two queries: queries made [B], and the best point, which is also the one that is changed."""
 
     count: Array
     best: Best
 
 
 def search(*, norm: str, num_queries: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0) -> Search:
-    """One run of Square, in queries."""
+    """Square from one random start, in queries."""
     return Search(start, step, num_queries, Options(norm, num_queries, bounds, eot_samples), stops_early=True)
 
 
@@ -120,8 +120,8 @@ def square(
         labels: integers [B].
         epsilon: radius of the ball, a number >= 0 or one for each example [B].
         norm: "linf", "l2" or "l1".
-        num_queries: forward passes of a run.
-        num_restarts: independent runs.
+        num_queries: forward passes of a restart.
+        num_restarts: independent restarts.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every query over n fresh keys; 0 for deterministic networks.
 

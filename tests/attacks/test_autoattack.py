@@ -251,7 +251,7 @@ def test_an_error_ends_all_lanes_and_reaches_the_caller(culprit, in_lanes, key, 
     labels = jnp.argmax(toys.smooth(MANY), axis=1)
     options, threads = {"epsilon": 0.03, "version": ["apgd-t", "square"]}, threading.active_count()
     if culprit == "lane":
-        monkeypatch.setattr(lanes.Run, "_rows", fail)
+        monkeypatch.setattr(lanes.Driver, "_rows", fail)
     else:
         options["progress"] = fail
     with pytest.raises(KeyboardInterrupt):
@@ -263,7 +263,7 @@ def test_a_compilation_in_the_background_that_fails_is_reported(in_lanes, key, m
     def fail(*_):
         raise RuntimeError("no memory left to compile")
 
-    monkeypatch.setattr(lanes.Run, "compile", fail)
+    monkeypatch.setattr(lanes.Driver, "compile", fail)
     labels = jnp.argmax(toys.smooth(MANY), axis=1)
     with pytest.raises(RuntimeError, match="no memory left to compile"):
         in_lanes(2, toys.smooth, key, MANY, labels, epsilon=0.03, version=["apgd-ce", "apgd-t", "square"])

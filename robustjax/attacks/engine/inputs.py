@@ -181,6 +181,8 @@ def box(bounds: Any, num_channels: int) -> geometry.Bounds:
         ((0.0, 0.0), (1.0, 0.5))
     """
     wanted = f"two numbers low < high, or arrays of {num_channels} such numbers, one for each channel"
+    if hasattr(bounds, "dtype") and _is_concrete(bounds):
+        bounds = np.asarray(bounds)  # within a trace, iterating over an array of JAX would be traced
     try:
         low, high = (np.asarray(wall, np.float64) for wall in bounds)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):

@@ -29,7 +29,7 @@ from robustjax.types import Array, Key
 SHRINK, SMALLEST_BATCH = 4, 16
 # A batch changes to a smaller size if it has at least so many passes before it: what is saved must pay for compiling.
 # A run of APGD has 300, and Square 5000.
-LEAST_PASSES_TO_SHRINK = 500
+LEAST_PASSES_TO_SHRINK = 1500
 # Draws at least by which an image of a stochastic network is found misclassified in all.
 LEAST_CHECK_DRAWS = 20
 
@@ -80,7 +80,7 @@ class Report(NamedTuple):
     steps: int
 
 
-class Run(NamedTuple):
+class Driver(NamedTuple):
     """What all stages share. Arrays are on the host; only what is worked on is on the device.
 
     Attributes:
@@ -117,15 +117,15 @@ class Run(NamedTuple):
         """What is wrong with the network's outputs, by these clean logits and a few images."""
         return doubts.doubts(
             self.network, self._key("doubts"), self.images, logits, bounds=self.bounds,
-            stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._split,
+            stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._on_devices,
         )  # fmt: skip
 
-    def attack(self, stage: Stage, key: Key, targets: np.ndarray, alive: np.ndarray) -> Iterator[Report]:
+    def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Iterator[Report]:
         """Runs a stage on the images with these indices."""
-        size = self._size(len(alive))
-        num_lanes = min(self.num_lanes, -(-len(alive) // size))
+        size = self._size(len(indices))
+        num_lanes = min(self.num_lanes, -(-len(indices) // size))
         # Each lane has images of its own: if they shared them, who takes which would depend on the clock.
-        queues = [deque(alive[i::num_lanes].tolist()) for i in range(num_lanes)]
+        queues = [deque(indices[i::num_lanes].tolist()) for i in range(num_lanes)]
         lanes = [
             self._lane(stage, key, targets, queue, size, itertools.count(i, num_lanes))
             for i, queue in enumerate(queues)
@@ -138,7 +138,7 @@ class Run(NamedTuple):
         at = np.zeros(self._size(count), np.int32)
         rows = self._rows(stage, targets, at, at)
         fresh, state = np.ones(len(at), bool), _blank(stage.search, *rows[1:])
-        arguments = self._split((*rows, at, at, state, fresh))
+        arguments = self._on_devices((*rows, at, at, state, fresh))
         _advance(stage.search, self.bounds, self.network, self.key, *arguments, np.int32(0), np.int32(0))
 
     def _lane(
@@ -165,7 +165,7 @@ class Run(NamedTuple):
             rows_of = self._rows(stage, targets, np.where(taken, occupant, occupant[taken][0]), run)
             if state is None:
                 state, fresh = _blank(stage.search, *rows_of[1:]), np.ones(size, bool)
-            arguments = self._split((*rows_of, run, run % stage.num_restarts, state, fresh))
+            arguments = self._on_devices((*rows_of, run, run % stage.num_restarts, state, fresh))
             steps = np.int32(stage.chunk)
             state = _advance(stage.search, self.bounds, self.network, key, *arguments, steps, np.int32(call))
             share, loss = np.asarray(state.best.share), np.asarray(state.best.loss)
@@ -209,7 +209,7 @@ class Run(NamedTuple):
             part = np.arange(start, min(start + size, len(rows)))
             padded = np.resize(part, size)
             at = rows[padded]
-            batch = self._split((self.images[at], points[padded], self.labels[at], self.epsilon[at]))
+            batch = self._on_devices((self.images[at], points[padded], self.labels[at], self.epsilon[at]))
             options = {"norm": self.norm, "bounds": self.bounds, "num_draws": num_draws}
             found = _verify(self.network, jax.random.fold_in(key, start), *batch, **options)
             parts.append(_taken(found, np.arange(len(part))))
@@ -224,8 +224,8 @@ class Run(NamedTuple):
         each = -(-count // self.num_lanes)
         return next((size for size, less in itertools.pairwise(self.sizes) if each > size - less), self.sizes[-1])
 
-    def _split(self, tree: Any) -> Any:
-        """Arrays [B, ...] shared by the devices."""
+    def _on_devices(self, tree: Any) -> Any:
+        """Arrays [B, ...], divided between the devices."""
         return tree if self.sharding is None else jax.device_put(tree, self.sharding)
 
     def _key(self, purpose: str) -> Key:

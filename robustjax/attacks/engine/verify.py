@@ -131,8 +131,9 @@ def is_valid(
         >>> is_valid(images, images + jnp.array([0.1, 0.2]).reshape(2, 1, 1, 1), epsilon=0.1)
         Array([ True, False], dtype=bool)
     """
-    dtype = jnp.promote_types(jnp.asarray(images).dtype, jnp.float32)
-    images, adversarial = jnp.asarray(images).astype(dtype), jnp.asarray(adversarial).astype(dtype)
+    images, adversarial = jnp.asarray(images), jnp.asarray(adversarial)
+    dtype = images.dtype if jnp.finfo(images.dtype).bits > 32 else jnp.float32
+    images, adversarial = images.astype(dtype), adversarial.astype(dtype)
     axes = tuple(range(1, images.ndim))
     low, high = geometry.walls(bounds, images)
     inside_box = jnp.all((adversarial >= low) & (adversarial <= high), axis=axes)
