@@ -53,19 +53,19 @@ class Networks(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What an attack maximizes: `own` times the loss of the logits plus `heads` times the mean loss of the heads.
+    """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
 
     Attributes:
         view: int32, index into `Networks.views()`.
         loss: int32, index into `LOSSES`.
-        own, heads: float32.
+        logits_weight, heads_weight: float32.
         targets: integers [B], the target classes of the targeted loss.
     """
 
     view: Array
     loss: Array
-    own: Array
-    heads: Array
+    logits_weight: Array
+    heads_weight: Array
     targets: Array
 
 
@@ -116,8 +116,8 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
         return lambda points: (network(points, *key), jnp.zeros(shape, jnp.float32))
 
     def joint(points: Array) -> tuple[Array, Array]:
-        own = networks.direct if networks.surrogate is None else networks.surrogate
-        return own(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
+        network = networks.direct if networks.surrogate is None else networks.surrogate
+        return network(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
 
     branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
     logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
@@ -139,8 +139,8 @@ def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
         targeted,
     ]
     values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
-    total = goal.own * values[0]
-    return total + goal.heads * jnp.mean(values[1:], axis=0) if num_heads else total
+    total = goal.logits_weight * values[0]
+    return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total
 
 
 def example_keys(key: Key, rows: Array) -> Key:

@@ -99,9 +99,9 @@ class StrongestImages:
         self.attack = np.full((number, len(images)), None, object)
 
     def add(self, name: str, rows: np.ndarray, points: np.ndarray, share: np.ndarray) -> None:
-        """Keeps images that are misclassified in more draws than the weakest kept, or the attack's own; ties stay."""
-        own = self.attack[:, rows] == name
-        slots = np.where(own.any(axis=0), own.argmax(axis=0), self.share[:, rows].argmin(axis=0))
+        """Keeps images that are misclassified in more draws than the weakest kept, or than the same attack's; ties stay."""
+        same = self.attack[:, rows] == name
+        slots = np.where(same.any(axis=0), same.argmax(axis=0), self.share[:, rows].argmin(axis=0))
         better = share > self.share[slots, rows]
         places = slots[better], rows[better]
         self.points[places], self.share[places], self.attack[places] = points[better], share[better], name
@@ -176,12 +176,19 @@ class Trial:
         return (self.key(),) if self.stochastic else ()
 
     def goal(
-        self, rows: np.ndarray, *, view: str, loss: str, own: float = 1.0, heads: float = 0.0, target: int = 0
+        self,
+        rows: np.ndarray,
+        *,
+        view: str,
+        loss: str,
+        logits_weight: float = 1.0,
+        heads_weight: float = 0.0,
+        target: int = 0,
     ) -> Goal:
         """What an attack maximizes for some examples; `target` is the rank of the wrong class to aim at."""
         return Goal(
-            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(own),
-            jnp.float32(heads), self._ranked[rows, min(target, self.num_classes - 2)],
+            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
+            jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
         )  # fmt: skip
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
