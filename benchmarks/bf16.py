@@ -19,20 +19,15 @@ early, and fewer break in all (RESULTS.md). Seconds are not compared: a CPU imit
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from robustjax import attacks, build, cli, data
-from robustjax import config as config_lib
+from robustjax import attacks, build, cli, data, runs
 from robustjax.attacks.engine import verify
 from robustjax.evaluation.protocol import records
 from robustjax.runs import network
-from robustjax.runs.checkpoint import Checkpoints
-from robustjax.runtime import sharding
 from robustjax.types import Array, InputError, Key, LogitsFn
 
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 512, "Test images.", lower_bound=1)
@@ -46,10 +41,10 @@ def main() -> int:
     unknown = [name for name in ATTACKS.value if name not in RUNS]
     if unknown or not ATTACKS.value:
         raise InputError(f"--attacks must be some of {', '.join(RUNS)}, got {', '.join(unknown) or 'none'}")
-    settings = config_lib.read(cli.WORKDIR.value)
-    dataset = build.test_dataset(settings, num_examples=NUM_EXAMPLES.value)
+    run = runs.load(cli.WORKDIR.value, checkpoint=CHECKPOINT.value)
+    settings, dataset = run.config, run.test_data(NUM_EXAMPLES.value)
     images, labels = np.asarray(data.to_float(dataset.images)), dataset.labels
-    variables, step = _variables(settings, dataset)
+    variables, step = run.variables, run.step
     exact, coarse = (
         jax.tree_util.Partial(
             network.logits_fn(build.model(settings, dataset.num_classes, dtype=dtype), stochastic=False), variables
@@ -86,15 +81,6 @@ def main() -> int:
             differing = f"{lost + gained:3} flags differ, {lost} broken by float32 alone, {gained} by this alone"
             print(f"{name:11} {way:20} {robust.mean():7.2%}  {differing}", flush=True)
     return 0
-
-
-def _variables(settings: ConfigDict, dataset: data.Dataset) -> tuple[Any, int]:
-    """Weights and statistics of the checkpoint, and its step."""
-    module = build.model(settings, dataset.num_classes)
-    abstract = jax.eval_shape(build.initial_state(settings, module, dataset.images.shape[1:]))
-    with Checkpoints(cli.WORKDIR.value, read_only=True) as checkpoints:
-        step = checkpoints.find(CHECKPOINT.value)
-        return checkpoints.restore(step, abstract, sharding.layout()).judged, step
 
 
 def _gradients_of(coarse: LogitsFn, exact: LogitsFn, images: Array) -> Array:

@@ -23,10 +23,9 @@ import measure
 from absl import flags
 from ml_collections import config_flags
 
-from robustjax import build, cli, config
+from robustjax import cli, config, runs
 from robustjax.analysis import summary
 from robustjax.evaluation.protocol import records
-from robustjax.training import loop
 from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/speedrun_1min.py.")
@@ -70,7 +69,7 @@ def _train(workdir: Path) -> int:
     jax.block_until_ready(jax.numpy.zeros(()))  # the device starts before the clock does
     compiling.clear()
     started = time.perf_counter()
-    stopped = loop.run(build.experiment(CONFIG.value), workdir)
+    stopped = runs.train(CONFIG.value, workdir)
     elapsed = time.perf_counter() - started
     if not stopped.complete:
         return cli.fail(f"stopped at step {stopped.step} of {stopped.num_steps}: no time was taken")

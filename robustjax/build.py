@@ -1,9 +1,7 @@
-"""From a config to functions: the only place where a string becomes one."""
+"""From a config to an experiment: data, network, attack, objective and step of a run."""
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,60 +11,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from robustjax import attacks, data, defenses, models, objectives
+from robustjax import attacks, data, defenses, models, objectives, registry
+from robustjax import config as config_lib
 from robustjax.data import augment
-from robustjax.evaluation.protocol import protocols
-from robustjax.evaluation.protocol.protocols import Protocol, Threat
-from robustjax.runs import checkpoint
-from robustjax.runtime import sharding
 from robustjax.training import loop, optim, state, step
-from robustjax.types import Array, Attack, InputError, Key, LogitsFn, LossFn
-
-# Each takes config.attack and the random start, and returns attack(logits_fn, key, images, labels, *, loss, scale):
-# epsilon and step size are multiplied by scale, traced.
-TRAINING_ATTACKS = {
-    "pgd": lambda config, start: _scaled(
-        partial(attacks.pgd, num_steps=config.num_steps, random_start=start, norm=config.norm),
-        epsilon=config.epsilon,
-        step_size=config.step_size,
-    ),
-    "fgsm": lambda config, start: _scaled(
-        # From the image itself, unless the loss has no gradient there.
-        partial(attacks.fgsm, random_start=start if start == "gaussian" else False, norm=config.norm),
-        epsilon=config.epsilon,
-    ),
-    "rs_fgsm": lambda config, start: _scaled(
-        partial(attacks.pgd, num_steps=1, random_start=True, norm=config.norm),
-        epsilon=config.epsilon,
-        step_size=config.step_size,
-    ),
-    "n_fgsm": lambda config, start: _scaled(attacks.n_fgsm, epsilon=config.epsilon),
-}
-
-OBJECTIVES = {
-    "standard": lambda config: objectives.standard_objective(label_smoothing=config.label_smoothing),
-    "adversarial": lambda config: objectives.adversarial_objective(label_smoothing=config.label_smoothing),
-    "trades": lambda config: objectives.trades_objective(beta=config.beta, label_smoothing=config.label_smoothing),
-    "mart": lambda config: objectives.mart_objective(beta=config.beta),
-}
-
-SCHEDULES = optim.SCHEDULES
-
-
-DEFENSES = tuple(defenses.DEFENSES)
-
-EVALUATION_ATTACKS = {
-    "clean": lambda threat: protocols.CLEAN,
-    "fgsm": protocols.fgsm,
-    "pgd20": partial(protocols.pgd, num_steps=20),
-    "cw": partial(protocols.pgd, num_steps=30, loss=protocols.CW_MARGIN),
-    "pgd100": partial(protocols.pgd, num_steps=100),
-    "autoattack": protocols.autoattack,
-}
-
-
-# The attack that is a whole judgement, with the network's hints.
-ADAPTIVE = "adaptive"
+from robustjax.types import Array, Attack, InputError, Key
 
 
 def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Dataset]:
@@ -85,12 +34,25 @@ def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Datas
     return train, data.load(name, "validation", **options)
 
 
-def test_dataset(config: ConfigDict, *, num_examples: int | None = None) -> data.Dataset:
-    """The test split, or its first examples."""
+def test_dataset(config: ConfigDict, *, num_examples: int | None = None, split: str = "test") -> data.Dataset:
+    """The images to evaluate on: a whole split of the data set, or its first examples.
+
+    Args:
+        config: of the run.
+        num_examples: keep only the first so many; None: all.
+        split: a split that the data set has; "validation" of a data set without one is the part of the training split
+            that the run was validated on, and "train" what it was trained on.
+
+    Raises:
+        InputError: as :func:`robustjax.data.load`.
+    """
+    name, folder = config.data.name, config.data.data_dir
+    own = split == "validation" and split in data.splits(name, data_dir=folder)
     return data.load(
-        config.data.name,
-        "test",
-        data_dir=config.data.data_dir,
+        name,
+        split,
+        data_dir=folder,
+        validation_examples=0 if own else config.data.validation_examples,
         num_examples=num_examples,
         image_size=config.data.image_size,
     )
@@ -122,12 +84,8 @@ def defense(config: ConfigDict) -> defenses.Defense | None:
     Raises:
         InputError: the defense has no such option, or its value is out of range.
     """
-    options = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
-    if config.defense.name is None:
-        if options:
-            raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
-        return None
-    return defenses.create(config.defense.name, **options)
+    options = config_lib.defense_options(config)
+    return None if config.defense.name is None else defenses.create(config.defense.name, **options)
 
 
 def trained_defense(config: ConfigDict) -> defenses.Defense | None:
@@ -136,40 +94,9 @@ def trained_defense(config: ConfigDict) -> defenses.Defense | None:
     return None if chosen is None or chosen.inference_only else chosen
 
 
-def parsed_defense(text: str) -> tuple[str, defenses.Defense | None]:
-    """A defense as a command line names it, in one spelling, and itself: "sap:fraction=0.5,sampler=bernoulli".
-
-    "none" is the network without any.
-
-    Raises:
-        InputError: the defense or an option is unknown, or a value is out of range.
-
-    Example:
-        >>> parsed_defense("sap:sampler=bernoulli,fraction=0.50")[0]
-        'sap:fraction=0.5,sampler=bernoulli'
-    """
-    name, _, rest = text.partition(":")
-    if name == "none" and not rest:
-        return name, None
-    if name not in defenses.DEFENSES:
-        raise InputError(f"--defense must be none or one of {', '.join(defenses.DEFENSES)}, got {name!r}")
-    known, options = inspect.signature(defenses.DEFENSES[name]).parameters, {}
-    for item in filter(None, rest.split(",")):
-        option, equals, value = item.partition("=")
-        if not equals or option not in known:
-            raise InputError(f"--defense={name}: options look like {'=..., '.join(known)}=..., got {item!r}")
-        kind = type(known[option].default)
-        try:
-            options[option] = kind(value)
-        except ValueError:
-            raise InputError(f"--defense={name}: {option} must be {kind.__name__}, got {value!r}") from None
-    spelling = ",".join(f"{option}={options[option]}" for option in sorted(options))
-    return f"{name}:{spelling}" if options else name, defenses.create(name, **options)
-
-
 def objective(config: ConfigDict) -> objectives.Objective:
     """What the run minimises. Where only the defense's loss reads adversarial images, they climb cross-entropy."""
-    goal = OBJECTIVES[config.objective.name](config.objective)
+    goal = registry.OBJECTIVES[config.objective.name](config.objective)
     guarded = defense(config)
     if goal.inner is None and guarded is not None and "adversarial" in guarded.views:
         return goal._replace(inner=objectives.climb_cross_entropy)
@@ -180,9 +107,8 @@ def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.Scal
     """The inner maximisation of an objective, or None for one without."""
     if goal.inner is None:
         return None
-    # TRADES and MART publish a start of 0.001 N(0, 1): at the image itself, the divergence has no gradient.
-    start = "gaussian" if "natural" in goal.views else config.attack.random_start
-    return TRAINING_ATTACKS[config.attack.name](config.attack, start)
+    start = config.attack.random_start if goal.start is None else goal.start
+    return registry.TRAINING_ATTACKS[config.attack.name](config.attack, start)
 
 
 def augmentation(config: ConfigDict) -> step.Augment:
@@ -222,34 +148,6 @@ def initial_state(config: ConfigDict, module: Any, image_shape: tuple[int, int, 
     )
 
 
-def warm_start(config: ConfigDict, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], dict] | None:
-    """() -> variables to begin with: the newest ones of the run in config.init_from, weights and statistics only.
-
-    Whatever only this network's guards have begins anew; anything else has to be there, and of the same shape.
-
-    Raises:
-        InputError: when called; there is no such run, or its network does not fit, naming every entry.
-    """
-    if config.init_from is None:
-        return None
-    from robustjax import config as config_lib  # which imports this file
-
-    def variables() -> dict[str, Any]:
-        other = config_lib.read(config.init_from)
-        layout = sharding.layout()
-        with checkpoint.Checkpoints(config.init_from, read_only=True) as checkpoints:
-            at = checkpoints.find("last")
-            source = initial_state(other, model(other, module.num_classes), image_shape)
-            try:
-                found = checkpoints.restore(at, jax.eval_shape(source), layout).judged
-            except ValueError as error:  # other images or classes
-                raise InputError(f"init_from {config.init_from} does not fit: {error}") from error
-        own = jax.jit(initial_state(config, module, image_shape))().variables
-        return state.merge(own, found, source=f"init_from {config.init_from}", may_begin_anew="guards_")
-
-    return variables
-
-
 def training_step(config: ConfigDict, module: Any, steps_per_epoch: int) -> step.Step:
     """One update of a run: augmentation, attack, loss and optimiser."""
     goal = objective(config)
@@ -287,13 +185,12 @@ def experiment(config: ConfigDict) -> loop.Experiment:
     create_state = initial_state(config, module, train.image_shape)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
     return loop.Experiment(
-        config=plain(config),
+        config=config_lib.plain(config),
         train=train,
         validation=validation,
         module=module,
         create_state=create_state,
         step=training_step(config, module, steps_per_epoch),
-        warm_start=warm_start(config, module, train.image_shape),
         schedule=optimizer(config, steps_per_epoch)[1],
         validation_attacks=validation_attacks(config),
     )
@@ -309,29 +206,3 @@ def validation_attacks(config: ConfigDict) -> dict[str, Attack | None]:
             attacks.pgd, step_size=config.attack.epsilon / 4, num_steps=config.validation.num_steps, **threat
         ),
     }
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
-    return json.loads(config.to_json_best_effort())
-
-
-def evaluation_attacks(names: list[str], threat: Threat) -> dict[str, Protocol]:
-    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but `evaluation.judge`.
-
-    Raises:
-        InputError: naming every unknown attack and the known ones.
-    """
-    known = (*EVALUATION_ATTACKS, ADAPTIVE)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise InputError(f"attacks must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
-    return {name: EVALUATION_ATTACKS[name](threat) for name in names if name != ADAPTIVE}
-
-
-def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
-    def scaled(logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, scale: Array) -> Array:
-        scaled_lengths = {name: scale * length for name, length in lengths.items()}
-        return attack(logits_fn, key, images, labels, loss=loss, **scaled_lengths)
-
-    return scaled

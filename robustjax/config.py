@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from robustjax import build, models
+from robustjax import defenses, models, registry
 from robustjax.types import InputError
 
 
@@ -56,7 +57,7 @@ def base() -> ConfigDict:
     config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr", "kwta", "sap", "sns"; None: none
     config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
     config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
-    config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax", "sigmoid" or "softplus"
+    config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax" (with BatchNorm), "sigmoid", "softplus"
     config.defense.hidden = config_dict.placeholder(int)  # cifs: width of the probes' hidden layer
     config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask
     config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
@@ -166,27 +167,119 @@ def speedrun() -> ConfigDict:
     return config
 
 
-def read(workdir: str | Path) -> ConfigDict:
-    """The config that a run was started with.
+def from_plain(stored: Any, *, source: object) -> ConfigDict:
+    """A config from what JSON holds of it. Keys and sections that are not there have their defaults.
+
+    That way the runs of an earlier version, which lack newer keys, go on and are evaluated.
+
+    Args:
+        stored: nested dicts, as :func:`plain` returns them.
+        source: where they come from, for the message.
 
     Raises:
-        InputError: workdir holds no run, or its config.json is damaged or of another version.
+        InputError: one line that lists every problem.
     """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise InputError(
-            f"{workdir} is not the folder of a run: it has no config.json; give --workdir of a training run"
-        )
     config = base()
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     problems = list(_fill(config, stored))
     if problems:
-        raise InputError(f"{path} is not a config of this version: {'; '.join(problems)}")
+        raise InputError(f"{source} is not a config of this version: {'; '.join(problems)}")
     validate(config)
     return config
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
+    return json.loads(config.to_json_best_effort())
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Checks every ``--config.KEY=VALUE`` of a command line, before any of them is used.
+
+    ml_collections would name only the first wrong one.
+
+    Args:
+        arguments: the whole command line.
+
+    Raises:
+        InputError: one line that lists every unknown key, with the nearest, and every value of a wrong type.
+
+    Example:
+        >>> check_overrides(["--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"])
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: command line has 3 problems: --config.attack.num_stepz is unknown (nearest:
+        --config.attack.num_steps); --config.epochs is unknown (nearest: --config.train.num_epochs); --config.seed must
+        be of type int, got 'one'
+    """
+    problems = list(_override_problems(list(arguments)))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"command line has {count}: {'; '.join(problems)}")
+
+
+def _override_problems(arguments: list[str]) -> Iterator[str]:
+    parsers = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
+    types = dict(_keys(base()))
+    sections = {path.rpartition(".")[0] for path in types}
+    for i, argument in enumerate(arguments):
+        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if override is None:
+            continue
+        negated, path, value = override.groups()
+        if path not in types and path not in sections:
+            yield f"--config.{path} is unknown (nearest: --config.{_nearest_key(path, types)})"
+            continue
+        kind = types.get(path)
+        if value is None and kind is not bool:  # `--config.seed 1`
+            value = arguments[i + 1] if i + 1 < len(arguments) else None
+        if kind not in parsers or value is None or negated:
+            continue
+        try:
+            parsers[kind].parse(value)
+        except (TypeError, ValueError):
+            yield f"--config.{path} must be of type {kind.__name__}, got {value!r}"
+
+
+def _keys(config: ConfigDict, section: str = "") -> Iterator[tuple[str, type]]:
+    """Every key as "section.key", with its type."""
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            yield from _keys(config[key], f"{section}{key}.")
+        else:
+            yield f"{section}{key}", config.get_type(key)
+
+
+def _nearest_key(path: str, keys: Iterable[str]) -> str:
+    """The key that was most likely meant: the one whose last part is most alike, rather in the section that was given.
+
+    Example:
+        >>> _nearest_key("epochs", ["seed", "train.num_epochs", "validation.every_epochs"])
+        'train.num_epochs'
+    """
+    section, _, last = path.rpartition(".")
+
+    def likeness(key: str) -> tuple[float, float]:
+        its_section, _, its_last = key.rpartition(".")
+        same_section = 0.25 * (section == its_section and section != "")
+        return _likeness(last, its_last) + same_section, _likeness(path, key)
+
+    return max(keys, key=likeness)
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def defense_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of a config's defense that are set.
+
+    Raises:
+        InputError: options are set, and no defense.
+    """
+    options = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
+    if options and config.defense.name is None:
+        raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
+    return options
 
 
 def validate(config: ConfigDict) -> None:
@@ -215,16 +308,16 @@ def validate(config: ConfigDict) -> None:
 def _problems(config: ConfigDict) -> Iterator[str]:
     choices = {
         "data.pipeline": ("memory", "stream"),
-        "model.name": models.NAMES,
+        "model.name": registry.MODELS,
         "model.dtype": ("float32", "bfloat16"),
-        "defense.name": build.DEFENSES,
-        "attack.name": build.TRAINING_ATTACKS,
+        "defense.name": registry.DEFENSES,
+        "attack.name": registry.TRAINING_ATTACKS,
         "attack.norm": ("linf", "l2", "l1"),
-        "objective.name": build.OBJECTIVES,
+        "objective.name": registry.OBJECTIVES,
         "batch_norm.attack": ("running", "batch"),
         "batch_norm.training": ("batch", "running"),
         "batch_norm.devices": ("global", "per_device"),
-        "optimizer.schedule": build.SCHEDULES,
+        "optimizer.schedule": registry.SCHEDULES,
         "train.on_nonfinite": ("stop", "halve"),
     }
     for path, valid in choices.items():
@@ -272,9 +365,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"{path} must be in [0, 1), got {value}"
 
     yield from _threat_problems(config.attack)
-    if config.defense.name in (None, *build.DEFENSES):
+    if config.defense.name in (None, *registry.DEFENSES):
         try:
-            build.defense(config)
+            options = defense_options(config)
+            if config.defense.name is not None:
+                defenses.create(config.defense.name, **options)
         except InputError as error:
             yield str(error)
     yield from _tuple_problems(config)
@@ -292,6 +387,14 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         )
     if config.batch_norm.devices == "per_device" and config.defense.name == "sns":
         yield "batch_norm.devices must be global with defense.name sns, which selects neurons by the whole batch"
+    softmax = config.defense.importance in (None, "softmax")
+    if config.defense.name == "cifs" and softmax and config.model.name in models.WITHOUT_BATCH_NORM:
+        # Measured on the digits: 7.5 % with softmax, 82 % clean with sigmoid.
+        yield (
+            "model.name must be a network with BatchNorm for defense.name cifs with defense.importance softmax, whose "
+            f"weights add up to 1 over the channels, got {config.model.name!r}, which would not learn; choose another "
+            "model.name (such as wide_resnet with model.depth 10 and model.width 1), or defense.importance sigmoid"
+        )
     if config.optimizer.schedule in ("cosine", "cyclic") and config.optimizer.warmup_epochs >= config.train.num_epochs:
         yield (
             f"optimizer.warmup_epochs must be less than train.num_epochs ({config.train.num_epochs}), "
@@ -347,7 +450,10 @@ def _fill(config: ConfigDict, stored: Any, section: str = "") -> Iterator[str]:
     for key, value in stored.items():
         path = f"{section}.{key}" if section else key
         if key not in config:
-            yield f"{path} is unknown{_nearest(key, list(config))}"
+            known = [name for name, _ in _keys(base())]
+            # A whole section that is unknown may be a misspelt one.
+            near = _nearest_key(path, {name.partition(".")[0] for name in known} if type(value) is dict else known)
+            yield f"{path} is unknown (nearest: {near})"
         elif isinstance(config[key], ConfigDict):
             yield from _fill(config[key], value, path)
         else:

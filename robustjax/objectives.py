@@ -7,7 +7,7 @@ logits: a defense may ask for the same terms of the logits of its own heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,15 @@ class Objective(NamedTuple):
             when the term is taken of a defense's heads, such as the weight of MART's divergence, it closes over.
         inner: the term that the training attack climbs, None without an attack.
         inner_views: the views that `inner` reads, "natural" being held fixed.
+        start: where the training attack starts if the paper says so: "gaussian" is x + 0.001 N(0, 1). None leaves it to
+            the attack's own random_start.
     """
 
     views: tuple[str, ...]
     term: Callable[[Mapping[str, Outputs]], Term]
     inner: Term | None = None
     inner_views: tuple[str, ...] = ("adversarial",)
+    start: Literal["gaussian"] | None = None
 
 
 def climb_cross_entropy(logits: Mapping[str, Array], labels: Array) -> Array:
@@ -163,17 +166,24 @@ def adversarial_objective(*, label_smoothing: float) -> Objective:
 
 
 def trades_objective(*, beta: float, label_smoothing: float) -> Objective:
-    """`trades`, its attack climbing the divergence."""
+    """:func:`trades`, its attack climbing the divergence from x + 0.001 N(0, 1).
+
+    At the image itself, where both distributions are equal, the divergence has no gradient.
+    """
 
     def term(logits: Mapping[str, Array], labels: Array) -> Array:
         both = (logits["natural"], logits["adversarial"])
         return trades(*both, labels, beta=beta, label_smoothing=label_smoothing)
 
-    return Objective(("natural", "adversarial"), lambda outputs: term, climb_divergence, ("natural", "adversarial"))
+    views = ("natural", "adversarial")
+    return Objective(views, lambda outputs: term, climb_divergence, inner_views=views, start="gaussian")
 
 
 def mart_objective(*, beta: float) -> Objective:
-    """`mart`, its attack climbing cross-entropy; of a defense's heads it keeps the weight of the network's logits."""
+    """:func:`mart`, its attack climbing cross-entropy from x + 0.001 N(0, 1), as in the published code.
+
+    Of a defense's heads it keeps the weight of the network's own logits.
+    """
 
     def make_term(outputs: Mapping[str, Outputs]) -> Term:
         def term(logits: Mapping[str, Array], labels: Array) -> Array:
@@ -182,4 +192,4 @@ def mart_objective(*, beta: float) -> Objective:
 
         return term
 
-    return Objective(("natural", "adversarial"), make_term, climb_cross_entropy)
+    return Objective(("natural", "adversarial"), make_term, climb_cross_entropy, start="gaussian")

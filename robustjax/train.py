@@ -1,5 +1,6 @@
 """Trains a network: `python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]`.
 
+--config takes the path of a config file or the bare name of a shipped one, such as quickstart or digits:at_cas.
 The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
 files. Several processes make one run with --coordinator, --num_processes and --process_id, or --distributed=auto; DIR
 then has to be the same folder for all of them.
@@ -8,16 +9,14 @@ then has to be the same folder for all of them.
 from __future__ import annotations
 
 from absl import flags
-from ml_collections import config_flags
 
-from robustjax import build, cli
+from robustjax import cli, runs
 from robustjax import config as config_lib
 from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
-from robustjax.training import loop
 from robustjax.types import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
+CONFIG = cli.define_config()
 STOPPED_STATUS = flags.DEFINE_integer(
     "stopped_status",
     0,
@@ -34,9 +33,8 @@ def main() -> int:
     except OSError as error:  # a config file that could not be read says so when it is first looked into
         raise InputError(f"--config: {error}") from error
     cli.join_hosts()
-    experiment = hosts.together(lambda: build.experiment(CONFIG.value))
     try:
-        stopped = loop.run(experiment, cli.WORKDIR.value)
+        stopped = runs.train(CONFIG.value, cli.WORKDIR.value)
     except FloatingPointError as error:
         return cli.fail(str(error))
     except WriteError as error:
@@ -44,8 +42,10 @@ def main() -> int:
             cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
         )
     if stopped.complete:
-        judge = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
-        ending = f"trained {stopped.num_steps:,} steps; judge it: {judge}"
+        command = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        ending = f"trained {stopped.num_steps:,} steps; evaluate it: {command}"
+        if stopped.warning:
+            ending = f"trained {stopped.num_steps:,} steps, but {stopped.warning}"
     else:
         at = f"step {stopped.step:,} of {stopped.num_steps:,}"
         ending = f"stopped and saved at {at}; the same command goes on from there"

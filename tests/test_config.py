@@ -4,9 +4,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from robustjax import build, config
+from robustjax import config, models
+from robustjax.runs import config_file
+from robustjax.runs.claim import claim
 from robustjax.types import InputError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -75,6 +79,16 @@ def test_each_wrong_value_is_named(path, value, message):
     assert message in str(caught.value)
 
 
+def test_cifs_without_batch_norm_is_refused_where_it_would_not_learn():
+    made = config.digits()
+    made.defense.name = "cifs"
+    with pytest.raises(InputError, match=r"model\.name must be a network with BatchNorm .* got 'small_cnn'"):
+        config.validate(made)
+    for importance in ("sigmoid", "softplus"):
+        made.defense.importance = importance
+        config.validate(made)
+
+
 def test_n_fgsm_is_refused_outside_linf():
     wrong = config.base()
     wrong.attack.name, wrong.attack.norm = "n_fgsm", "l2"
@@ -91,8 +105,101 @@ def test_a_config_survives_its_json_file(tmp_path):
     original = config.cifar10()
     original.model.mean = (0.1, 0.2, 0.3)
     original.model.std = (1.0, 2.0, 3.0)
-    (tmp_path / "config.json").write_text(json.dumps(build.plain(original)))
-    assert config.read(tmp_path).to_dict() == original.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config.plain(original)))
+    assert config_file.read(tmp_path).to_dict() == original.to_dict()
+
+
+def old(change):
+    """What an earlier version would have stored of the CIFAR-10 config: `change` takes out what it did not have."""
+    content = config.plain(config.cifar10())
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["train"].pop("on_nonfinite"),
+        lambda content: [content["data"].pop(key) for key in ("pipeline", "image_size", "random_resized_crop")],
+        lambda content: content.pop("batch_norm"),
+        lambda content: content.pop("init_from"),
+    ],
+)
+def test_a_config_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path, change):
+    (tmp_path / "config.json").write_text(old(change))
+    assert config_file.read(tmp_path).to_dict() == config.cifar10().to_dict()
+    with claim(tmp_path, config.plain(config.cifar10())):
+        pass
+    assert (tmp_path / "config.json").read_text() == old(change)
+
+
+def test_only_a_differing_value_refuses_a_config_of_an_earlier_version(tmp_path):
+    (tmp_path / "config.json").write_text(old(lambda content: content.pop("batch_norm")))
+    other = config.cifar10()
+    other.batch_norm.attack = "batch"  # the earlier version knew no other value than the default
+    other.seed = 1
+    with (
+        pytest.raises(InputError, match=r"another config, differing in batch_norm\.attack, seed; "),
+        claim(tmp_path, config.plain(other)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["train"].update(epochs=3), r"train\.epochs is unknown \(nearest: train\.num_epochs\)"),
+        (lambda content: content.update(optimiser={"momentum": 0.9}), r"optimiser is unknown \(nearest: optimizer\)"),
+        (lambda content: content.update(epsilon=0.1), r"epsilon is unknown \(nearest: attack\.epsilon\)"),
+    ],
+)
+def test_a_stored_key_that_is_not_known_is_refused_with_the_nearest(tmp_path, change, message):
+    (tmp_path / "config.json").write_text(old(change))
+    for use in (lambda: config_file.read(tmp_path), lambda: claim(tmp_path, {}).__enter__()):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("attack.num_stepz", "attack.num_steps"),
+        ("atack.num_steps", "attack.num_steps"),
+        ("epochs", "train.num_epochs"),
+        ("epsilon", "attack.epsilon"),
+        ("batch_size", "train.batch_size"),
+        ("model.epsilon", "attack.epsilon"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("dataset.name", "data.name"),
+    ],
+)
+def test_the_nearest_of_a_key_that_is_far_off(wrong, right):
+    with pytest.raises(InputError, match=rf"--config\.{wrong} is unknown \(nearest: --config\.{right}\)$"):
+        config.check_overrides(["train", f"--config.{wrong}=1"])
+
+
+def test_all_wrong_keys_and_types_of_a_command_line_are_listed_at_once():
+    arguments = [
+        "--config=configs/quickstart.py", "--config.foo=1", "--config.attack.num_stepz=3", "-config.epochs", "5",
+        "--config.seed=one", "--config.attack.epsilon", "large", "--config.data.flip=maybe",
+        # What is right:
+        "--config.train.num_epochs", "5", "--noconfig.data.flip", "--config.data.flip", "--config.model.mean=(0.5,)",
+        "--config.optimizer.momentum=0", "--config.defense.name=cas", "--workdir=x",
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        config.check_overrides(arguments)
+    message = str(caught.value)
+    assert message.startswith("command line has 6 problems: --config.foo is unknown (nearest: --config.")
+    assert message.endswith(
+        "; --config.attack.num_stepz is unknown (nearest: --config.attack.num_steps)"
+        "; --config.epochs is unknown (nearest: --config.train.num_epochs)"
+        "; --config.seed must be of type int, got 'one'"
+        "; --config.attack.epsilon must be of type float, got 'large'"
+        "; --config.data.flip must be of type bool, got 'maybe'"
+    )
+    config.check_overrides(
+        ["train", "--config=configs/quickstart.py", *arguments[arguments.index("--config.train.num_epochs") :]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +210,15 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
+
+
+def test_the_models_without_batch_norm_are_named():
+    for name in models.NAMES:
+        options = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+        images = jnp.zeros((1, 32, 32, 3))
+        variables = jax.eval_shape(models.create(name, **options).init, jax.random.key(0), images)
+        assert ("batch_stats" in variables) == (name not in models.WITHOUT_BATCH_NORM)
 
 
 @pytest.mark.parametrize("objective", ["standard", "at", "trades", "mart"])

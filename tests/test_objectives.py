@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
-from robustjax import objectives
+from robustjax import build, config, objectives
 from robustjax.types import Outputs
 
 RNG = np.random.default_rng(1)
@@ -46,20 +48,23 @@ ORACLES = [
 ]
 
 
-@pytest.mark.parametrize(("objective", "oracle"), ORACLES)
-def test_values_and_gradients_match_numpy(objective, oracle):
-    natural, adversarial = _jax(NATURAL, ADVERSARIAL)
-    labels = jnp.asarray(LABELS)
-    np.testing.assert_allclose(objective(natural, adversarial, labels), oracle(NATURAL, ADVERSARIAL), rtol=1e-4)
-    gradients = jax.grad(lambda a, b: objective(a, b, labels).sum(), argnums=(0, 1))(natural, adversarial)
-    for i, gradient in enumerate(gradients):
-        direction = RNG.normal(size=NATURAL.shape)
-        step = 1e-5 * direction
-        pair = lambda sign, i=i, step=step: [  # noqa: E731
-            logits + sign * step * (i == j) for j, logits in enumerate((NATURAL, ADVERSARIAL))
-        ]
-        slope = (oracle(*pair(1)) - oracle(*pair(-1))) / 2e-5
-        np.testing.assert_allclose(np.sum(gradient * direction, 1), slope, rtol=2e-3, atol=2e-4)
+class ObjectivesTest(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters(*ORACLES)
+    def test_values_and_gradients_match_numpy(self, objective, oracle):
+        natural, adversarial = _jax(NATURAL, ADVERSARIAL)
+        labels = jnp.asarray(LABELS)
+        values = self.variant(objective)(natural, adversarial, labels)
+        np.testing.assert_allclose(values, oracle(NATURAL, ADVERSARIAL), rtol=1e-4)
+        total = jax.grad(lambda a, b, labels: objective(a, b, labels).sum(), argnums=(0, 1))
+        for i, gradient in enumerate(self.variant(total)(natural, adversarial, labels)):
+            direction = RNG.normal(size=NATURAL.shape)
+            step = 1e-5 * direction
+            pair = lambda sign, i=i, step=step: [  # noqa: E731
+                logits + sign * step * (i == j) for j, logits in enumerate((NATURAL, ADVERSARIAL))
+            ]
+            slope = (oracle(*pair(1)) - oracle(*pair(-1))) / 2e-5
+            np.testing.assert_allclose(np.sum(gradient * direction, 1), slope, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("beta", [1.0, 6.0])
@@ -131,3 +136,41 @@ def test_attacks_climb_cross_entropy_or_the_divergence():
     np.testing.assert_allclose(objectives.climb_cross_entropy(logits, labels), expected, rtol=1e-5)
     expected = _trades(NATURAL, ADVERSARIAL, 1.0) - _trades(NATURAL, ADVERSARIAL, 0.0)
     np.testing.assert_allclose(objectives.climb_divergence(logits, labels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "start"), [("standard", None), ("adversarial", None), ("trades", "gaussian"), ("mart", "gaussian")]
+)
+def test_only_trades_and_mart_start_where_their_papers_say(objective, start):
+    made = config.digits()
+    made.objective.name = objective
+    assert build.objective(made).start == start
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize(
+    ("objective", "start"),
+    [("standard", None), ("adversarial", None), ("trades", "gaussian"), ("mart", "gaussian")],
+)
+def test_the_training_attack_starts_where_config_or_paper_say(key, objective, start, random_start):
+    """Standard training with SNS looks at natural images too, and starts as attack.random_start says all the same."""
+    made = config.digits()
+    made.objective.name, made.defense.name = objective, "sns"
+    made.attack.random_start, made.attack.num_steps = random_start, 1
+    attack = build.training_attack(made, build.objective(made))
+    seen = []
+
+    def logits_fn(images):
+        jax.debug.callback(lambda distance: seen.append(float(distance)), jnp.abs(images - 0.5).max())
+        return jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], axis=1)
+
+    images, labels = jnp.full((4, 3, 3, 1), 0.5), jnp.zeros(4, jnp.int32)
+    attack(logits_fn, key, images, labels, loss=lambda logits, _: logits[:, 0], scale=jnp.float32(1.0))
+    jax.effects_barrier()
+    distance = seen[0]
+    if start == "gaussian":
+        assert 0 < distance < 0.01
+    elif random_start:
+        assert 0.1 < distance <= made.attack.epsilon + 1e-6
+    else:
+        assert distance == 0

@@ -15,6 +15,9 @@ import PIL
 
 from robustjax.runtime.process import cache_folder
 
+# How files become pixels; to be raised when that changes, or what was decoded before would be read.
+DECODING = 2
+
 # Less than a second is not worth a file, and more than two GiB are not worth the disk.
 SECONDS_WORTH_KEEPING, MOST_BYTES = 1.0, 2 * 2**30
 
@@ -64,6 +67,6 @@ def remembered(
 def _name(files: Sequence[str | os.PathLike], indices: np.ndarray, image_size: int | None) -> str:
     stats = [(str(Path(path).resolve()), os.stat(path)) for path in files]
     where = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    name = hashlib.sha256(json.dumps([where, image_size, PIL.__version__]).encode())
+    name = hashlib.sha256(json.dumps([where, image_size, PIL.__version__, DECODING]).encode())
     name.update(np.ascontiguousarray(indices, np.int64).tobytes())
     return name.hexdigest()[:32]

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from robustjax.data.formats import Columns, File
 from robustjax.data.known import KNOWN, Known
-from robustjax.data.prepared import resolve_data_dir
+from robustjax.data.tfds_source import resolve_data_dir
 from robustjax.types import InputError
 
 _TIMEOUT = 30  # seconds without a byte

@@ -1,4 +1,4 @@
-"""Images of any size as images of one size, on the host: pure functions of a Pillow image."""
+"""Images of any kind and size as 8-bit images of one kind and size, on the host: pure functions of a Pillow image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,37 @@ from PIL import Image
 
 # The share of the shorter side that a centre crop keeps.
 CENTRE = 224 / 256
-NUM_DRAWS = 40  # that `random_crop` takes: four for each attempt
+NUM_DRAWS = 40  # that `random_resized_crop` takes: four for each attempt
+
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of an image with so many channels
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8 bits and so many channels, whatever the file holds.
+
+    16-bit values v become v // 256, as TensorFlow reads them (Pillow would clip them at 255). Palettes become colours,
+    colours become grey by their luminance where one channel is wanted. An alpha channel is dropped unless four channels
+    are wanted: what counts is the colour that is stored, also where it is transparent.
+
+    Args:
+        image: as Pillow opens it.
+        channels: 1, 3 or 4.
+
+    Raises:
+        ValueError: the image holds numbers that have no range of their own (32-bit integers or floats).
+
+    >>> grey = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
+    >>> np.asarray(to_channels(grey, 1)).tolist()
+    [[0, 0, 1, 255]]
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got an image of mode {image.mode}")
+    if image.mode.startswith("I"):  # 16 bits of grey; older versions of Pillow open them as 32-bit integers
+        image = Image.fromarray((np.asarray(image).astype(np.int32) // 256).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns of dropping a palette's transparency at once
+    return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -27,7 +57,7 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     return _scaled(image, (left, top, left + side, top + side), size)
 
 
-def random_crop(image: Image.Image, size: int, draws: Sequence[float]) -> np.ndarray:
+def random_resized_crop(image: Image.Image, size: int, draws: Sequence[float]) -> np.ndarray:
     """A part of 8 to 100 % of an image's area, of a shape between 3:4 and 4:3 (Szegedy et al. 2015, arXiv 1409.4842).
 
     Ten attempts; if none fits the image, `centre_crop`.
@@ -40,7 +70,7 @@ def random_crop(image: Image.Image, size: int, draws: Sequence[float]) -> np.nda
     Returns:
         uint8 [size, size] or [size, size, C].
 
-    >>> random_crop(Image.new("RGB", (500, 375)), 224, np.linspace(0, 0.99, NUM_DRAWS)).shape
+    >>> random_resized_crop(Image.new("RGB", (500, 375)), 224, np.linspace(0, 0.99, NUM_DRAWS)).shape
     (224, 224, 3)
     """
     for u_area, u_shape, u_left, u_top in np.asarray(draws).reshape(-1, 4):

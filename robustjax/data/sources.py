@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from typing import NamedTuple
 
 import numpy as np
 
-from robustjax.data import prepared
+from robustjax.data import tfds_source
 from robustjax.data.order import permutation
 from robustjax.types import InputError
 
-SPLITS = ("train", "validation", "test")
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
 _VALIDATION_KEY = (0, 2**64 - 1)
-# Where the test labels are not public, everyone judges on the validation split.
+# Where the test labels are not public, everyone evaluates on the validation split.
 _STORED_TEST = {"imagenet2012": "validation"}
 
 
 class Dataset(NamedTuple):
-    """One split of a data set.
+    """One split of a data set, in memory.
+
+    Iterate over batches of it with :func:`robustjax.data.batches`; attacks and networks take its images as
+    :func:`robustjax.data.to_float` returns them.
 
     Attributes:
-        name: as given to `load`.
+        name: as given to :func:`load`.
         images: uint8 [N, H, W, C] in 0..255.
-        labels: int32 [N] in 0..num_classes - 1.
+        labels: int32 [N] in 0..K - 1.
         num_classes: K.
         label_names: K strings.
+
+    Example:
+        >>> greys = Dataset("greys", np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32), 2, ("dark", "light"))
+        >>> greys.num_examples, greys.image_shape
+        (4, (2, 2, 1))
     """
 
     name: str
@@ -55,45 +63,85 @@ def load(
 ) -> Dataset:
     """Loads one split of a data set into memory.
 
-    "validation" is a random part of the training split, the same in every run, and "train" is the rest: the two
-    together are the data set's own training split, each in its order. The test split is never touched.
+    With `validation_examples`, "validation" is a random part of the training split, the same in every run, and "train"
+    is the rest: the two together are the data set's own training split, each in its order. Every other split is read as
+    it is stored. Of ImageNet, whose test labels are not public, "test" is the stored validation split.
+
+    Images are decoded to 8 bits: 16-bit values v become v // 256, palettes become colours, and an alpha channel is
+    dropped unless the data set declares four channels.
 
     Args:
         name: "digits" (1797 images 8x8, embedded), or a prepared tfds data set as in "cifar10", "cifar10:3.0.2" or
             "name/config".
-        split: "train", "validation" or "test".
+        split: "train", "test", or another of the splits that :func:`splits` lists; "validation" see above.
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        validation_examples: size of the part of the training split that is "validation".
+        validation_examples: size of the part of the training split that is "validation", at least 0.
         num_examples: keep only the first so many examples of the split; None: all.
         image_size: side to which images are scaled and cropped (`scaling.centre_crop`); None: they are of one size.
 
     Returns:
-        A `Dataset`.
+        A :class:`Dataset`.
 
     Raises:
-        InputError: no such split or data set, unreadable files, a data set that is not image classification or whose
-            images differ in size, more examples asked for than there are.
+        InputError: no such split (those that there are are named) or data set, unreadable files, a data set that is
+            not image classification or whose images differ in size, more examples asked for than there are.
 
-    >>> train = load("digits", "train", validation_examples=200)
-    >>> train.images.shape, train.images.dtype.name, train.num_classes
-    ((1237, 8, 8, 1), 'uint8', 10)
+    Example:
+        >>> train = load("digits", "train", validation_examples=200)
+        >>> train.images.shape, train.images.dtype.name, train.num_classes
+        ((1237, 8, 8, 1), 'uint8', 10)
+        >>> load("digits", "tset")
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: split must be one of train, test of 'digits', got 'tset' (nearest: 'test')
     """
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {', '.join(SPLITS)}, received {split!r}")
     if validation_examples < 0:
-        raise InputError(f"validation_examples: expected a number >= 0, received {validation_examples}")
-    if split == "validation" and not validation_examples:
-        raise InputError("split 'validation': expected validation_examples >= 1 (it is cut from 'train'), received 0")
-    stored = _STORED_TEST.get(name.partition(":")[0], "test") if split == "test" else "train"
+        raise InputError(f"validation_examples must be at least 0, got {validation_examples}")
+    carved = split == "train" or (split == "validation" and validation_examples > 0)
+    stored = "train" if carved else _stored_split(name, split, data_dir)
     if name == "digits":
         if image_size is not None:
-            raise InputError(f"image_size: the digits are 8 x 8 and are not scaled, received {image_size}")
+            raise InputError(f"image_size must be None for the digits, which are always 8 x 8, got {image_size}")
         source = _digits(stored)
     else:
-        source = prepared.open_split(name, stored, data_dir, image_size=image_size)
-    indices = select(source.num_examples, name, split, validation_examples, num_examples)
+        source = tfds_source.open_split(name, stored, data_dir, image_size=image_size)
+    indices = select(source.num_examples, name, split, validation_examples if carved else 0, num_examples)
     images, labels = source.read(indices)
     return Dataset(name, images, labels, len(source.label_names), source.label_names)
+
+
+def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
+    """The splits that a data set has, as they are stored.
+
+    Args:
+        name, data_dir: as for :func:`load`.
+
+    Raises:
+        InputError: there is no such data set, or its description cannot be read.
+
+    Example:
+        >>> splits("digits")
+        ('train', 'test')
+    """
+    return ("train", "test") if name == "digits" else tfds_source.split_names(name, data_dir)
+
+
+def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> str:
+    """The name under which a split is stored.
+
+    Raises:
+        InputError: there is none; those that there are are named.
+    """
+    stored = splits(name, data_dir=data_dir)
+    if split == "test":
+        split = _STORED_TEST.get(name.partition(":")[0], split)
+    if split not in stored:
+        near = difflib.get_close_matches(split, stored, n=1)
+        hint = f" (nearest: {near[0]!r})" if near else ""
+        if split == "validation":
+            hint = "; to cut it from the training split, give validation_examples"
+        raise InputError(f"split must be one of {', '.join(stored)} of {name!r}, got {split!r}{hint}")
+    return split
 
 
 def select(
@@ -101,25 +149,24 @@ def select(
 ) -> np.ndarray:
     """The indices, among those stored, of a split's examples: see `load`."""
     indices = np.arange(stored_examples)
-    if split != "test" and validation_examples:
+    if validation_examples:
         if validation_examples >= stored_examples:
             raise InputError(
-                f"validation_examples: expected fewer than the {stored_examples} examples that the training split "
-                f"of {name!r} has, received {validation_examples}"
+                f"validation_examples must be less than the {stored_examples} examples that the training split of "
+                f"{name!r} has, got {validation_examples}"
             )
         held_out = np.isin(indices, permutation(_VALIDATION_KEY, stored_examples)[:validation_examples])
         indices = indices[held_out if split == "validation" else ~held_out]
     if num_examples is not None:
         if not 1 <= num_examples <= len(indices):
             raise InputError(
-                f"num_examples: expected 1 to {len(indices)}, the size of {split!r} of {name!r}, "
-                f"received {num_examples}"
+                f"num_examples must be 1 to {len(indices)}, the size of {split!r} of {name!r}, got {num_examples}"
             )
         indices = indices[:num_examples]
     return indices
 
 
-def _digits(split: str) -> prepared.Source:
+def _digits(split: str) -> tfds_source.Source:
     """The handwritten digits of scikit-learn (Alpaydin and Kaynak 1998): 1437 for training, 360 for testing.
 
     Sorted by class, every fifth image is a test image: the parts are stratified and depend on no random generator.
@@ -131,7 +178,7 @@ def _digits(split: str) -> prepared.Source:
     test = np.zeros(len(labels), bool)
     test[np.argsort(labels, kind="stable")[::5]] = True
     chosen = np.flatnonzero(test if split == "test" else ~test)
-    return prepared.Source(
+    return tfds_source.Source(
         num_examples=len(chosen),
         label_names=tuple("0123456789"),
         example=lambda index, draws: (images[chosen[index]], labels[chosen[index]]),

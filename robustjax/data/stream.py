@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robustjax.data import prepared
+from robustjax.data import tfds_source
 from robustjax.data.order import epoch_order
 from robustjax.data.scaling import NUM_DRAWS
 from robustjax.data.sources import select
@@ -62,7 +62,7 @@ def open_stream(
     """
     if name == "digits":
         raise InputError("data.pipeline 'stream' reads prepared data sets; the digits are in memory: use 'memory'")
-    source = prepared.open_split(name, "train", data_dir, image_size=image_size)
+    source = tfds_source.open_split(name, "train", data_dir, image_size=image_size)
     indices = select(source.num_examples, name, "train", validation_examples, num_examples)
 
     shape = source.example(int(indices[0]), None)[0].shape

@@ -46,4 +46,35 @@ def create(name: str, **options: Any) -> Defense:
     return DEFENSES[name](**options)
 
 
-__all__ = ["DEFENSES", "Defense", "cas", "cifs", "create", "fsr", "kwta", "sap", "sns"]
+def parse(text: str) -> tuple[str, Defense | None]:
+    """A defense as a command line names it, in one spelling, and itself: "sap:fraction=0.5,sampler=bernoulli".
+
+    "none" is the network without any.
+
+    Raises:
+        InputError: the defense or an option is unknown, or a value is out of range.
+
+    Example:
+        >>> parse("sap:sampler=bernoulli,fraction=0.50")[0]
+        'sap:fraction=0.5,sampler=bernoulli'
+    """
+    name, _, rest = text.partition(":")
+    if name == "none" and not rest:
+        return name, None
+    if name not in DEFENSES:
+        raise InputError(f"--defense must be none or one of {', '.join(DEFENSES)}, got {name!r}")
+    known, options = inspect.signature(DEFENSES[name]).parameters, {}
+    for item in filter(None, rest.split(",")):
+        option, equals, value = item.partition("=")
+        if not equals or option not in known:
+            raise InputError(f"--defense={name}: options look like {'=..., '.join(known)}=..., got {item!r}")
+        kind = type(known[option].default)
+        try:
+            options[option] = kind(value)
+        except ValueError:
+            raise InputError(f"--defense={name}: {option} must be {kind.__name__}, got {value!r}") from None
+    spelling = ",".join(f"{option}={options[option]}" for option in sorted(options))
+    return f"{name}:{spelling}" if options else name, create(name, **options)
+
+
+__all__ = ["DEFENSES", "Defense", "cas", "cifs", "create", "fsr", "kwta", "parse", "sap", "sns"]

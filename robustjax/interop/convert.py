@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import defenses
-from robustjax.interop.layouts import Layout, Source, guards_a_projection, recognise, source_of, vote, written_as
-from robustjax.models.layers import Network
+from robustjax.interop.layouts import (
+    ParameterLayout,
+    Source,
+    guards_a_projection,
+    recognise,
+    source_of,
+    vote,
+    written_as,
+)
+from robustjax.models.layers import Network, per_channel
 from robustjax.types import InputError
 
 Path = tuple[str, ...]  # of a leaf in our variables
@@ -24,9 +32,9 @@ AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 # RobustBench's networks that normalise hold one of these pairs, of this shape for C channels.
 CONSTANTS = {("mu", "sigma"): lambda channels: (1, channels, 1, 1), ("mean", "std"): lambda channels: (channels, 1, 1)}
 
-
-# What wrappers of a network put before every name.
-PREFIXES = ("module.", "model.")
+# Under which keys checkpoints hold their state dict, and what layers that normalise call their constants.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
 
 
 class Published(NamedTuple):
@@ -56,8 +64,9 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
     its code; set those by `module.clone(mean=..., std=...)`.
 
     Args:
-        state_dict: PyTorch's names -> NumPy arrays or torch tensors; also with a "module." or "model." before every
-            name, or inside a checkpoint under "state_dict" or "model".
+        state_dict: PyTorch's names -> NumPy arrays or torch tensors. It may lie inside a checkpoint under "state_dict",
+            "model_state_dict", "model" or "net", and the network inside wrappers, such as DataParallel ("module."
+            before every name) or Sequential(Normalize, network), whose mean and std the module then has.
         source: whose names they are: "cas" (Bai et al. 2021), "cifs" (Yan et al. 2021), "fsr" (Kim et al. 2023):
             ResNet and WideResNet, of CAS and FSR also VGG-16; or "robustbench": its ResNet with basic blocks,
             PreActResNet and WideResNet.
@@ -66,8 +75,8 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
         A module of `robustjax.models`, and float32 variables for it.
 
     Raises:
-        InputError: an unknown source, another network, or entries that are missing, surplus, misshapen or not finite,
-            every one of them named.
+        InputError: an unknown source, another network, a checkpoint that holds arrays under another key (which is
+            named), or entries that are missing, surplus, misshapen or not finite, every one of them named.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,9 +150,10 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
 def read(state_dict: Mapping[str, Any], name: str) -> Published:
     """`from_torch`, with what else is found out on the way."""
     source = source_of(name)
-    entries = _unwrapped(state_dict)
+    everything = _unwrapped(state_dict)
+    prefix, layout = recognise(everything, name)
+    entries, outside = _inside(everything, prefix)
     shapes = {entry: tuple(value.shape) for entry, value in entries.items() if hasattr(value, "shape")}
-    layout = recognise(entries, name)
 
     network, options = _network(layout, source, shapes)
     stem = shapes.get(f"{next(iter(layout.rows(network).values()))}.weight", ())
@@ -161,7 +171,9 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
     }
     unused = tuple(entry for entry in entries if entry in twins)
 
-    values, problems = _values(entries, expected, ignored=unused)
+    left = {prefix + entry: value for entry, value in entries.items() if entry not in expected and entry not in unused}
+    surplus, normaliser = _normaliser({**left, **outside})
+    values, problems = _values(entries, expected, surplus=tuple(surplus))
     if problems:
         title = f"{layout.title} of {name} with {network.num_classes} classes"
         raise InputError(f"state dict is not a {title}: " + "; ".join(problems))
@@ -173,27 +185,99 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
         if min(std) <= 0:
             raise InputError(f"state dict: {constants[1]} must be above 0, got {std}")
         network = network.clone(mean=mean, std=std)
-    return Published(network, _nested(arrays), options, channels, bool(constants), unused)
+    if normaliser:
+        if constants:
+            raise InputError(f"state dict normalises twice, by {normaliser.names} and by {', '.join(constants)}")
+        network = network.clone(mean=normaliser.check("mean", channels), std=normaliser.check("std", channels))
+    return Published(network, _nested(arrays), options, channels, bool(constants or normaliser), unused)
 
 
 def _unwrapped(state_dict: Any) -> dict[str, Any]:
-    """Without what wraps a state dict, and without counters of batches."""
-    while True:
-        if not isinstance(state_dict, Mapping) or not all(isinstance(entry, str) for entry in state_dict):
-            raise InputError(
-                f"state dict: expected a mapping from names to arrays, received {type(state_dict).__name__}"
-            )
-        inner = next((key for key in ("state_dict", "model") if isinstance(state_dict.get(key), Mapping)), None)
-        if inner is None:
-            break
-        state_dict = state_dict[inner]
-    entries = {entry: value for entry, value in state_dict.items() if not entry.endswith("num_batches_tracked")}
-    while prefix := next((p for p in PREFIXES if entries and all(entry.startswith(p) for entry in entries)), None):
-        entries = {entry.removeprefix(prefix): value for entry, value in entries.items()}
-    return entries
+    """The state dict that a checkpoint holds, without counters of batches.
+
+    Raises:
+        InputError: it is no mapping, or its arrays lie under a key that we do not know.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(entry, str) for entry in state_dict):
+        raise InputError(f"state dict: expected a mapping from names to arrays, received {type(state_dict).__name__}")
+    inner = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), None)
+    if inner is not None:
+        return _unwrapped(state_dict[inner])
+    holding = [key for key, value in state_dict.items() if isinstance(value, Mapping) and _holds_arrays(value)]
+    if holding:
+        keys = " or ".join(f"checkpoint[{key!r}]" for key in holding)
+        raise InputError(f"state dict: expected names of arrays, received a checkpoint that holds them; give {keys}")
+    return {entry: value for entry, value in state_dict.items() if not entry.endswith("num_batches_tracked")}
 
 
-def _network(layout: Layout, source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Network, dict[str, int]]:
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_arrays, value.values()))
+    return hasattr(value, "shape")
+
+
+def _inside(everything: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries of the network, without the prefix, and those outside of it that do not repeat one of them."""
+    entries = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
+
+    def repeats(name: str) -> bool:
+        parts = name.split(".")
+        if parts[-1] in {part for pair in NORMALISERS for part in pair}:
+            return False  # what normalises twice does not repeat itself
+        twin = next((key for i in range(len(parts)) if (key := ".".join(parts[i:])) in entries), None)
+        return twin is not None and _equal(everything[name], entries[twin], name)
+
+    outside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
+    return entries, {name: value for name, value in outside.items() if not repeats(name)}
+
+
+def _equal(a: Any, b: Any, name: str) -> bool:
+    if not (hasattr(a, "shape") and hasattr(b, "shape")) or tuple(a.shape) != tuple(b.shape):
+        return False
+    return np.array_equal(_float32(name, a), _float32(name, b))
+
+
+class Normaliser(NamedTuple):
+    """The layer of a wrapper that normalises: names of its entries, and what they hold."""
+
+    names: str
+    mean: np.ndarray
+    std: np.ndarray
+
+    def check(self, name: str, channels: int) -> tuple[float, ...]:
+        """Its mean or std: one number, or one per channel."""
+        array = getattr(self, name)
+        if array.size not in (1, channels):
+            wanted = f"one number or one for each of {channels} channels"
+            raise InputError(f"state dict: {self.names} must hold {wanted}, got {array.shape}")
+        return per_channel(name, array)
+
+
+def _normaliser(others: dict[str, Any]) -> tuple[dict[str, Any], Normaliser | None]:
+    """Of entries that are not the network's: those that remain without the mean and std of a layer that normalises, and
+    that layer.
+
+    Raises:
+        InputError: there are several layers, and they differ.
+    """
+    found: dict[str, Normaliser] = {}
+    for mean, std in NORMALISERS:
+        for name in others:
+            layer, _, last = name.rpartition(".")
+            pair = name, f"{layer}.{std}" if layer else std
+            if last == mean and pair[1] in others:
+                found[layer] = Normaliser(" and ".join(pair), *(_float32(part, others[part]) for part in pair))
+    first, *more = found.values() or (None,)
+    for other in more:
+        if not (np.array_equal(first.mean, other.mean) and np.array_equal(first.std, other.std)):
+            raise InputError(f"state dict normalises in several ways, by {first.names} and by {other.names}")
+    used = {name for normaliser in found.values() for name in normaliser.names.split(" and ")}
+    return {name: value for name, value in others.items() if name not in used}, first
+
+
+def _network(
+    layout: ParameterLayout, source: Source, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Network, dict[str, int]]:
     """The network that shapes describe, and the options of its defense."""
     fields = layout.read(shapes)
     last_width = fields.get("widths", fields.get("classifier_widths"))[-1]
@@ -220,7 +304,7 @@ def _leaf_shapes(network: Network, channels: int) -> dict[Path, tuple[int, ...]]
     return {path: leaf.shape for path, leaf in _flat(jax.eval_shape(network.init, jax.random.key(0), images)).items()}
 
 
-def _names(layout: Layout, source: Source, network: Network, leaves: Mapping[Path, Any]) -> dict[str, Path]:
+def _names(layout: ParameterLayout, source: Source, network: Network, leaves: Mapping[Path, Any]) -> dict[str, Path]:
     """PyTorch's name of every leaf."""
     rows = layout.rows(network) | {"head": layout.head} | source.guard_rows(layout, network)
     names = {}
@@ -234,7 +318,7 @@ def _names(layout: Layout, source: Source, network: Network, leaves: Mapping[Pat
     return names
 
 
-def _folded(layout: Layout, network: Network) -> dict[str, Path]:
+def _folded(layout: ParameterLayout, network: Network) -> dict[str, Path]:
     """Biases of their convolutions -> our BatchNorm's mean, from which each is subtracted."""
     if not layout.biased_convs:
         return {}
@@ -247,7 +331,7 @@ def _folded(layout: Layout, network: Network) -> dict[str, Path]:
 
 
 def _values(
-    entries: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, ignored: tuple[str, ...]
+    entries: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, surplus: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The expected arrays as float32, and what is wrong with the entries."""
     values, misshapen, infinite = {}, [], []
@@ -264,7 +348,7 @@ def _values(
             infinite.append(entry)
     listed = {
         "missing": [f"{entry} {shape}" for entry, shape in expected.items() if entry not in entries],
-        "surplus": [entry for entry in entries if entry not in expected and entry not in ignored],
+        "surplus": surplus,
         "misshapen": misshapen,
         "not finite": infinite,
     }

@@ -1,7 +1,8 @@
 """How published PyTorch networks name what ours hold: one table of correspondences, read in both directions.
 
-A `Layout` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what a layer
-holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's four.
+A `ParameterLayout` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what a
+layer holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's
+four.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of a state dict: name -> shape
 Rows = dict[str, str]  # our layer -> theirs
 
 
-class Layout(NamedTuple):
+class ParameterLayout(NamedTuple):
     """One kind of network in one naming.
 
     Attributes:
@@ -116,7 +117,7 @@ def _read_wide(shapes: Shapes) -> dict[str, Any]:
     return {**_WIDE_READ(shapes), "stem_width": vote(shapes, ["block1.layer.0.bn1", "conv1"], 16)}
 
 
-RESNET = Layout(
+RESNET = ParameterLayout(
     title="ResNet",
     network=ResNet,
     fits=lambda network: len(network.blocks) == 4,
@@ -127,7 +128,7 @@ RESNET = Layout(
     late=lambda network: tuple(f"layer4.{i}." for i in range(network.blocks[-1])),
 )
 
-PREACT_RESNET = Layout(
+PREACT_RESNET = ParameterLayout(
     title="PreActResNet",
     network=PreActResNet,
     fits=lambda network: len(network.blocks) == 4,
@@ -137,7 +138,7 @@ PREACT_RESNET = Layout(
     read=_read_preact,
 )
 
-WIDE_RESNET = Layout(
+WIDE_RESNET = ParameterLayout(
     title="WideResNet",
     network=PreActResNet,
     fits=lambda network: len(network.blocks) == 3 and network.final_norm,
@@ -176,7 +177,7 @@ def _vgg_fsr(group: int, i: int) -> tuple[str, str]:
     return f"block{group - 1}.{3 * i}", f"block{group - 1}.{3 * i + 1}"
 
 
-VGG_CAS = Layout(
+VGG_CAS = ParameterLayout(
     title="VGG-16",
     network=VGG16,
     fits=lambda network: len(network.classifier_widths) == 2 and network.classifier_norm,
@@ -191,7 +192,7 @@ VGG_CAS = Layout(
     biased_convs=True,
 )
 
-VGG_FSR = Layout(
+VGG_FSR = ParameterLayout(
     title="VGG-16",
     network=VGG16,
     fits=lambda network: len(network.classifier_widths) == 2 and not network.classifier_norm,
@@ -208,14 +209,14 @@ VGG_FSR = Layout(
 # Guards: (layout, network) -> rows. CAS and CIFS sit at the "late" sites, FSR at the "final" one.
 
 
-def _cas_rows(layout: Layout, network: Network) -> Rows:
+def _cas_rows(layout: ParameterLayout, network: Network) -> Rows:
     prefixes = layout.late(network)
     # WideResNet's second classifier belongs to no block: it has a name of its own.
     heads = [f"{prefix}fc" if prefix else "extra_fc" for prefix in prefixes]
     return {f"guards_{site}": head for site, head in zip(network.sites()["late"], heads, strict=True)}
 
 
-def _cifs_rows(layout: Layout, network: Network) -> Rows:
+def _cifs_rows(layout: ParameterLayout, network: Network) -> Rows:
     *hidden, last = zip(network.sites()["late"], layout.late(network), strict=True)
     rows = {f"guards_{last[0]}/0": f"{last[1]}Probe.Probe.1"}
     for site, prefix in hidden:
@@ -223,7 +224,7 @@ def _cifs_rows(layout: Layout, network: Network) -> Rows:
     return rows
 
 
-def _fsr_rows(layout: Layout, network: Network) -> Rows:
+def _fsr_rows(layout: ParameterLayout, network: Network) -> Rows:
     guard = f"guards_{network.sites()['final'][0]}"
     rows = {f"{guard}/auxiliary": "aux.0"}
     for ours, theirs in (("separation", "separation.sep_net"), ("recalibration", "recalibration.rec_net")):
@@ -242,9 +243,9 @@ class Source(NamedTuple):
         options: the defense's options that shapes tell: option -> ending of their layers whose size it is, default.
     """
 
-    layouts: tuple[Layout, ...]
+    layouts: tuple[ParameterLayout, ...]
     defense: str | None = None
-    guard_rows: Callable[[Layout, Any], Rows] = lambda layout, network: {}
+    guard_rows: Callable[[ParameterLayout, Any], Rows] = lambda layout, network: {}
     options: Mapping[str, tuple[str, int]] = {}
 
 
@@ -268,22 +269,40 @@ def guards_a_projection(network: Network) -> bool:
     return isinstance(network, PreActResNet) and any(site.endswith("_block1_act1") for site in network.guards or ())
 
 
-def recognise(entries: Collection[str], name: str) -> Layout:
-    """The layout of a source to which most names of entries belong.
+def recognise(entries: Collection[str], name: str) -> tuple[str, ParameterLayout]:
+    """What wrappers put before the names of a network, and the layout of a source to which most names belong.
+
+    Of two prefixes with as many such names, as where a wrapper holds the network twice, the shorter one counts.
+
+    Args:
+        entries: names of a state dict.
+        name: of the source.
 
     Raises:
-        InputError: none does.
+        InputError: no name belongs to any layout of the source.
+
+    Example:
+        >>> prefix, layout = recognise(["0.mean", "0.std", "1.block1.layer.0.conv1.weight"], "robustbench")
+        >>> prefix, layout.title
+        ('1.', 'WideResNet')
     """
     layouts = source_of(name).layouts
-    counts = [sum(bool(re.match(layout.pattern, entry)) for entry in entries) for layout in layouts]
-    if not any(counts):
+    counts: Counter[tuple[str, int]] = Counter()
+    for entry in entries:
+        starts = [0, *(i + 1 for i, letter in enumerate(entry) if letter == ".")]
+        for start in starts:
+            for i, layout in enumerate(layouts):
+                if re.match(layout.pattern, entry[start:]):
+                    counts[entry[:start], i] += 1
+    if not counts:
         titles = ", ".join(layout.title for layout in layouts)
         first = ", ".join(list(entries)[:3]) or "none"
         raise InputError(f"state dict: no entry is one of {name}'s {titles}; its first entries are {first}")
-    return layouts[counts.index(max(counts))]
+    prefix, chosen = max(counts, key=lambda found: (counts[found], -len(found[0]), -found[1]))
+    return prefix, layouts[chosen]
 
 
-def written_as(network: Network, name: str) -> Layout:
+def written_as(network: Network, name: str) -> ParameterLayout:
     """The layout of a source in which a network of ours can be written.
 
     Raises:

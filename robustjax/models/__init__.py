@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import math
 from typing import Any
 
 from robustjax.layers import conv2d
-from robustjax.models.layers import Network
+from robustjax.models.layers import Network, per_channel
 from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN
 from robustjax.models.vgg import VGG16
@@ -48,6 +47,7 @@ MODELS = {
     "wide_resnet": _wide_resnet,
 }
 NAMES = tuple(MODELS)
+WITHOUT_BATCH_NORM = ("lenet5", "small_cnn")
 OPTIONS = ("mean", "std", "dtype")
 OWN_OPTIONS = {
     "preact_resnet18": ("final_norm",),
@@ -98,9 +98,9 @@ def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, 
         raise InputError(f"dtype must be float32 or bfloat16, got {options['dtype']!r}")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"num_classes must be an integer from 2 on, got {num_classes!r}")
-    mean, std = tuple(options.get("mean", (0.0,))), tuple(options.get("std", (1.0,)))
-    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=1.0) <= 0:
-        raise InputError(f"mean must be finite and std above 0, got {mean} and {std}")
+    options |= {
+        constant: per_channel(constant, options[constant]) for constant in ("mean", "std") if constant in options
+    }
     network = MODELS[name](num_classes=num_classes, **options)
     return network if defense is None else network.clone(guards=defense.guards(network.sites(), num_classes))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax.layers import BatchNorm, conv2d
 from robustjax.types import Array, InputError, Outputs
@@ -44,6 +47,26 @@ class Network(nn.Module):
     def least_side(self) -> int:
         """What height and width of the images must be at least for the strides to leave something."""
         return 1
+
+
+def per_channel(name: str, values: Any) -> tuple[float, ...]:
+    """`mean` or `std` of a network as a tuple: of one number, or of one number per channel.
+
+    Raises:
+        InputError: there is no number, or one that is not finite, or a std that is not above 0.
+
+    Example:
+        >>> per_channel("mean", 0.5), per_channel("mean", [0.5, 0.25])
+        ((0.5,), (0.5, 0.25))
+    """
+    try:
+        numbers = tuple(map(float, np.ravel(values)))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+        above = " above 0" if name == "std" else ""
+        raise InputError(f"{name} must be one finite number{above}, or one per channel, got {values!r}")
+    return numbers
 
 
 class Pass:
@@ -111,13 +134,14 @@ class Pass:
             raise InputError(
                 f"{type(network).__name__} needs images of at least {least} x {least}, got {images.shape[1:3]}"
             )
-        for name, constants in (("mean", network.mean), ("std", network.std)):
+        mean, std = per_channel("mean", network.mean), per_channel("std", network.std)
+        for name, constants in (("mean", mean), ("std", std)):
             if len(constants) not in (1, images.shape[-1]):
                 raise InputError(
                     f"{name} must have one number or one for each of {images.shape[-1]} channels, got {len(constants)}"
                 )
-        mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (network.mean, network.std))
-        return ((images.astype(jnp.float32) - mean) / std).astype(self._dtype)
+        shift, scale = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (mean, std))
+        return ((images.astype(jnp.float32) - shift) / scale).astype(self._dtype)
 
 
 class _Convolution(nn.Module):

@@ -1,4 +1,4 @@
-"""Whose a workdir is: one config for ever, and one live run at a time."""
+"""Workdir ownership: one config per workdir, at most one live run (file lock)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from robustjax import config as config_lib
+from robustjax.runs import config_file
 from robustjax.runtime import files, hosts
 from robustjax.types import InputError
 
@@ -22,7 +24,8 @@ def claim(workdir: str | Path, config: dict[str, Any]) -> Iterator[None]:
     The lock is the operating system's, on `run.lock`: the death of a process frees it, however it dies.
 
     Raises:
-        InputError: workdir belongs to a run of another config, another live run has it, or it cannot be written.
+        InputError: workdir belongs to a run of another config, its config.json is damaged or holds a key that this
+            version does not know, another live run has it, or it cannot be written.
     """
     with contextlib.ExitStack() as held:
         hosts.first_only(lambda: _claim(Path(workdir), config, held))
@@ -32,10 +35,8 @@ def claim(workdir: str | Path, config: dict[str, Any]) -> Iterator[None]:
 def _claim(workdir: Path, config: dict[str, Any], held: contextlib.ExitStack) -> None:
     path = workdir / "config.json"
     if path.exists():
-        try:
-            differing = sorted(_differing_keys(json.loads(path.read_text()), config))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); restore it, or give another --workdir") from error
+        # Read with defaults for what it lacks: a run of an earlier version goes on.
+        differing = sorted(_differing_keys(config_lib.plain(config_file.read(workdir)), config))
         if differing:
             raise InputError(
                 f"{workdir} holds a run of another config, differing in {', '.join(differing)}; "

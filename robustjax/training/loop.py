@@ -6,17 +6,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from robustjax import data
-from robustjax.runs.checkpoint import Checkpoints
-from robustjax.runs.claim import claim
 from robustjax.runtime import hosts, sharding
-from robustjax.runtime.progress import Progress
+from robustjax.runtime.progress import Progress, duration
 from robustjax.runtime.signals import stop_signals
 from robustjax.training import feeding, metrics, step, validation
 from robustjax.training.state import TrainState
@@ -25,6 +24,9 @@ from robustjax.types import Attack
 # How long the host leaves the device alone: long enough that dispatching costs nothing, short enough that a signal is
 # answered and the bar moves.
 SECONDS_PER_DISPATCH = 1.0
+
+# The part of a run after which a network should be better than a guess.
+WARN_OF_CHANCE_AFTER = 0.1
 
 # A run that is not finite at a thousandth of its learning rate has another fault.
 MOST_HALVINGS = 10
@@ -38,7 +40,6 @@ class Experiment(NamedTuple):
         train, validation: data sets.
         module: the network.
         create_state: () -> the state before the first step.
-        warm_start: () -> variables that take the place of that state's, or None.
         step: one update.
         schedule: step -> learning rate.
         validation_attacks: name -> attack, None for clean accuracy.
@@ -49,7 +50,6 @@ class Experiment(NamedTuple):
     validation: data.Dataset
     module: Any
     create_state: Callable[[], TrainState]
-    warm_start: Callable[[], dict[str, Any]] | None
     step: step.Step
     schedule: Callable[[int], Any]
     validation_attacks: Mapping[str, Attack | None]
@@ -65,10 +65,16 @@ class Experiment(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """How a run ended: after `step` of `num_steps` updates, complete or on a signal."""
+    """How a run ended: after `step` of `num_steps` updates, complete or on a signal.
+
+    Attributes:
+        step, num_steps: updates made, and updates of the whole run.
+        warning: what is wrong with a network whose newest validation accuracy is at chance; else "".
+    """
 
     step: int
     num_steps: int
+    warning: str = ""
 
     @property
     def complete(self) -> bool:
@@ -83,25 +89,48 @@ class NotFiniteError(FloatingPointError):
         self.rate_factor = rate_factor
 
 
-def run(experiment: Experiment, workdir: str | Path) -> Stopped:
-    """Trains until the last epoch or a signal, from the newest intact checkpoint in workdir where there is one.
+class Checkpoints(Protocol):
+    """Where a run keeps its states; :class:`robustjax.runs.checkpoint.Checkpoints` is one."""
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None: ...
+
+    def restore_newest(
+        self, abstract_state: Any, layout: sharding.Layout, *, warn: Callable[[str], None], validated: bool = False
+    ) -> tuple[TrainState, int] | None: ...
+
+    def latest(self) -> int | None: ...
+
+
+def check(experiment: Experiment) -> None:
+    """Raises InputError unless the devices can share the batches of training and validation evenly."""
+    layout, settings = sharding.layout(), experiment.config["train"]
+    layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
+    layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    checkpoints: Checkpoints,
+    *,
+    initial_variables: Callable[[], dict[str, Any]] | None = None,
+) -> Stopped:
+    """Trains until the last epoch or a signal, from the newest intact checkpoint where there is one.
+
+    Args:
+        experiment: what to train.
+        workdir: receives the metrics.
+        checkpoints: what to go on from, and where states are kept.
+        initial_variables: () -> variables that a run without a checkpoint begins with.
 
     Raises:
-        InputError: workdir belongs to a run of another config or to one that is still going on, none of its checkpoints
-            is intact, or the devices cannot share a batch.
+        InputError: none of the checkpoints is intact, or the devices cannot share a batch.
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
         WriteError: the disk is full or gone; what was saved before is intact.
     """
-    settings = experiment.config["train"]
-    layout = sharding.layout()
-    layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
-    layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
-    if experiment.warm_start is not None and not any(Path(workdir).glob("checkpoints/*")):
-        hosts.together(experiment.warm_start)  # before anything is written: it may not fit
-
+    check(experiment)
+    settings, layout = experiment.config["train"], sharding.layout()
     with (
-        claim(workdir, experiment.config),
-        Checkpoints(workdir, keep=settings["keep_checkpoints"]) as checkpoints,
         stop_signals() as stopping,
         Progress("training", total=experiment.num_steps, shown=hosts.is_first()) as display,
     ):
@@ -125,12 +154,13 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                 layout=layout,
             ),
         )
-        state, at = _start(experiment, checkpoints, layout, display)
+        start = partial(_start, experiment, checkpoints, layout, display, initial_variables)
+        state, at = start()
         display.say(_opening(experiment, layout, at))
         while True:
             try:
                 at = _train(experiment, workdir, state, at, programs, checkpoints, display, stopping)
-                return Stopped(at, experiment.num_steps)
+                return Stopped(at, experiment.num_steps, _chance_warning(experiment, workdir))
             except NotFiniteError as error:
                 if settings["on_nonfinite"] == "stop":
                     raise FloatingPointError(f"{error}; {_last_good(checkpoints)}") from None
@@ -139,7 +169,7 @@ def run(experiment: Experiment, workdir: str | Path) -> Stopped:
                     tried = f"although the learning rate was halved {MOST_HALVINGS} times"
                     raise FloatingPointError(f"{error}, {tried}; {_last_good(checkpoints)}") from None
                 # A checkpoint that a signal left is passed over: a run without the signal would not have it.
-                state, at = _start(experiment, checkpoints, layout, display, validated=True)
+                state, at = start(validated=True)
                 state = state._replace(rate_factor=layout.replicate(np.float32(factor)))
                 display.say(f"warning: {error}; back to step {at}, with the learning rate times {factor:g}")
 
@@ -165,7 +195,7 @@ def _train(
     """Trains from step `at` and returns the step at which it ended. Consumes the state."""
     settings = experiment.config["train"]
     pace = Pace(most=settings["log_every_steps"])
-    accuracies = ""
+    accuracies, warned_of_chance = "", False
     with metrics.MetricsWriter(workdir, after_step=at) if hosts.is_first() else contextlib.nullcontext() as writer:
         display.update(at, "")
         while at < experiment.num_steps:
@@ -185,15 +215,21 @@ def _train(
             if at == _next_line(experiment, at - 1):
                 state = _log(experiment, state, at, writer, pace, programs.layout)
             if at % experiment.steps_per_epoch == 0 and _validation_due(experiment, at):
-                figures = programs.validate(state.judged, jax.random.fold_in(state.key, at))
+                figures = programs.validate(state.evaluated, jax.random.fold_in(state.key, at))
                 accuracies = "".join(
                     f", {name.removesuffix('_accuracy')} {value:.1%}" for name, value in figures.items()
                 )
                 epoch = f"epoch {at // experiment.steps_per_epoch}/{settings['num_epochs']}"
-                display.say(f"{epoch}: validation{accuracies[1:]}; {rate}")
+                left = pace.seconds(experiment.num_steps - at)
+                to_go = f"; about {duration(left)} to go" if left else ""
+                display.say(f"{epoch}: validation{accuracies[1:]}; {rate}{to_go}")
                 if writer:
                     writer.write("validation", at, at / experiment.steps_per_epoch, figures)
                     _warn_of_overfitting(workdir, display)
+                    due = not warned_of_chance and at >= WARN_OF_CHANCE_AFTER * experiment.num_steps
+                    if due and (warning := _chance_warning(experiment, workdir)):
+                        display.say(f"warning: {warning}")
+                        warned_of_chance = True
                 _save(checkpoints, at, state, figures)
         if at < experiment.num_steps and checkpoints.latest() != at:
             _means(state, at)  # would not be worth keeping
@@ -207,7 +243,8 @@ class Pace:
     def __init__(self, *, most: int):
         self._most = most
         self._seconds_per_step: float | None = None
-        self._compiled = False
+        self._compiled_at: float | None = None
+        self._steps = 0  # since then
 
     @property
     def steps_per_second(self) -> float:
@@ -219,9 +256,20 @@ class Pace:
         return max(1, min(self._most, round(SECONDS_PER_DISPATCH / self._seconds_per_step)))
 
     def record(self, count: int, seconds: float) -> None:
-        if self._compiled:
+        if self._compiled_at is None:
+            self._compiled_at = time.monotonic()
+        else:
             self._seconds_per_step = seconds / count
-        self._compiled = True
+            self._steps += count
+
+    def seconds(self, steps: int) -> float:
+        """What so many steps will take, with validation and checkpoints, going by those so far; 0 if there were none.
+
+        The first validation compiles, so early in a run this is too long rather than too short.
+        """
+        if self._compiled_at is None or not self._steps:
+            return 0.0
+        return steps * (time.monotonic() - self._compiled_at) / self._steps
 
 
 def _start(
@@ -229,6 +277,7 @@ def _start(
     checkpoints: Checkpoints,
     layout: sharding.Layout,
     display: Progress,
+    initial_variables: Callable[[], dict[str, Any]] | None,
     *,
     validated: bool = False,
 ) -> tuple[TrainState, int]:
@@ -238,8 +287,8 @@ def _start(
     if found is not None:
         return found
     state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
-    if experiment.warm_start is not None:
-        variables = jax.device_get(experiment.warm_start())
+    if initial_variables is not None:
+        variables = jax.device_get(initial_variables())
         average = None if state.average is None else layout.replicate(jax.tree.map(np.array, variables))
         state = state._replace(variables=layout.replicate(variables), average=average)
     return state, 0
@@ -309,6 +358,21 @@ def _warn_of_overfitting(workdir: str | Path, display: Progress) -> None:
         )
 
 
+def _chance_warning(experiment: Experiment, workdir: str | Path) -> str:
+    """That the newest validation found a network no better than a guess, in words; "" if it did not."""
+    lines = [line for line in metrics.read(workdir) if line["split"] == "validation"]
+    labels = experiment.validation.labels
+    if not lines or not validation.at_chance(lines[-1]["clean_accuracy"], labels):
+        return ""
+    epoch = f"epoch {lines[-1]['epoch']:.0f} of {experiment.config['train']['num_epochs']}"
+    return (
+        f"after {epoch} the clean validation accuracy is {lines[-1]['clean_accuracy']:.1%}, which is at chance: naming "
+        f"the commonest class for each of the {len(labels):,} images is right for "
+        f"{validation.guess_accuracy(labels):.1%}; try another optimizer.learning_rate, a longer "
+        "attack.warmup_epochs or a network with BatchNorm"
+    )
+
+
 def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
     size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(experiment.create_state).variables["params"]))
     device = f"{layout.num_devices} {jax.devices()[0].device_kind}"
@@ -321,4 +385,5 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
 
 
 def _beginning(experiment: Experiment) -> str:
-    return f"from the weights of {experiment.config['init_from']}" if experiment.warm_start else "from the start"
+    source = experiment.config["init_from"]
+    return f"from the weights of {source}" if source else "from the start"

@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
     carried: Any = None
 
     @property
-    def judged(self) -> dict[str, Any]:
+    def evaluated(self) -> dict[str, Any]:
         """The variables that validation and evaluation use: the average where there is one."""
         return self.variables if self.average is None else self.average
 

@@ -13,6 +13,7 @@ import numpy as np
 from robustjax import data
 from robustjax.attacks.engine.verify import survives
 from robustjax.runtime.sharding import Layout
+from robustjax.statistics import wilson_interval
 from robustjax.types import Attack, Batch, Key
 
 # Catastrophic overfitting (Wong et al. 2020): the network learns to fool the one-step attack and loses PGD accuracy
@@ -51,7 +52,7 @@ def make_validation(
         }
         return {name: jnp.sum(flags & batch.mask) for name, flags in right.items()}
 
-    batches = [layout.split_batch(batch) for batch in data.batches(dataset, batch_size)]
+    batches = [layout.split_batch(batch) for batch in data.batches(dataset.images, dataset.labels, batch_size)]
 
     def validate(variables: Any, key: Key) -> dict[str, float]:
         counts = [count(variables, jax.random.fold_in(key, i), batch) for i, batch in enumerate(batches)]
@@ -59,6 +60,31 @@ def make_validation(
         return {f"{name}_accuracy": total / len(dataset.labels) for name, total in totals.items()}
 
     return validate
+
+
+def guess_accuracy(labels: np.ndarray) -> float:
+    """Accuracy of a guess that names the commonest class for every image: 1/K where classes are equally common.
+
+    Example:
+        >>> guess_accuracy(np.array([0, 1, 1, 2]))
+        0.5
+    """
+    return int(np.bincount(labels).max()) / len(labels)
+
+
+def at_chance(accuracy: float, labels: np.ndarray) -> bool:
+    """Whether a network cannot be told from such a guess: its 95 % interval reaches down to `guess_accuracy`.
+
+    Args:
+        accuracy: on natural images, in [0, 1].
+        labels: of those images, integers [N].
+
+    Example:
+        >>> labels = np.arange(200) % 10
+        >>> at_chance(0.075, labels), at_chance(0.13, labels), at_chance(0.2, labels)
+        (True, True, False)
+    """
+    return wilson_interval(accuracy * len(labels), len(labels))[0] <= guess_accuracy(labels)
 
 
 def catastrophic_overfitting(history: list[Mapping[str, float]]) -> bool:

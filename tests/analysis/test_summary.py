@@ -7,7 +7,7 @@ import pytest
 
 from robustjax import config
 from robustjax.analysis import page, summary
-from robustjax.build import plain
+from robustjax.config import plain
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.protocols import CLEAN
 from robustjax.evaluation.protocol.runner import Outcome

@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from bad_input.refusals import one_line
-from robustjax import build, config, models, train
+from robustjax import config, models, train
+from robustjax.runs import config_file
 from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input
@@ -112,7 +113,10 @@ CONTRADICTIONS = [
     (["defense.name=sap", "defense.beta=2.0"], "beta"),
     (["defense.name=cas", "defense.fraction=0.5"], "fraction"),
     (["defense.name=kwta", "defense.fraction=1.5"], "1.5"),
-    (["defense.name=cifs", "defense.top_k=11"], "11"),
+    (["model.name=wide_resnet", "model.depth=10", "model.width=1", "defense.name=cifs", "defense.top_k=11"], "11"),
+    (["defense.name=cifs"], "a network with BatchNorm"),
+    (["defense.name=cifs", "defense.importance=softmax"], "small_cnn"),
+    (["defense.name=cifs", "model.name=lenet5"], "or defense.importance sigmoid"),
     (["objective.name=mart", "objective.label_smoothing=0.1"], "objective.label_smoothing"),
     (["optimizer.momentum=0.0", "optimizer.nesterov=True"], "optimizer.nesterov"),
     (["optimizer.schedule=cosine", "optimizer.warmup_epochs=100"], "optimizer.warmup_epochs"),
@@ -150,9 +154,15 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
     refused(train, [QUICKSTART, f"--config.{section}.{wrong}=1", f"--workdir={tmp_path / 'run'}"], wrong)
 
 
+def test_every_misspelt_key_on_the_command_line_is_listed(refused, tmp_path):
+    wrong = ["--config.foo=1", "--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"]
+    for cause in ("--config.foo", "attack.num_steps", "--config.train.num_epochs", "got 'one'"):
+        refused(train, [QUICKSTART, *wrong, f"--workdir={tmp_path / 'run'}"], cause)
+
+
 def stored(change):
     """A config.json in which `change` was made."""
-    content = build.plain(config.base())
+    content = config.plain(config.base())
     change(content)
     return json.dumps(content)
 
@@ -196,17 +206,17 @@ ENTRIES = list(wrong_entries())
 def test_a_config_of_a_run_that_was_tampered_with(tmp_path, text, cause):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError) as caught:
-        config.read(tmp_path)
+        config_file.read(tmp_path)
     one_line(str(caught.value), cause)
 
 
 def test_a_config_of_a_run_that_is_no_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"config\.json"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
 
 
 def test_a_config_of_a_run_that_is_a_folder(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(InputError, match=r"config\.json"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)

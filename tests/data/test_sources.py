@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from robustjax import data
+from robustjax import build, config, data
 from robustjax.types import InputError
 
 DIGESTS = {
@@ -116,8 +116,8 @@ def test_num_examples_keeps_the_first():
 @pytest.mark.parametrize(
     ("split", "options", "message"),
     [
-        ("valid", {}, "train, validation, test"),
-        ("validation", {}, "validation_examples"),
+        ("tset", {}, r"split must be one of train, test of 'digits', got 'tset' \(nearest: 'test'\)"),
+        ("validation", {}, "to cut it from the training split, give validation_examples"),
         ("train", {"validation_examples": -1}, "validation_examples"),
         ("train", {"validation_examples": 1437}, "1437"),
         ("train", {"num_examples": 1438}, "1 to 1437"),
@@ -255,12 +255,6 @@ def _bad(name, pixels):
     return {
         "no image": (text, [{"text": "a", "label": 0}], {"supervised": ("text", "label")}, "text (Text)"),
         "no label": ({"image": any_size["image"]}, [{"image": good[0]["image"]}], {"supervised": None}, "class label"),
-        "deep pixels": (
-            any_size | {"image": tfds.features.Image(shape=(6, 5, 1), dtype=np.uint16)},
-            good,
-            {},
-            "uint8",
-        ),
         "sizes": (any_size, [*good, {"image": encode(pixels[0, :4]), "label": 0}], {}, "(4, 5) in record 3"),
         "not an image": (any_size, [*good, {"image": b"GIF no", "label": 0}], {}, "record 3"),
         "cut image": (any_size, [*good, {"image": good[0]["image"][:60], "label": 0}], {}, "record 3"),
@@ -272,7 +266,7 @@ def _bad(name, pixels):
 
 @pytest.mark.parametrize(
     "name",
-    ["no image", "no label", "deep pixels", "sizes", "not an image", "cut image", "unlabelled", "nothing", "tfrecord"],
+    ["no image", "no label", "sizes", "not an image", "cut image", "unlabelled", "nothing", "tfrecord"],
 )
 def test_data_sets_that_cannot_be_used_are_refused_with_the_reason(tmp_path, pixels, name):
     features, examples, options, message = _bad(name, pixels)
@@ -282,10 +276,91 @@ def test_data_sets_that_cannot_be_used_are_refused_with_the_reason(tmp_path, pix
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path, pixels):
-    write(tmp_path / "half/1.0.0", classification((6, 5, 3)), {"train": [{"image": encode(pixels[0]), "label": 0}]})
-    with pytest.raises(InputError, match=r"'test'.*'train'"):
-        data.load("half", "test", data_dir=tmp_path)
+def test_images_of_floats_are_refused(shapes):
+    path = shapes / "shapes/1.0.0/features.json"
+    described = json.loads(path.read_text())
+    image = described["featuresDict"]["features"]["image"]["image"]
+    image["dtype"], image["shape"]["dimensions"] = "float32", ["6", "5", "1"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match="must be image classification, with an 8-bit or 16-bit image of"):
+        data.load("shapes", "train", data_dir=shapes)
+
+
+def test_16_bit_images_are_scaled_to_8_whatever_the_data_set_declares(tmp_path):
+    deep = np.array([[[0], [255], [256]], [[40000], [65280], [65535]]], np.uint16)
+    for name, dtype in (("declared", np.uint16), ("undeclared", np.uint8)):
+        features = classification((2, 3, 1)) | {"image": tfds.features.Image(shape=(2, 3, 1), dtype=dtype)}
+        write(tmp_path / name / "1.0.0", features, {"train": [{"image": encode(deep), "label": 0}]})
+        images = data.load(name, "train", data_dir=tmp_path).images
+        assert images.dtype == np.uint8 and images.tolist() == [[[[0], [0], [1]], [[156], [255], [255]]]]
+
+
+def test_an_alpha_channel_is_kept_only_where_the_data_set_has_four(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4), dtype=np.uint8)
+    for name, channels in (("three", 3), ("four", 4)):
+        examples = [{"image": encode(pixels), "label": 0}]
+        write(tmp_path / name / "1.0.0", classification((2, 3, channels)), {"train": examples})
+        assert np.array_equal(data.load(name, "train", data_dir=tmp_path).images[0], pixels[..., :channels])
+
+
+@pytest.fixture
+def four_splits(tmp_path, pixels):
+    """The data set "split", whose images tell where they are stored."""
+    stored = {"train": 0, "validation": 4, "extra": 6, "other": 8}
+    examples = {
+        split: [{"image": encode(image), "label": 0} for image in pixels[first : first + (4 if first == 0 else 2)]]
+        for split, first in stored.items()
+    }
+    write(tmp_path / "split/1.0.0", classification((6, 5, 3)), examples)
+    return tmp_path
+
+
+def test_any_stored_split_is_read_by_its_name(four_splits, pixels):
+    assert data.splits("split", data_dir=four_splits) == ("train", "validation", "extra", "other")
+    for split, images in (("train", pixels[:4]), ("validation", pixels[4:6]), ("other", pixels[8:10])):
+        assert np.array_equal(data.load("split", split, data_dir=four_splits).images, images)
+    # What is trained on is cut from "train", whatever else there is.
+    carved = data.load("split", "validation", data_dir=four_splits, validation_examples=1)
+    left = data.load("split", "train", data_dir=four_splits, validation_examples=1)
+    assert sorted([*carved.images.tolist(), *left.images.tolist()]) == sorted(pixels[:4].tolist())
+    # The other splits are whole, also for a run that carves.
+    other = data.load("split", "other", data_dir=four_splits, validation_examples=1)
+    assert np.array_equal(other.images, pixels[8:10])
+
+
+@pytest.mark.parametrize("stored", ["validation", "test"])
+def test_a_run_is_evaluated_on_any_split(tmp_path, pixels, stored):
+    examples = [{"image": encode(image), "label": 0} for image in pixels]
+    write(tmp_path / "half/1.0.0", classification((6, 5, 3)), {"train": examples[:8], stored: examples[8:]})
+    made = config.base()
+    made.data.name, made.data.data_dir, made.data.validation_examples = "half", str(tmp_path), 2
+    assert np.array_equal(build.test_dataset(made, split=stored).images, pixels[8:])
+    trained, validated = build.datasets(made)
+    assert np.array_equal(build.test_dataset(made, split="train").images, trained.images)
+    if stored == "test":  # there is no other "validation" than the one the run used
+        assert np.array_equal(build.test_dataset(made, split="validation").images, validated.images)
+        assert np.array_equal(build.test_dataset(made).images, pixels[8:])
+    else:
+        with pytest.raises(InputError, match=r"split must be one of train, validation of 'half', got 'test'"):
+            build.test_dataset(made)
+
+
+def test_the_test_split_of_imagenet_is_its_validation_split(tmp_path, pixels):
+    examples = [{"image": encode(image), "label": 0} for image in pixels]
+    splits = {"train": examples[:8], "validation": examples[8:]}
+    write(tmp_path / "imagenet2012/5.1.0", classification((6, 5, 3)), splits)
+    assert np.array_equal(data.load("imagenet2012", "test", data_dir=tmp_path).images, pixels[8:])
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(four_splits, tmp_path, pixels):
+    with pytest.raises(InputError, match=r"one of train, validation, extra, other of 'split', got 'test'$"):
+        data.load("split", "test", data_dir=four_splits)
+    with pytest.raises(InputError, match=r"got 'extras' \(nearest: 'extra'\)"):
+        data.load("split", "extras", data_dir=four_splits)
+    write(tmp_path / "tests/1.0.0", classification((6, 5, 3)), {"test": [{"image": encode(pixels[0]), "label": 0}]})
+    for split in ("train", "validation"):
+        with pytest.raises(InputError, match=rf"one of test of 'tests'.*, got '{split}'|got 'train'"):
+            data.load("tests", split, data_dir=tmp_path, validation_examples=1)
 
 
 @pytest.mark.real_data

@@ -120,7 +120,7 @@ def test_crops_are_drawn_anew_for_each_epoch_and_example(directory):
         ("digits", {}, "use 'memory'"),
         ("evne", {}, "did you mean 'even'"),
         ("even", {"num_examples": 31}, "1 to 30"),
-        ("even", {"validation_examples": 30}, "fewer than the 30"),
+        ("even", {"validation_examples": 30}, "less than the 30"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(directory, name, options, message):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustjax import attacks, build
+from robustjax import attacks
 from robustjax.attacks import losses
-from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol import protocols, records
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.statistics import wilson_interval
@@ -90,12 +90,12 @@ def test_every_attack_of_an_evaluation_has_settings_of_its_own():
     found = set()
     for eot_samples in (0, 20):
         for epsilon in (0.1, 0.2):
-            threat = Threat("linf", epsilon, num_classes=10, eot_samples=eot_samples)
-            protocols = build.evaluation_attacks(list(build.EVALUATION_ATTACKS), threat)
-            found |= {json.dumps(records.resolved(protocol)) for protocol in protocols.values()}
-            assert protocols["pgd20"].attack is protocols["pgd100"].attack is not protocols["cw"].attack
-            assert all(protocol.options.get("epsilon", epsilon) == epsilon for protocol in protocols.values())
-    assert len(found) == 1 + 4 * (len(build.EVALUATION_ATTACKS) - 1)  # clean is clean
+            network = {"num_classes": 10, "eot_samples": eot_samples}
+            chosen = protocols.by_name(list(protocols.PROTOCOLS), Threat("linf", epsilon), **network)
+            found |= {json.dumps(records.resolved(protocol)) for protocol in chosen.values()}
+            assert chosen["pgd20"].attack is chosen["pgd100"].attack is not chosen["cw"].attack
+            assert all(protocol.options.get("epsilon", epsilon) == epsilon for protocol in chosen.values())
+    assert len(found) == 1 + 4 * (len(protocols.PROTOCOLS) - 1)  # clean is clean
 
 
 def test_conditions_name_versions_source_and_hardware():

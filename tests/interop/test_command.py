@@ -12,9 +12,10 @@ import pytest
 from checkpoints import random_variables, safetensors
 
 from robustjax import build, config, data, defenses, interop, models
-from robustjax.interop.__main__ import _config, _parser, main
+from robustjax.interop.__main__ import Options, _config, main
 from robustjax.interop.convert import read
 from robustjax.models import ResNet
+from robustjax.runs import config_file
 from robustjax.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluate_judges(wide, checkpoint, tmp_p
     told = capsys.readouterr()
     assert "wide_resnet, 10 classes, " in told.out and "defense fsr" in told.out and told.err == ""
     assert "threat: linf epsilon 0.1 on digits" in told.out
-    read = config.read(workdir)
+    read = config_file.read(workdir)
     assert (read.model.name, read.model.depth, read.model.width) == ("wide_resnet", 10, 1)
     assert (read.defense.name, read.defense.width, read.attack.epsilon) == ("fsr", 7, 0.1)
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -97,7 +98,7 @@ def test_constants_are_taken_where_the_checkpoint_holds_none(tmp_path, capsys):
     checkpoint.write_bytes(safetensors(state_dict | twin))
     assert main([str(checkpoint), *given]) == 0
     assert "left out 10 entries that it never uses" in capsys.readouterr().out
-    assert (config.read(workdir).model.mean, config.read(workdir).model.std) == ((0.5,), (0.25,))
+    assert (config_file.read(workdir).model.mean, config_file.read(workdir).model.std) == ((0.5,), (0.25,))
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
@@ -114,8 +115,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp
     assert "--mean and --std go together" in refusal(capsys, *digits, "--mean=0.5")
     assert "--std go together, each one number or 1" in refusal(capsys, *digits, "--mean=0.5,0.4", "--std=1,1")
     assert "model.std must be positive" in refusal(capsys, *digits, "--mean=0.5", "--std=0")
-    assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=grey", "--std=1")
-    assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=0,nan", "--std=1")
+    assert "must be numbers separated by commas" in refusal(capsys, *digits, "--mean=grey", "--std=1")
+    assert "must be numbers separated by commas" in refusal(capsys, *digits, "--mean=0,nan", "--std=1")
     assert "dataset" in refusal(capsys, *given, "--dataset=no_such_dataset", f"--data_dir={tmp_path}").lower()
     assert not workdir.exists()
 
@@ -149,7 +150,6 @@ def test_the_config_describes_the_network(name, options, source):
     defense = None if source == "robustbench" else defenses.create(source)
     network = models.create(name, defense=defense, **options)
     state_dict = interop.to_torch(network, random_variables(network), source)
-    given = _parser().parse_args(["weights.pt", f"--source={source}", "--workdir=run", "--dataset=digits"])
-    described = _config(read(state_dict, source), given)
+    described = _config(read(state_dict, source), Options("weights.pt", source, "run", dataset="digits"))
     config.validate(described)
     assert build.model(described, 10) == network

@@ -183,16 +183,85 @@ def test_all_problems_are_named_at_once(cifs):
         (lambda d: d | {"bn1.num_batches_tracked": np.int64(7), "layer1.0.bn1.num_batches_tracked": 7}, True),
         (lambda d: {name: array.astype(np.float64) for name, array in d.items()}, True),
         (lambda d: {name: jnp.asarray(array) for name, array in d.items()}, True),
-        (lambda d: {f"net.{name}": array for name, array in d.items()}, False),
-        (lambda d: {"last": d, "best": d}, False),
+        (lambda d: {f"net.{name}": array for name, array in d.items()}, True),
+        (lambda d: {"net": {f"module._orig_mod.{name}": array for name, array in d.items()}, "acc": 91.2}, True),
+        (lambda d: {"model_state_dict": d, "optimizer_state_dict": {"state": {0: {"step": np.zeros(1)}}}}, True),
+        (lambda d: {"last": d, "best": d, "epoch": 3}, "give checkpoint['last'] or checkpoint['best']"),
+        (lambda d: {"model": {"ema": d}}, "give checkpoint['ema']"),
+        (
+            lambda d: {"classifier.weight": np.ones(3)},
+            "no entry is one of cifs's ResNet, WideResNet; its first entries",
+        ),
     ],
 )
-def test_what_wraps_a_state_dict_is_taken_off(cifs, wrap, same):
-    if same:
+def test_what_wraps_a_state_dict_is_taken_off_or_named(cifs, wrap, same):
+    if same is True:
         _, variables = interop.from_torch(wrap(cifs), "cifs")
         np.testing.assert_array_equal(variables["params"]["head"]["bias"], cifs["linear.bias"])
     else:
-        assert "no entry is one of cifs's ResNet, WideResNet; its first entries are " in refusal(wrap(cifs))
+        assert same in refusal(wrap(cifs))
+
+
+MEAN, STD = np.float32([0.5, 0.25, 0.75]), np.float32([0.5, 0.25, 1.0])
+
+
+def normaliser(name, mean="mean", std="std", shape=(3, 1, 1)):
+    return {f"{name}{mean}": MEAN.reshape(shape), f"{name}{std}": STD.reshape(shape)}
+
+
+def prefixed(prefix, state_dict):
+    return {f"{prefix}{name}": array for name, array in state_dict.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: {**normaliser("0."), **prefixed("1.", d)},  # Sequential(Normalize, network)
+        lambda d: {**normaliser("module.0.", "mu", "sigma", (1, 3, 1, 1)), **prefixed("module.1.", d)},
+        lambda d: {**normaliser("normalize.", shape=(3,)), **d},  # a layer of the network's own
+        lambda d: {  # MadryLab's robustness
+            "model": {
+                **prefixed("module.model.", d),
+                **normaliser("module.normalizer.", "new_mean", "new_std"),
+                **prefixed("module.attacker.model.", d),
+                **normaliser("module.attacker.normalize.", "new_mean", "new_std"),
+            },
+            "epoch": 3,
+        },
+    ],
+)
+@pytest.mark.parametrize("source", ["robustbench", "cas"])
+def test_what_a_wrapper_normalises_by_is_used(key, wrap, source):
+    network = WIDE if source == "robustbench" else guarded("cas", WIDE, {})
+    variables = random_variables(network)
+    module, restored = interop.from_torch(wrap(interop.to_torch(network, variables, source)), source)
+    assert (module.mean, module.std) == (tuple(map(float, MEAN)), tuple(map(float, STD)))
+    images = jax.random.uniform(key, (2, 8, 8, 3))
+    normalised = (images - MEAN[None, None, None]) / STD[None, None, None]
+    np.testing.assert_array_equal(module.apply(restored, images).logits, network.apply(variables, normalised).logits)
+
+
+def test_what_a_wrapper_holds_besides_the_network_is_surplus_unless_it_repeats_it():
+    state_dict = interop.to_torch(WIDE, random_variables(WIDE), "robustbench")
+    twice = {**prefixed("model.", state_dict), **prefixed("attacker.model.", state_dict)}
+    _, variables = interop.from_torch(twice, "robustbench")
+    np.testing.assert_array_equal(variables["params"]["head"]["bias"], state_dict["fc.bias"])
+    other = twice | {"attacker.model.fc.bias": state_dict["fc.bias"] + 1}
+    assert refusal(other, "robustbench").endswith(": surplus attacker.model.fc.bias")
+    # An outer entry never takes the place of the network's own.
+    outer = prefixed("model.", state_dict) | {"fc.bias": state_dict["fc.bias"] + 1}
+    assert refusal(outer, "robustbench").endswith(": surplus fc.bias")
+    several = {**normaliser("0."), **prefixed("1.", state_dict), "attack.mean": MEAN + 1, "attack.std": STD}
+    assert "in several ways, by 0.mean and 0.std and by attack.mean and attack.std" in refusal(several, "robustbench")
+    own = {**prefixed("1.", state_dict | normaliser("")), **normaliser("0.")}
+    assert "normalises twice, by 0.mean and 0.std and by mean, std" in refusal(own, "robustbench")
+    wrong = prefixed("1.", state_dict) | {"0.mean": np.ones(2), "0.std": np.ones(2)}
+    assert "0.mean and 0.std must hold one number or one for each of 3 channels, got (2,)" in refusal(
+        wrong, "robustbench"
+    )
+    assert "std must be one finite number above 0" in refusal(
+        prefixed("1.", state_dict) | {"0.mean": MEAN, "0.std": 0 * STD}, "robustbench"
+    )
 
 
 def test_dead_entries_are_taken_only_where_the_layout_has_them():

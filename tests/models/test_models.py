@@ -166,6 +166,18 @@ def test_normalisation_is_the_first_layer(key):
     )
 
 
+def test_one_number_normalises_every_channel_however_it_is_given(key):
+    images = jax.random.uniform(key, (2, 8, 8, 3))
+    expected = models.create("small_cnn", mean=(0.5,) * 3, std=(0.25,) * 3)
+    variables = expected.init(key, images)
+    logits = expected.apply(variables, images).logits
+    one = models.create("small_cnn", mean=0.5, std=0.25)
+    assert one == models.create("small_cnn", mean=(0.5,), std=np.array([0.25], np.float32))
+    assert hash(one) == hash(models.create("small_cnn", mean=[0.5], std=jnp.float32(0.25)))
+    for network in (one, models.create("small_cnn").clone(mean=0.5, std=0.25)):
+        np.testing.assert_array_equal(network.apply(variables, images).logits, logits)
+
+
 def test_batch_norm_uses_and_updates_statistics_in_training_only(key):
     network = models.resnet.PreActResNet(blocks=(1,), widths=(4,), stem_width=4)
     images = jax.random.uniform(key, (4, 8, 8, 1))
@@ -200,8 +212,20 @@ def test_pools_match_numpy_and_the_gradient_of_max_goes_to_the_largest(key):
         (("resnet18", {"final_norm": False}), CIFAR, "got final_norm"),
         (("resnet18", {"num_classes": 1}), CIFAR, "num_classes must be an integer from 2 on, got 1"),
         (("resnet18", {"num_classes": "10"}), CIFAR, "got '10'"),
-        (("resnet18", {"std": (0.2, 0.0, 0.2)}), CIFAR, "std above 0, got (0.0,) and (0.2, 0.0, 0.2)"),
-        (("resnet18", {"mean": (float("nan"),)}), CIFAR, "mean must be finite"),
+        (
+            ("resnet18", {"std": (0.2, 0.0, 0.2)}),
+            CIFAR,
+            "std must be one finite number above 0, or one per channel, got",
+        ),
+        (
+            ("resnet18", {"mean": (float("nan"),)}),
+            CIFAR,
+            "mean must be one finite number, or one per channel, got (nan,)",
+        ),
+        (("resnet18", {"std": 0}), CIFAR, "std must be one finite number above 0, or one per channel, got 0"),
+        (("resnet18", {"mean": "0.5,"}), CIFAR, "got '0.5,'"),
+        (("resnet18", {"mean": ()}), CIFAR, "mean must be one finite number, or one per channel, got ()"),
+        (("resnet18", {"mean": None}), CIFAR, "mean must be one finite number, or one per channel, got None"),
         (("resnet18", {"dtype": "float16"}), CIFAR, "float32 or bfloat16"),
         (("small_cnn", {"mean": (0.1, 0.2)}), CIFAR, "one for each of 3 channels, got 2"),
         (("vgg16", {}), MNIST, "at least 32 x 32, got (28, 28)"),

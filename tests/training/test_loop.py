@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from robustjax import build, config
+from robustjax.runs._train import run
+from robustjax.runs.claim import claim
 from robustjax.training import loop, validation
 from robustjax.types import InputError
 
@@ -32,7 +35,7 @@ def cheap_validation():
 
     def make_validation(*args, **kwargs):
         def validate(variables, key):
-            value = float(jnp.abs(jax.tree.leaves(variables)[0]).mean())
+            value = 0.5 + float(jnp.abs(jax.tree.leaves(variables)[0]).mean())
             return {"clean_accuracy": value, "fgsm_accuracy": value, "pgd_accuracy": value}
 
         return validate
@@ -67,24 +70,61 @@ def experiment():
 @pytest.fixture(scope="module")
 def uninterrupted(experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    assert loop.run(experiment, workdir).complete
+    assert run(experiment, workdir).complete
     return ending(workdir)
 
 
 def test_stopped_anywhere_and_damaged_a_run_ends_the_same(experiment, uninterrupted, stop_after, tmp_path):
     stop_after(0)
-    assert loop.run(experiment, tmp_path) == (0, 12)
+    assert run(experiment, tmp_path)[:2] == (0, 12)
     stop_after(5)  # in the second epoch
-    stopped = loop.run(experiment, tmp_path)
+    stopped = run(experiment, tmp_path)
     assert 4 < stopped.step < 12 and not stopped.complete
     newest = tmp_path / "checkpoints" / str(stopped.step) / "manifest" / "metadata"
     newest.write_text(newest.read_text()[:-40])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 12, "epo')  # a line cut short by a crash
     stop_after(10**6)
-    assert loop.run(experiment, tmp_path).complete
+    assert run(experiment, tmp_path).complete
     assert ending(tmp_path) == uninterrupted
     assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == [str(stopped.step)]
+
+
+@pytest.mark.parametrize("accuracy", [0.08, 0.5])
+def test_a_run_at_chance_says_so_once_and_at_its_end(monkeypatch, tmp_path, capsys, accuracy):
+    accuracies = {"clean_accuracy": accuracy, "fgsm_accuracy": 0.05, "pgd_accuracy": 0.05}
+    monkeypatch.setattr(validation, "make_validation", lambda *args, **kwargs: lambda *_: accuracies)
+    stopped = run(make_experiment(num_epochs=20), tmp_path)
+    output = capsys.readouterr().out
+    lines = output.splitlines()
+    warned = [i for i, line in enumerate(lines) if line.startswith("warning: ")]
+    assert len(warned) == (accuracy == 0.08) and bool(stopped.warning) == (accuracy == 0.08)
+    if warned:
+        # After a tenth of the epochs, and not before.
+        assert lines[warned[0] - 1].startswith("epoch 2/20: ")
+        assert "after epoch 2 of 20 the clean validation accuracy is 8.0%, which is at chance" in lines[warned[0]]
+        assert "after epoch 20 of 20 the clean validation accuracy is 8.0%, which is at chance" in stopped.warning
+        assert run(make_experiment(num_epochs=20), tmp_path) == stopped  # a finished run says it again
+
+
+def test_epoch_lines_say_what_is_left(tmp_path, capsys):
+    run(make_experiment(), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all(re.search(r"images/s; about \d+ (s|min \d+ s) to go$", line) for line in lines[:2])
+    assert "to go" not in lines[2]
+
+
+def test_what_is_left_goes_by_all_that_was_done_since_compilation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pace = loop.Pace(most=100)
+    assert pace.seconds(10) == 0.0
+    pace.record(1, 60.0)  # compiles
+    assert pace.seconds(10) == 0.0
+    now[0] += 4.0  # two of them in validation
+    pace.record(4, 2.0)
+    assert pace.seconds(10) == 10.0 and pace.steps_per_second == 2.0
 
 
 def failing(experiment, *, above):
@@ -101,7 +141,7 @@ def failing(experiment, *, above):
 
 def test_a_run_goes_back_from_what_is_not_finite_at_half_the_learning_rate(stop_after, tmp_path, capsys):
     experiment = failing(make_experiment(on_nonfinite="halve"), above=0.3)
-    assert loop.run(experiment, tmp_path / "whole").complete
+    assert run(experiment, tmp_path / "whole").complete
     text = capsys.readouterr().out
     assert text.count("warning: ") == 2 and "back to step 8, with the learning rate times 0.25" in text
     whole = ending(tmp_path / "whole")
@@ -115,10 +155,10 @@ def test_a_run_goes_back_from_what_is_not_finite_at_half_the_learning_rate(stop_
     # A signal's checkpoint between the last validation and the fault is passed over, or the ends would differ.
     for dispatches in (6, 1):
         stop_after(dispatches)
-        stopped = loop.run(experiment, tmp_path / "stopped")
+        stopped = run(experiment, tmp_path / "stopped")
     assert stopped.step == 9
     stop_after(10**6)
-    assert loop.run(experiment, tmp_path / "stopped").complete
+    assert run(experiment, tmp_path / "stopped").complete
     assert ending(tmp_path / "stopped") == whole
 
 
@@ -126,18 +166,18 @@ def test_a_run_that_halving_does_not_help_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MOST_HALVINGS", 2)
     experiment = failing(make_experiment(on_nonfinite="halve"), above=0.0)
     with pytest.raises(FloatingPointError, match=r"step 11, although .* halved 2 times; the checkpoint of step 8 is"):
-        loop.run(experiment, tmp_path)
+        run(experiment, tmp_path)
     experiment = failing(make_experiment(), above=0.0)
     with pytest.raises(FloatingPointError, match=r"is nan in the 3 steps up to step 11; the checkpoint of step 8 is"):
-        loop.run(experiment, tmp_path / "stop")
+        run(experiment, tmp_path / "stop")
 
 
 def test_a_workdir_belongs_to_one_live_run(experiment, tmp_path):
     with (
-        loop.claim(tmp_path, experiment.config),
+        claim(tmp_path, experiment.config),
         pytest.raises(InputError, match=r"is in use by a run that is still going on \(process \d+ on "),
     ):
-        loop.run(experiment, tmp_path)
-    with loop.claim(tmp_path, experiment.config):
+        run(experiment, tmp_path)
+    with claim(tmp_path, experiment.config):
         pass
     assert not (tmp_path / "metrics.jsonl").exists()

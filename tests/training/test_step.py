@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import attacks, build, config, data, defenses, models
+from robustjax import attacks, build, config, data, defenses, models, runs
 from robustjax.models.resnet import PreActResNet
 from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import sharding
 from robustjax.training import loop, step
 from robustjax.types import InputError
@@ -151,7 +152,7 @@ def test_the_average_lags_behind_the_weights():
     start = jax.device_get(experiment.create_state())
     for a, w, v in zip(*(jax.tree.leaves(s) for s in (state.average, start.variables, state.variables)), strict=True):
         np.testing.assert_allclose(a, 0.1 * w + 0.9 * v, rtol=1e-5, atol=1e-6)  # (1 + 0) / (10 + 0) of the start
-    assert state.judged is state.average
+    assert state.evaluated is state.average
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_sns_holds_the_neurons_still_that_it_selected():
 
 def test_a_run_begins_with_the_weights_of_another(tmp_path):
     plain = make_config(train__num_epochs=1)
-    loop.run(build.experiment(plain), tmp_path / "plain")
+    runs.train(plain, tmp_path / "plain")
     guarded = make_config(defense__name="cifs")
     guarded.init_from = str(tmp_path / "plain")
     guarded.train.ema_decay = 0.9
@@ -224,7 +225,8 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
     with Checkpoints(tmp_path / "plain", read_only=True) as checkpoints:
         source = jax.eval_shape(build.experiment(plain).create_state)
         wanted = checkpoints.restore(checkpoints.find("last"), source, sharding.layout()).variables["params"]
-    fresh, warm = experiment.create_state().variables["params"], experiment.warm_start()["params"]
+    fresh = experiment.create_state().variables["params"]
+    warm = warm_start(guarded, experiment.module, experiment.train.image_shape)()["params"]
     for layer, entries in warm.items():
         assert_equal(entries, fresh[layer] if layer.startswith("guards_") else wanted[layer])
     assert any(layer.startswith("guards_") for layer in warm)
@@ -232,7 +234,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
     # What does not fit is refused before anything is written.
     guarded.model.name = "resnet20"
     with pytest.raises(InputError, match=r"init_from .* missing: .*params/final_norm/bias"):
-        loop.run(build.experiment(guarded), tmp_path / "new")
+        runs.train(guarded, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from processes import finish, start
 
 from robustjax import build, config
+from robustjax.runs._train import run
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runtime import sharding
 from robustjax.training import loop, metrics
@@ -75,19 +76,19 @@ def stopping_after(dispatches):
 def judged(workdir, experiment):
     layout = sharding.layout()
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.latest(), jax.eval_shape(experiment.create_state), layout).judged
+        return checkpoints.restore(checkpoints.latest(), jax.eval_shape(experiment.create_state), layout).evaluated
 
 
 @pytest.fixture(scope="module")
 def streamed(directory, tmp_path_factory):
     """A run that reads from disk, and its folder."""
     experiment, workdir = build.experiment(settings(directory, "stream")), tmp_path_factory.mktemp("streamed")
-    assert loop.run(experiment, workdir).complete
+    assert run(experiment, workdir).complete
     return experiment, workdir
 
 
 def test_a_streamed_run_has_the_figures_of_one_in_memory(directory, streamed, tmp_path):
-    assert loop.run(build.experiment(settings(directory, "memory")), tmp_path).complete
+    assert run(build.experiment(settings(directory, "memory")), tmp_path).complete
     ours, theirs = metrics.read(streamed[1]), metrics.read(tmp_path)
     assert len(ours) == len(theirs) == 6  # epochs of 6 steps: lines at 4 and 6, and a validation
     for line, other in zip(ours, theirs, strict=True):
@@ -100,9 +101,9 @@ def test_a_streamed_run_that_was_stopped_ends_as_one_that_was_not(streamed, tmp_
     experiment, whole = streamed
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_signals", lambda: stopping_after(2))
-        stopped = loop.run(experiment, tmp_path)
+        stopped = run(experiment, tmp_path)
     assert not stopped.complete and stopped.step % 6 != 0
-    assert loop.run(experiment, tmp_path).complete
+    assert run(experiment, tmp_path).complete
     read = [(workdir / "metrics.jsonl").read_text() for workdir in (whole, tmp_path)]
     assert read[0] == read[1] and read[0].count("\n") == 6
     leaves = [jax.tree.leaves(judged(workdir, experiment)) for workdir in (whole, tmp_path)]
@@ -140,5 +141,5 @@ def test_the_config_for_imagenet_trains_on_photos(directory, tmp_path, monkeypat
     made.data.image_size, made.data.validation_examples = 64, 4
     made.train.batch_size = made.validation.batch_size = 4
     monkeypatch.setattr(loop, "stop_signals", lambda: stopping_after(3))
-    stopped = loop.run(build.experiment(made), tmp_path)
+    stopped = run(build.experiment(made), tmp_path)
     assert stopped.step >= 3 and not stopped.complete

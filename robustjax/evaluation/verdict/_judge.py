@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
-from robustjax.attacks._autoattack import checked, default_batch_size
+from robustjax.attacks._autoattack import default_batch_size
+from robustjax.attacks.engine import inputs
 from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks, is_misclassified
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
+from robustjax.runtime import compiler
 from robustjax.statistics import wilson_interval
 from robustjax.types import Array, InputError, Key, LogitsFn
 
@@ -130,14 +132,15 @@ def judge(
         >>> verdict.worst_case, verdict.won_by, verdict.flags["black_box_beats_white_box"].status
         (0.5, ['apgd-ce', None], 'pass')
     """
+    compiler.check()
     started = time.perf_counter()
     if not isinstance(budget, str) or budget not in BUDGETS:
-        raise InputError(f"`budget` must be one of {', '.join(BUDGETS)}, got {budget!r}")
+        raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
     if np.ndim(epsilon):
-        raise InputError(f"`epsilon` must be a number, got shape {list(np.shape(epsilon))}; judge one radius at a time")
-    images, labels, _ = checked(images, labels, epsilon, norm, bounds)
-    bounds = (float(bounds[0]), float(bounds[1]))
-    _check_key(key)
+        raise InputError(f"epsilon must be a number, got shape {list(np.shape(epsilon))}; judge one radius at a time")
+    inputs.check_key(key)
+    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
+    bounds = inputs.box(bounds, images.shape[-1])
     keys = (key,) if _checked_hints(hints).stochastic else ()
     outputs = _check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
@@ -212,17 +215,11 @@ def judge(
     )
 
 
-def _check_key(key: Key) -> None:
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        given = f"{key.dtype} {list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
-        raise InputError(f"`key` must be one typed key, got {given}; make it with jax.random.key(seed)")
-
-
 def _checked_hints(hints: Hints) -> Hints:
     if not isinstance(hints, Hints):
-        raise InputError(f"`hints` must be Hints(...), got {type(hints).__name__}")
+        raise InputError(f"hints must be Hints(...), got {type(hints).__name__}")
     if not isinstance(hints.stochastic, bool | np.bool_):
-        raise InputError(f"`hints.stochastic` must be True or False, got {hints.stochastic!r}")
+        raise InputError(f"hints.stochastic must be True or False, got {hints.stochastic!r}")
     return hints
 
 
@@ -240,10 +237,10 @@ def _check_functions(
     outputs = jax.eval_shape(logits_fn, images, *keys)
     expected = jax.eval_shape(probes.float_logits, outputs).shape
     if expected[0] != len(images):
-        raise InputError(f"`logits_fn` must return a row for each of {len(images)} images, got shape {list(expected)}")
+        raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
     if np.min(labels) < 0 or np.max(labels) >= expected[1]:
         given = f"{np.min(labels)} to {np.max(labels)}"
-        raise InputError(f"`labels` must be classes 0 to {expected[1] - 1}, as there are logits, got {given}")
+        raise InputError(f"labels must be classes 0 to {expected[1] - 1}, as there are logits, got {given}")
     for name, function in functions.items():
         answer = jax.eval_shape(function, images, *keys)
         if name == "hints.auxiliary_fn":

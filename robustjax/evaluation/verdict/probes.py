@@ -364,7 +364,7 @@ def float_logits(outputs: Any) -> Array:
     if not hasattr(logits, "ndim") or logits.ndim != 2 or logits.shape[1] < 2:
         given = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else type(logits).__name__
         raise InputError(
-            f"`logits_fn` must return logits [B, K] with K >= 2, got {given}; give a network with one output a second "
+            f"logits_fn must return logits [B, K] with K >= 2, got {given}; give a network with one output a second "
             "logit of zero"
         )
     return logits.astype(jnp.float32)

@@ -11,7 +11,6 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from robustjax.evaluation.protocol import tables
 from robustjax.evaluation.verdict._judge import Verdict
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
@@ -99,11 +98,6 @@ def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group
     return Group(*tables, sentence(verdict), CAVEAT)
 
 
-def print_verdict(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> None:
-    """Prints :func:`table`, as wide as its figures need; arguments as of :func:`to_json`."""
-    tables.print_whole(table(verdict, protocol=protocol))
-
-
 def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
     """Writes ``folder/trust.json`` and ``trust.md``, each whole or not at all; returns the path of the first.
 
@@ -113,7 +107,6 @@ def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, 
         **conditions: what else the report says of itself, such as ``**records.conditions()``; plain data.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
         "trust.md": markdown(verdict, protocol=protocol),

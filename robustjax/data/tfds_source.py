@@ -18,7 +18,6 @@ from robustjax.data import decoded, scaling
 from robustjax.data.known import KNOWN
 from robustjax.types import InputError
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of an image with so many channels
 _CHUNK = 1024  # encoded records in memory at a time, beside the decoded images
 
 
@@ -28,7 +27,7 @@ class Source(NamedTuple):
     Attributes:
         num_examples: how many it holds.
         label_names: one per class.
-        example: (index, draws for `scaling.random_crop` or None) -> uint8 image [H, W, C] and its label.
+        example: (index, draws for `scaling.random_resized_crop` or None) -> uint8 image [H, W, C] and its label.
         read: indices [N] -> uint8 images [N, H, W, C] and int32 labels [N].
     """
 
@@ -54,12 +53,17 @@ def find_prepared(directory: Path) -> dict[str, Path]:
     return found
 
 
-def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, image_size: int | None = None) -> Source:
-    """Opens a split of a prepared data set; its images are decoded, and scaled to image_size, when they are read.
+def split_names(name: str, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
+    """The splits that a prepared data set has.
 
     Raises:
-        InputError: there is no such data set or split, it is not image classification, or its files cannot be read.
+        InputError: there is no such data set, or its description cannot be read.
     """
+    return _open(name, data_dir)[2]
+
+
+def _open(name: str, data_dir: str | os.PathLike | None) -> tuple[Path, Any, tuple[str, ...]]:
+    """The folder of a prepared data set, tfds's builder of it, and the names of its splits."""
     directory = resolve_data_dir(data_dir)
     found = find_prepared(directory)
     if name not in found:
@@ -71,9 +75,23 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     with _blaming(f"{folder}: expected a readable tfds data set"):
         _check_classes(json.loads((folder / "features.json").read_text()))
         builder = tfds.builder_from_directory(folder)
-        features, splits = dict(builder.info.features), list(builder.info.splits)
+        return folder, builder, tuple(builder.info.splits)
+
+
+def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, image_size: int | None = None) -> Source:
+    """Opens a split of a prepared data set; its images are decoded, and scaled to image_size, when they are read.
+
+    Raises:
+        InputError: there is no such data set or split, it is not image classification, or its files cannot be read.
+    """
+    folder, builder, splits = _open(name, data_dir)
     if split not in splits:
-        raise InputError(f"{folder}: expected a split {split!r}, received only {', '.join(map(repr, splits))}")
+        raise InputError(f"split must be one of {', '.join(splits)} of {name!r} in {folder}, got {split!r}")
+
+    import tensorflow_datasets as tfds
+
+    with _blaming(f"{folder}: expected a readable tfds data set"):
+        features = dict(builder.info.features)
     for path in builder.info.splits[split].filepaths:
         if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
             raise InputError(f"{folder}: expected its files inside it, received {path}")
@@ -81,15 +99,15 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     image, label = features.get(image_key), features.get(label_key)
     if not (
         isinstance(image, tfds.features.Image)
-        and image.np_dtype == np.uint8
-        and image.shape[-1] in _MODES
+        and image.np_dtype in (np.uint8, np.uint16)
+        and image.shape[-1] in (1, 3, 4)
         and isinstance(label, tfds.features.ClassLabel)
         and label.num_classes
     ):
         received = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
         raise InputError(
-            f"{folder}: expected image classification, a uint8 image of 1, 3 or 4 channels and a class label, "
-            f"received the features {received}"
+            f"{folder} must be image classification, with an 8-bit or 16-bit image of 1, 3 or 4 channels and a class "
+            f"label, got the features {received}"
         )
     where = f"{folder}, split {split!r}"
     with _blaming(f"{where}: expected ArrayRecord files with examples"):
@@ -158,13 +176,13 @@ def _decode(encoded: bytes, channels: int, size: int | None, draws: np.ndarray |
     """The pixels of a PNG or JPEG, uint8 [H, W, channels]; of its middle scaled to a size, or of a random part."""
     # In one thread: on small images Pillow mostly holds the interpreter's lock, and two threads are no faster.
     with Image.open(io.BytesIO(encoded)) as image:
-        image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+        image = scaling.to_channels(image, channels)
         if size is None:
             pixels = np.asarray(image)
         elif draws is None:
             pixels = scaling.centre_crop(image, size)
         else:
-            pixels = scaling.random_crop(image, size, draws)
+            pixels = scaling.random_resized_crop(image, size, draws)
     return pixels[:, :, None] if channels == 1 else pixels
 
 

@@ -1,0 +1,50 @@
+"""Names that a config may use -> what they mean: literal dicts, so that a name is found by looking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from robustjax import attacks, defenses, models, objectives
+from robustjax.training import optim, step
+from robustjax.types import Array, Key, LogitsFn, LossFn
+
+MODELS = models.MODELS
+DEFENSES = defenses.DEFENSES
+SCHEDULES = optim.SCHEDULES
+
+# Each takes config.attack and the random start, and returns attack(logits_fn, key, images, labels, *, loss, scale):
+# epsilon and step size are multiplied by scale, traced.
+TRAINING_ATTACKS = {
+    "pgd": lambda config, start: _scaled(
+        partial(attacks.pgd, num_steps=config.num_steps, random_start=start, norm=config.norm),
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+    ),
+    "fgsm": lambda config, start: _scaled(
+        # From the image itself, unless the loss has no gradient there.
+        partial(attacks.fgsm, random_start=start if start == "gaussian" else False, norm=config.norm),
+        epsilon=config.epsilon,
+    ),
+    "rs_fgsm": lambda config, start: _scaled(
+        partial(attacks.pgd, num_steps=1, random_start=True, norm=config.norm),
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+    ),
+    "n_fgsm": lambda config, start: _scaled(attacks.n_fgsm, epsilon=config.epsilon),
+}
+
+OBJECTIVES = {
+    "standard": lambda config: objectives.standard_objective(label_smoothing=config.label_smoothing),
+    "adversarial": lambda config: objectives.adversarial_objective(label_smoothing=config.label_smoothing),
+    "trades": lambda config: objectives.trades_objective(beta=config.beta, label_smoothing=config.label_smoothing),
+    "mart": lambda config: objectives.mart_objective(beta=config.beta),
+}
+
+
+def _scaled(attack: Callable, **lengths: float) -> step.ScaledAttack:
+    def scaled(logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, scale: Array) -> Array:
+        scaled_lengths = {name: scale * length for name, length in lengths.items()}
+        return attack(logits_fn, key, images, labels, loss=loss, **scaled_lengths)
+
+    return scaled

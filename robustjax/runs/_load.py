@@ -1,0 +1,105 @@
+"""The trained network of a run, for whoever wants to use, attack or evaluate it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from robustjax import build, data, defenses
+from robustjax.runs import config_file, network
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runtime import hosts, sharding
+from robustjax.types import InputError, LogitsFn
+
+
+class Run(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        config: every key the run was started with.
+        module: the network, computing in float32 whatever it was trained in, with the guards of `defense`.
+        variables: its weights and statistics, the averaged ones where the run carries an average.
+        step: of the checkpoint.
+        defense: whose guards the network has, or None.
+        spelling: that defense as a command line names it, as ``"sap:fraction=0.5"``.
+    """
+
+    config: ConfigDict
+    module: Any
+    variables: Any
+    step: int
+    defense: defenses.Defense | None
+    spelling: str | None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether inference draws random numbers; `logits_fn` then takes ``(images, key)``."""
+        return self.defense is not None and self.defense.stochastic
+
+    @property
+    def logits_fn(self) -> LogitsFn:
+        """images [B, H, W, C] in [0, 1] -> logits [B, K], for every attack and for :func:`evaluation.judge`.
+
+        A ``jax.tree_util.Partial`` that holds the variables, so that what is compiled with it takes them as arguments.
+        """
+        return jax.tree_util.Partial(network.logits_fn(self.module, stochastic=self.stochastic), self.variables)
+
+    def with_defense(self, defense: defenses.Defense | None) -> Any:
+        """The module with the guards of another defense in place of its own."""
+        return build.guarded(self.module, defense)
+
+    def test_data(self, num_examples: int | None = None, *, split: str = "test") -> data.Dataset:
+        """The test images of the run's data set, or the first of them."""
+        return build.test_dataset(self.config, num_examples=num_examples, split=split)
+
+
+def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | None = None) -> Run:
+    """Loads the network of a run.
+
+    Args:
+        workdir: of a run that :func:`train` or ``python -m robustjax.interop`` made.
+        checkpoint: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
+        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off.
+
+    Raises:
+        InputError: there is no such run or checkpoint, its data set is not there, or the defense has parameters that
+            the run did not train.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from robustjax import config as config_lib, runs
+        >>> config, workdir = config_lib.digits(), tempfile.mkdtemp()
+        >>> config.train.num_epochs, config.train.batch_size, config.attack.num_steps = 1, 500, 1
+        >>> config.validation.every_epochs, config.data.train_examples = 1, 500
+        >>> _ = runs.train(config, workdir)
+        small_cnn...
+        >>> run = runs.load(workdir)
+        >>> run.step, run.logits_fn(jnp.zeros((2, 8, 8, 1))).shape
+        (1, (2, 10))
+    """
+    config = config_file.read(workdir)
+    spelling, chosen = (config.defense.name, build.defense(config))
+    if defense is not None:
+        spelling, chosen = defenses.parse(defense)
+    layout = sharding.layout()
+    one = hosts.together(lambda: build.test_dataset(config, num_examples=1))  # for the shape of images
+    trained = build.model(config, one.num_classes, dtype="float32")
+    module = build.guarded(trained, chosen)
+    if defense is not None and chosen is not None and not module.guards:
+        raise InputError(f"--defense={defense}: it changes training only, there is nothing to switch on")
+    shape = one.images.shape[1:]
+    abstract, needed = (jax.eval_shape(build.initial_state(config, net, shape)) for net in (trained, module))
+    if jax.tree.structure(needed.evaluated) != jax.tree.structure(abstract.evaluated):
+        raise InputError(
+            f"--defense={defense}: the run was trained with {config.defense.name or 'no defense'}, and one of "
+            "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
+        )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(str(checkpoint))
+        restore = partial(checkpoints.restore, step, abstract, layout)
+        return Run(config, module, hosts.together(restore).evaluated, step, chosen, spelling)
