@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax import attacks
-from robustjax.evaluation.verdict.probes import RecordedPGD, is_misclassified
+from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict.probes import RecordedPGD
 from robustjax.evaluation.verdict.trial import Trial
 
 # Step sizes of the recorded PGD, in units of epsilon, and radii at which accuracy must fall, in the same units.

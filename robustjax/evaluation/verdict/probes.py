@@ -92,22 +92,6 @@ class RecordedPGD(NamedTuple):
     margin: Array
 
 
-def is_misclassified(share: Any) -> Any:
-    """The majority rule: an image is misclassified where half or more of its draws are, so a tie is misclassified.
-
-    Args:
-        share: share of draws misclassified, any shape; of a deterministic network 0 or 1.
-
-    Returns:
-        bool, of the same shape.
-
-    Example:
-        >>> is_misclassified(jnp.array([0.45, 0.5, 1.0]))
-        Array([False,  True,  True], dtype=bool)
-    """
-    return share >= 0.5
-
-
 def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
     """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary"."""
     shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
@@ -153,32 +137,11 @@ def classify(
     network: Any, key: Key, images: Array, points: Array, labels: Array, epsilon: Array,
     *, num_draws: int, norm: str, bounds: geometry.Bounds,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Verifies images apart from any attack, in full float32.
-
-    Args:
-        network: as in :class:`Networks`.
-        key: of the draws.
-        images: [B, H, W, C], as given.
-        points: [B, H, W, C], adversarial images, or the images themselves.
-        labels: integers [B].
-        epsilon: radius, a float32 scalar.
-        num_draws: of a stochastic network; 0 for a deterministic one.
-        norm, bounds: of the ball and of valid pixels.
-
-    Returns:
-        Whether each is valid, bool [B]; the number of draws misclassified, int32 [B]; the mean logits [B, K].
-    """
-
-    def draw(key: tuple) -> tuple[Array, Array]:
-        logits = network(points, *key)
-        return (~verify.is_correct(logits, labels)).astype(jnp.int32), logits
-
-    valid = verify.is_valid(images, points, epsilon=epsilon, norm=norm, bounds=bounds)
-    with jax.default_matmul_precision("float32"):
-        if num_draws == 0:
-            return valid, *draw(())
-        wrong, logits = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, num_draws))
-    return valid, jnp.sum(wrong, axis=0, dtype=jnp.int32), jnp.mean(logits, axis=0)
+    """By :func:`robustjax.attacks.engine.verify.verify`: valid [B], share of draws misclassified [B], mean logits."""
+    verified = verify.verify(
+        network, key, images, points, labels, epsilon=epsilon, norm=norm, bounds=bounds, num_draws=num_draws
+    )
+    return verified.valid, verified.share, verified.logits
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eot_samples", "norm", "bounds"))
@@ -254,7 +217,7 @@ def recorded_pgd(
         return (
             moved,
             best,
-            jnp.where(later, is_misclassified(best.share)[None], misclassified),
+            jnp.where(later, verify.is_misclassified(best.share)[None], misclassified),
             jnp.where(later, loss[None], trace_loss),
             jnp.where(later, margin[None], trace_margin),
         )
