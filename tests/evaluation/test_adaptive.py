@@ -195,8 +195,8 @@ def test_probes_compute_in_float32_in_x64_too(stochastic):
     weights = toys.linear_weights().astype(np.float64)
 
     def network(images, *key):
-        noise = 0.01 * jax.random.normal(key[0], images.shape) if key else 0.0
-        return ((images + noise).reshape(len(images), -1) - 0.5) @ weights
+        noise = 0.01 * jax.random.normal(key[0], images.shape, jnp.float64) if key else 0.0
+        return ((images.astype(jnp.float64) + noise).reshape(len(images), -1) - 0.5) @ weights
 
     with jax.enable_x64(True):
         trial = Trial(

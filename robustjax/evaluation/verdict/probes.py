@@ -213,7 +213,7 @@ def recorded_pgd(
         gradient, share, loss, margin = expected(points, i)
         best = best.or_better(points, share, loss)
         moved = ball.project(images, points + step_size * ball.steepest(gradient, points, bounds), epsilon, bounds)
-        later = (jnp.arange(MAX_STEPS + 1) >= i)[:, None]
+        later = (jnp.arange(MAX_STEPS + 1, dtype=jnp.int32) >= i)[:, None]
         return (
             moved,
             best,
