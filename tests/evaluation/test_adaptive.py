@@ -8,7 +8,7 @@ import verdict_toys as toys
 
 from robustjax import defenses, models
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import probes
+from robustjax.evaluation.verdict import diagnostics, probes
 from robustjax.evaluation.verdict.hints import hints_of
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.trial import BUDGETS, StrongestImages, Trial
@@ -187,6 +187,29 @@ def test_the_strongest_images_are_of_distinct_attacks_and_ties_stay():
     points, names = strongest.strongest()
     assert names.tolist() == [None, "second"] and points.ravel().tolist() == [0.0, np.float32(0.7)]
     assert strongest.share[:, 0].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_probes_compute_in_float32_in_x64_too(stochastic):
+    images, labels, _ = toys.linear_examples(8, "linf")
+    weights = toys.linear_weights().astype(np.float64)
+
+    def network(images, *key):
+        noise = 0.01 * jax.random.normal(key[0], images.shape, jnp.float64) if key else 0.0
+        return ((images.astype(jnp.float64) + noise).reshape(len(images), -1) - 0.5) @ weights
+
+    with jax.enable_x64(True):
+        trial = Trial(
+            Networks(probes.as_logits_fn(network)), toys.KEY, images, labels, epsilon=0.05, norm="linf",
+            bounds=(0.0, 1.0), stochastic=stochastic, budget=BUDGETS["quick"], batch_size=8, report=print,
+        )  # fmt: skip
+        rows = np.arange(8)
+        share, record = trial.recorded_pgd("pgd", rows, step_size=0.25, num_steps=10)
+        found = trial.random_search("random", rows)
+        flags = diagnostics.gradients(trial, rows, "")
+    assert record.images.dtype == record.loss.dtype == record.margin.dtype == share.dtype == found.dtype == np.float32
+    assert share.all() and trial.candidates.points.dtype == np.float32
+    assert {flag.status for flag in flags.values()} == {"pass"}
 
 
 def test_the_draws_of_an_example_do_not_depend_on_which_others_are_classified():

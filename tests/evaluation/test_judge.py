@@ -108,10 +108,11 @@ def test_a_linear_network_in_closed_form_in_l2():
     assert not fired(verdict)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_images_of_another_dtype_are_evaluated_as_float32(verdicts, dtype):
     images, labels = toys.examples("robust")  # sixteenths, exact in every dtype
-    verdict = judge(toys.toys()["robust"], toys.KEY, images.astype(dtype), labels, epsilon=toys.EPSILON)
+    images = images.astype(jnp.dtype(dtype))
+    verdict = judge(toys.toys()["robust"], toys.KEY, images, labels, epsilon=toys.EPSILON)
     np.testing.assert_array_equal(verdict.robust, verdicts["robust"].robust)
     assert verdict.adversarial.dtype == np.float32
 

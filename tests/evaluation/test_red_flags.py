@@ -141,9 +141,9 @@ def test_randomness_is_declared_or_hidden_behind_one_key():
 
 
 def test_a_loss_that_still_rises_warns_of_too_few_steps():
-    broken = np.stack([NONE, NONE])
-    assert comparisons.more_steps_help(broken, np.full(10, 0.2)).status == "warn"
-    assert comparisons.more_steps_help(broken, np.full(10, 0.01)).status == "pass"
+    never = np.stack([NONE, NONE])
+    assert comparisons.more_steps_help(never, np.full(10, 0.2)).status == "warn"
+    assert comparisons.more_steps_help(never, np.full(10, 0.01)).status == "pass"
 
 
 def test_rank_correlation_is_that_of_scipy():

@@ -39,7 +39,7 @@ def verdict(**flags):
     )
 
 
-FAILED = {"zero_gradients": Flag("fail", 0.5, 0.01, 4, "stand still")}
+FAILED = {"zero_gradients": Flag("fail", 0.5, 0.01, 4, "cannot move")}
 WARNED = {"shattered_gradients": Flag("warn", 0.8, 0.9, 4, "only 0.8")}
 SKIPPED = {"surrogate_helps": Flag.not_applicable("no surrogate_fn declared")}
 
@@ -77,7 +77,7 @@ def test_markdown_has_a_table_of_each_part():
     assert "| pgd20 | 75.00% | 1.2 |" in lines
     assert "| worst case, adaptive attacks and checks included | 50.00% | 7.0 |" in lines
     assert "| surrogate:apgd-ce | 1 | 1 |  |" in lines
-    assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | stand still |" in lines
+    assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | cannot move |" in lines
     assert r"| probabilities | pass | 0 | 1 | 4 | the outputs are \| not [bold] |" in lines
     assert "| clean | 70.00% | 20.00% to 90.00% | 75.00% | 50.00% | 20 |" in lines
     assert trust.sentence(verdict(**FAILED, **SKIPPED)) in text and trust.CAVEAT in text

@@ -1,7 +1,7 @@
 """Networks with a known answer: honest ones, and such as make an evaluation fail in one way each.
 
 All of `toys()` are one function of images [N, 8, 8, 1] and of a dictionary of arrays, K = 10, so that one compilation
-judges them all. Most of `ALONG` depend on u alone, how far the mean pixel is from 1/2 in units of EPSILON: the ball
+serves them all. Most of `ALONG` depend on u alone, how far the mean pixel is from 1/2 in units of EPSILON: the ball
 around GREY reaches exactly u in [-1, 1], and class 0 is right.
 """
 

@@ -40,12 +40,23 @@ class Verified(NamedTuple):
     @property
     def misclassified(self) -> Array:
         """bool [B], whether at least half of the draws are misclassified."""
-        return self.share >= 0.5
+        return is_misclassified(self.share)
 
     @property
     def success(self) -> Array:
         """bool [B], whether the image is valid and misclassified."""
         return self.valid & self.misclassified
+
+
+def is_misclassified(share: Array) -> Array:
+    """The majority rule, bool like `share`: misclassified where half or more of the draws are, so also on a tie.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> is_misclassified(jnp.array([0.45, 0.5, 1.0]))
+        Array([False,  True,  True], dtype=bool)
+    """
+    return share >= 0.5
 
 
 def verify(

@@ -13,9 +13,10 @@ import numpy as np
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags
 from robustjax.evaluation.verdict.hints import Hints
-from robustjax.evaluation.verdict.probes import Networks, is_misclassified
+from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
 from robustjax.runtime import compiler
@@ -232,7 +233,7 @@ def _check_functions(
     }
     for name, function in functions.items():
         if not callable(function):
-            raise InputError(f"`{name}` must be a function, got {type(function).__name__}")
+            raise InputError(f"{name} must be a function, got {type(function).__name__}")
         _check_arguments(name, function, images, keys)
     outputs = jax.eval_shape(logits_fn, images, *keys)
     expected = jax.eval_shape(probes.float_logits, outputs).shape
@@ -248,12 +249,12 @@ def _check_functions(
             if not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
                 wanted = f"logits [S, B, K] with B = {expected[0]} and K = {expected[1]}"
                 given = f"shape {list(shape)}" if hasattr(answer, "shape") else type(answer).__name__
-                raise InputError(f"`{name}` must return {wanted}, got {given}")
+                raise InputError(f"{name} must return {wanted}, got {given}")
             continue
         shape = getattr(getattr(answer, "logits", answer), "shape", None)
         if shape != expected:
             given = type(answer).__name__ if shape is None else f"shape {list(shape)}"
-            raise InputError(f"`{name}` must return logits {list(expected)} as logits_fn does, got {given}")
+            raise InputError(f"{name} must return logits {list(expected)} as logits_fn does, got {given}")
     return getattr(outputs, "logits", outputs).dtype
 
 
@@ -267,7 +268,7 @@ def _check_arguments(name: str, function: LogitsFn, images: np.ndarray, keys: tu
     except TypeError as error:
         mend = "leave stochastic out of the hints" if keys else "declare Hints(stochastic=True), or bind the key"
         wanted = "(images, key), as the hints say stochastic," if keys else "(images)"
-        raise InputError(f"`{name}` must take {wanted} got {signature}; {mend}") from error
+        raise InputError(f"{name} must take {wanted} got {signature}; {mend}") from error
 
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:

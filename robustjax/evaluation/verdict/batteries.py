@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax import attacks
-from robustjax.evaluation.verdict.probes import RecordedPGD, is_misclassified
+from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict.probes import RecordedPGD
 from robustjax.evaluation.verdict.trial import Trial
 
 # Step sizes of the recorded PGD, in units of epsilon, and radii at which accuracy must fall, in the same units.
@@ -223,6 +224,8 @@ def _late_rise(record: RecordedPGD) -> np.ndarray:
 
 
 def _joint(trial: Trial, rows: np.ndarray, weight: float, loss: str) -> np.ndarray:
-    own, heads = (0.0, 1.0) if weight == float("inf") else (1.0, weight)
+    weights = (0.0, 1.0) if weight == float("inf") else (1.0, weight)
     name = "only" if weight == float("inf") else f"{weight:g}"
-    return trial.apgd(f"auxiliary:{loss}:{name}", rows, view="auxiliary", loss=loss, own=own, heads=heads)
+    return trial.apgd(
+        f"auxiliary:{loss}:{name}", rows, view="auxiliary", loss=loss, logits_weight=weights[0], heads_weight=weights[1]
+    )

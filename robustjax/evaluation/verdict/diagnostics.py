@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import comparisons, probes, red_flags
 from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid
-from robustjax.evaluation.verdict.probes import is_misclassified
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.types import Array, Key, LogitsFn

@@ -53,19 +53,19 @@ class Networks(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What an attack maximizes: `own` times the loss of the logits plus `heads` times the mean loss of the heads.
+    """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
 
     Attributes:
         view: int32, index into `Networks.views()`.
         loss: int32, index into `LOSSES`.
-        own, heads: float32.
+        logits_weight, heads_weight: float32.
         targets: integers [B], the target classes of the targeted loss.
     """
 
     view: Array
     loss: Array
-    own: Array
-    heads: Array
+    logits_weight: Array
+    heads_weight: Array
     targets: Array
 
 
@@ -92,22 +92,6 @@ class RecordedPGD(NamedTuple):
     margin: Array
 
 
-def is_misclassified(share: Any) -> Any:
-    """The majority rule: an image is misclassified where half or more of its draws are, so a tie is misclassified.
-
-    Args:
-        share: share of draws misclassified, any shape; of a deterministic network 0 or 1.
-
-    Returns:
-        bool, of the same shape.
-
-    Example:
-        >>> is_misclassified(jnp.array([0.45, 0.5, 1.0]))
-        Array([False,  True,  True], dtype=bool)
-    """
-    return share >= 0.5
-
-
 def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
     """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary"."""
     shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
@@ -116,8 +100,8 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
         return lambda points: (network(points, *key), jnp.zeros(shape, jnp.float32))
 
     def joint(points: Array) -> tuple[Array, Array]:
-        own = networks.direct if networks.surrogate is None else networks.surrogate
-        return own(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
+        network = networks.direct if networks.surrogate is None else networks.surrogate
+        return network(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
 
     branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
     logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
@@ -139,8 +123,8 @@ def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
         targeted,
     ]
     values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
-    total = goal.own * values[0]
-    return total + goal.heads * jnp.mean(values[1:], axis=0) if num_heads else total
+    total = goal.logits_weight * values[0]
+    return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total
 
 
 def example_keys(key: Key, rows: Array) -> Key:
@@ -153,32 +137,11 @@ def classify(
     network: Any, key: Key, images: Array, points: Array, labels: Array, epsilon: Array,
     *, num_draws: int, norm: str, bounds: geometry.Bounds,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Verifies images apart from any attack, in full float32.
-
-    Args:
-        network: as in :class:`Networks`.
-        key: of the draws.
-        images: [B, H, W, C], as given.
-        points: [B, H, W, C], adversarial images, or the images themselves.
-        labels: integers [B].
-        epsilon: radius, a float32 scalar.
-        num_draws: of a stochastic network; 0 for a deterministic one.
-        norm, bounds: of the ball and of valid pixels.
-
-    Returns:
-        Whether each is valid, bool [B]; the number of draws misclassified, int32 [B]; the mean logits [B, K].
-    """
-
-    def draw(key: tuple) -> tuple[Array, Array]:
-        logits = network(points, *key)
-        return (~verify.is_correct(logits, labels)).astype(jnp.int32), logits
-
-    valid = verify.is_valid(images, points, epsilon=epsilon, norm=norm, bounds=bounds)
-    with jax.default_matmul_precision("float32"):
-        if num_draws == 0:
-            return valid, *draw(())
-        wrong, logits = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, num_draws))
-    return valid, jnp.sum(wrong, axis=0, dtype=jnp.int32), jnp.mean(logits, axis=0)
+    """By :func:`robustjax.attacks.engine.verify.verify`: valid [B], share of draws misclassified [B], mean logits."""
+    verified = verify.verify(
+        network, key, images, points, labels, epsilon=epsilon, norm=norm, bounds=bounds, num_draws=num_draws
+    )
+    return verified.valid, verified.share, verified.logits
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eot_samples", "norm", "bounds"))
@@ -250,11 +213,11 @@ def recorded_pgd(
         gradient, share, loss, margin = expected(points, i)
         best = best.or_better(points, share, loss)
         moved = ball.project(images, points + step_size * ball.steepest(gradient, points, bounds), epsilon, bounds)
-        later = (jnp.arange(MAX_STEPS + 1) >= i)[:, None]
+        later = (jnp.arange(MAX_STEPS + 1, dtype=jnp.int32) >= i)[:, None]
         return (
             moved,
             best,
-            jnp.where(later, is_misclassified(best.share)[None], misclassified),
+            jnp.where(later, verify.is_misclassified(best.share)[None], misclassified),
             jnp.where(later, loss[None], trace_loss),
             jnp.where(later, margin[None], trace_margin),
         )

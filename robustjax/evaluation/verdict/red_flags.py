@@ -130,7 +130,7 @@ def randomness(outputs: np.ndarray, *, declared: bool, same_key: np.ndarray | No
     if declared:
         return Flag(
             "pass", _variation(outputs), 1e-4, n,
-            "stochastic, as declared: gradients average over draws, and success is verified on fresh ones",
+            "stochastic, as declared: gradients average over draws, and success is verified on fresh draws",
         )  # fmt: skip
     return Flag("pass", value, 1e-4, n, "the same images give the same outputs")
 
@@ -279,7 +279,7 @@ def _variation(outputs: np.ndarray) -> float:
     first = outputs[0].astype(np.float64)
     size = np.maximum(np.linalg.norm(first - first.mean(axis=-1, keepdims=True), axis=-1), 1e-12)
     distance = np.nan_to_num(np.linalg.norm(outputs - first, axis=-1) / size)
-    # A tie may be broken either way by the last bit; that alone is no randomness.
+    # The last bit may decide a tie either way; that alone is no randomness.
     other = (np.argmax(outputs, axis=-1) != np.argmax(first, axis=-1)) & (distance > 1e-6)
     return 1.0 if other.any() else float(np.max(distance))
 

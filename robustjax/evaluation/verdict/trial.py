@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import probes
-from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks, is_misclassified
+from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks
 from robustjax.statistics import wilson_interval
 from robustjax.types import Key
 
@@ -99,9 +100,9 @@ class StrongestImages:
         self.attack = np.full((number, len(images)), None, object)
 
     def add(self, name: str, rows: np.ndarray, points: np.ndarray, share: np.ndarray) -> None:
-        """Keeps images that are misclassified in more draws than the weakest kept, or the attack's own; ties stay."""
-        own = self.attack[:, rows] == name
-        slots = np.where(own.any(axis=0), own.argmax(axis=0), self.share[:, rows].argmin(axis=0))
+        """Keeps images that are misclassified in more draws than the weakest, or than the same attack's; ties stay."""
+        same = self.attack[:, rows] == name
+        slots = np.where(same.any(axis=0), same.argmax(axis=0), self.share[:, rows].argmin(axis=0))
         better = share > self.share[slots, rows]
         places = slots[better], rows[better]
         self.points[places], self.share[places], self.attack[places] = points[better], share[better], name
@@ -176,12 +177,19 @@ class Trial:
         return (self.key(),) if self.stochastic else ()
 
     def goal(
-        self, rows: np.ndarray, *, view: str, loss: str, own: float = 1.0, heads: float = 0.0, target: int = 0
+        self,
+        rows: np.ndarray,
+        *,
+        view: str,
+        loss: str,
+        logits_weight: float = 1.0,
+        heads_weight: float = 0.0,
+        target: int = 0,
     ) -> Goal:
         """What an attack maximizes for some examples; `target` is the rank of the wrong class to aim at."""
         return Goal(
-            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(own),
-            jnp.float32(heads), self._ranked[rows, min(target, self.num_classes - 2)],
+            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
+            jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
         )  # fmt: skip
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
@@ -219,7 +227,7 @@ class Trial:
         everything[rows] = points
         every_row = np.arange(len(self.images))
         batches = every_row[np.isin(every_row // self._batch_size, rows // self._batch_size)]
-        valid, count, logits = self.over(
+        valid, share, logits = self.over(
             batches,
             lambda some: probes.classify(
                 self.networks.direct if network is None else network,
@@ -229,7 +237,9 @@ class Trial:
             ),
         )  # fmt: skip
         place = np.searchsorted(batches, rows)
-        return valid[place], (count[place] / max(self.num_draws, 1)).astype(np.float32), logits[place]
+        num_draws = max(self.num_draws, 1)
+        share = np.rint(share * num_draws) / num_draws  # exact, for a tie must be one
+        return valid[place], share[place].astype(np.float32), logits[place]
 
     def certainly_misclassified(self, share: np.ndarray) -> np.ndarray:
         """Where the share of draws misclassified is so large that chance alone does not explain a majority.

@@ -136,7 +136,7 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
             for name, part in verdict.acceptance.items()
         ]  # fmt: skip
         headings = ["on fresh draws", "expected", "95 % interval", "majority vote", "every draw", "draws"]
-        parts.append(("Accuracy over the network's own draws", headings, rows))
+        parts.append(("Accuracy over the draws of the network", headings, rows))
     attacks = [
         [name, str(int(misclassified.sum())), str(verdict.won_by.count(name)),
          f"{verdict.seconds_by_attack[name]:.1f}" if name in verdict.seconds_by_attack else ""]
