@@ -598,22 +598,33 @@ class Coverage:
             "failed": failed,
         }
 
-    def tests(self, mutant: Mutant, most_seconds: float) -> dict[str, float]:
-        """node id -> seconds of the tests that reach a mutant, in the order in which they should run."""
-        found = {}
+    def tests(self, mutant: Mutant, most_seconds: float, noticed: Counter[str]) -> dict[str, float]:
+        """node id -> seconds of the tests that reach a mutant, in the order in which they should run.
+
+        Quick ones come first, those that were written for the file, and those that have `noticed` other mutants of it;
+        of each function with parameters one case before the other cases, which are likely to see no more.
+        """
+        found: dict[str, list[tuple[float, float, str]]] = {}
         stem = Path(mutant.file).stem.strip("_")
         for unit, known in self.units.items():
             lines = known["lines"].get(mutant.file, {})
+            weight = 0.2 if stem in Path(unit).stem or unit == EXAMPLES else 1.0
             for i in {i for line in mutant.reached for i in lines.get(str(line), ())}:
-                # What was written for this file is likelier to notice.
-                weight = 0.2 if stem in Path(unit).stem or unit == EXAMPLES else 1.0
-                found[known["tests"][i]] = (weight * known["seconds"][i], known["seconds"][i])
+                name, seconds = known["tests"][i], known["seconds"][i]
+                function = _function(name)
+                found.setdefault(function, []).append((weight * seconds / (1 + noticed[function]), seconds, name))
+        turns = [(turn, *test) for tests in found.values() for turn, test in enumerate(sorted(tests))]
         ordered, spent = {}, 0.0
-        for name, (_, seconds) in sorted(found.items(), key=lambda item: item[1]):
+        for _, _, seconds, name in sorted(turns):
             if spent + seconds <= most_seconds or not ordered:
                 ordered[name] = seconds
                 spent += seconds
         return ordered
+
+
+def _function(test: str) -> str:
+    """The test function of a node id, without its parameters."""
+    return test.partition("[")[0]
 
 
 def _function_lines(source: bytes) -> set[int]:
@@ -659,6 +670,10 @@ class Records:
         lines = ",\n".join(json.dumps(record) for record in self.all)
         files.write(self.path, f"[\n{lines}\n]\n")
         return found
+
+    def noticed(self, file: str) -> Counter[str]:
+        """How many mutants of a file each test function has killed."""
+        return Counter(_function(record["by"]) for record in self.all if record["file"] == file and record["by"])
 
     def reason(self, record: dict[str, Any], code: str) -> str | None:
         """Why no test can tell a mutant from the original, where that is known."""
@@ -745,7 +760,7 @@ def run(
                 print(f"fails without any change, and is left out: {name}")
 
         def meet(copies: Copies, copy: Path, mutant: Mutant) -> tuple[str, str | None, float]:
-            chosen = coverage.tests(mutant, most_seconds)
+            chosen = coverage.tests(mutant, most_seconds, records.noticed(mutant.file))
             return _meet(copies, copy, mutant, sources[mutant.file], chosen)
 
         survived = 0
