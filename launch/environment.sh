@@ -17,7 +17,7 @@ ensure_environment() {
   VENV=${VENV:-$root/.venv}
   python=$VENV/bin/python
   # Installed for these files and this extra already? Then there is nothing to do, and no network is needed.
-  stamp=$VENV/installed-${extra:-base}-$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)
+  stamp=$VENV/installed-${extra:-base}-$(cat "$root/setup.cfg" "$root/setup.py" "$root/pyproject.toml" | cksum | cut -d' ' -f1)
   [ -e "$stamp" ] && return
   [ -x "$python" ] || "$base" -m venv "$VENV"
   echo "installing into $VENV (a minute or two)"

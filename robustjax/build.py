@@ -9,16 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from robustjax import attacks, data, defenses, models, objectives, registry
 from robustjax import config as config_lib
 from robustjax.data import augment
 from robustjax.training import loop, optim, state, step
-from robustjax.types import Array, Attack, InputError, Key
+from robustjax.types import Array, Attack, Config, InputError, Key
 
 
-def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Dataset]:
+def datasets(config: Config) -> tuple[data.Dataset | data.Stream, data.Dataset]:
     """The training and validation splits of a run."""
     name = config.data.name
     options = {
@@ -34,7 +33,7 @@ def datasets(config: ConfigDict) -> tuple[data.Dataset | data.Stream, data.Datas
     return train, data.load(name, "validation", **options)
 
 
-def test_dataset(config: ConfigDict, *, num_examples: int | None = None, split: str = "test") -> data.Dataset:
+def test_dataset(config: Config, *, num_examples: int | None = None, split: str = "test") -> data.Dataset:
     """The images to evaluate on: a whole split of the data set, or its first examples.
 
     Args:
@@ -58,7 +57,7 @@ def test_dataset(config: ConfigDict, *, num_examples: int | None = None, split: 
     )
 
 
-def model(config: ConfigDict, num_classes: int, *, dtype: str | None = None) -> Any:
+def model(config: Config, num_classes: int, *, dtype: str | None = None) -> Any:
     """The network of a config as it is trained, computing in the config's dtype unless another is given."""
     own = models.OWN_OPTIONS.get(config.model.name, ())
     options = {option: config.model[option] for option in own if config.model[option] is not None}
@@ -78,7 +77,7 @@ def guarded(module: Any, defense: defenses.Defense | None) -> Any:
     return module.clone(guards=None if defense is None else defense.guards(module.sites(), module.num_classes))
 
 
-def defense(config: ConfigDict) -> defenses.Defense | None:
+def defense(config: Config) -> defenses.Defense | None:
     """The defense of a config with the options that are set, or None.
 
     Raises:
@@ -88,13 +87,13 @@ def defense(config: ConfigDict) -> defenses.Defense | None:
     return None if config.defense.name is None else defenses.create(config.defense.name, **options)
 
 
-def trained_defense(config: ConfigDict) -> defenses.Defense | None:
+def trained_defense(config: Config) -> defenses.Defense | None:
     """The defense that takes part in training: SAP guards a network that was trained, and validated, without it."""
     chosen = defense(config)
     return None if chosen is None or chosen.inference_only else chosen
 
 
-def objective(config: ConfigDict) -> objectives.Objective:
+def objective(config: Config) -> objectives.Objective:
     """What the run minimises. Where only the defense's loss reads adversarial images, they climb cross-entropy."""
     goal = registry.OBJECTIVES[config.objective.name](config.objective)
     guarded = defense(config)
@@ -103,7 +102,7 @@ def objective(config: ConfigDict) -> objectives.Objective:
     return goal
 
 
-def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.ScaledAttack | None:
+def training_attack(config: Config, goal: objectives.Objective) -> step.ScaledAttack | None:
     """The inner maximisation of an objective, or None for one without."""
     if goal.inner is None:
         return None
@@ -111,7 +110,7 @@ def training_attack(config: ConfigDict, goal: objectives.Objective) -> step.Scal
     return registry.TRAINING_ATTACKS[config.attack.name](config.attack, start)
 
 
-def augmentation(config: ConfigDict) -> step.Augment:
+def augmentation(config: Config) -> step.Augment:
     """Crop, flip and cutout, in this order, as far as the config asks for them."""
     parts = []
     if config.data.crop_padding:
@@ -129,12 +128,12 @@ def augmentation(config: ConfigDict) -> step.Augment:
     return augmented
 
 
-def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning-rate schedule."""
     return optim.create(config.optimizer, num_epochs=config.train.num_epochs, steps_per_epoch=steps_per_epoch)
 
 
-def initial_state(config: ConfigDict, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
+def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
     """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
     return partial(
         state.create,
@@ -148,7 +147,7 @@ def initial_state(config: ConfigDict, module: Any, image_shape: tuple[int, int, 
     )
 
 
-def training_step(config: ConfigDict, module: Any, steps_per_epoch: int) -> step.Step:
+def training_step(config: Config, module: Any, steps_per_epoch: int) -> step.Step:
     """One update of a run: augmentation, attack, loss and optimiser."""
     goal = objective(config)
     warmup_steps = config.attack.warmup_epochs * steps_per_epoch
@@ -168,7 +167,7 @@ def training_step(config: ConfigDict, module: Any, steps_per_epoch: int) -> step
     )
 
 
-def experiment(config: ConfigDict) -> loop.Experiment:
+def experiment(config: Config) -> loop.Experiment:
     """A whole run.
 
     Raises:
@@ -196,7 +195,7 @@ def experiment(config: ConfigDict) -> loop.Experiment:
     )
 
 
-def validation_attacks(config: ConfigDict) -> dict[str, Attack | None]:
+def validation_attacks(config: Config) -> dict[str, Attack | None]:
     """What a run is measured by while it trains."""
     threat = {"epsilon": config.attack.epsilon, "norm": config.attack.norm}
     return {

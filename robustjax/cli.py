@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from robustjax import config
-from robustjax.runtime import hosts, process
+from robustjax.runtime import compiler, hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.disclaim_key_flags()  # what `define_config` defines is a flag of the command that calls it, as --help shows
+
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string("workdir", None, "Folder of the run.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
@@ -29,38 +35,150 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Parses the flags, calls main and exits with what it returns, or with 2 and one line on stderr for bad input."""
 
     def guarded(arguments: Sequence[str]) -> int | None:
-        if len(arguments) > 1:
-            return _refuse(f"unexpected argument {arguments[1]!r}; options look like --name=value (see --help)")
-        process.keep_compiled()
-        process.keep_memory()
+        try:
+            _positional(arguments[1:])
+        except InputError as error:
+            return _refuse(str(error))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
+        process.keep_compiled()
         try:
-            return main()
-        except (InputError, WriteError) as error:
-            return _refuse(str(error))
-        except hosts.NotTogetherError as error:
-            return fail(str(error))
-        except KeyboardInterrupt:  # at once: interpreter and libraries would wait for their threads
-            print("interrupted", file=sys.stderr, flush=True)
-            os._exit(130)
-        except Exception as error:
-            if not hosts.several():
-                raise
-            which = f"process {jax.process_index()}"
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                fail(f"{which} stops, another one is gone ({str(error).splitlines()[0]}); the same command goes on")
-            else:
-                traceback.print_exc()
-                fail(f"{which} stops, it failed as above")
-            return hosts.abandon(1)
+            return _status(main)
+        except KeyboardInterrupt:
+            return _interrupted()
 
     app.run(guarded, flags_parser=_parse)
 
 
+def call(
+    main: Callable[..., int | None],
+    arguments: Sequence[str] | None,
+    *,
+    options: flags.FlagValues,
+    positional: Sequence[str] = (),
+    required: Sequence[str] = (),
+) -> int:
+    """The exit status of a command that has flags of its own, and arguments that are no flags.
+
+    Args:
+        main: gets the positional arguments.
+        arguments: of the command line; None: of this process's.
+        options: the flags, none of which another command has.
+        positional: names of the positional arguments, all of which must be given.
+        required: names of the flags that must be given.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-help", "-h"} & set(given):
+        print(sys.modules[main.__module__].__doc__)
+        print(options.get_help(include_special_flags=False))
+        sys.exit(0)
+    options.unparse_flags()  # of an earlier call in this process
+    options.set_gnu_getopt(True)  # flags may come after other arguments
+    try:
+        others = options([sys.argv[0], *given])[1:]
+        names = _positional(others, positional, [flag for flag in required if options[flag].value is None])
+    except (flags.Error, InputError) as error:
+        return _refuse(_of_flags(error))
+    logging.set_verbosity(logging.FATAL)
+    try:
+        return _status(lambda: main(*names)) or 0
+    except KeyboardInterrupt:
+        if arguments is not None:
+            raise
+        return _interrupted()
+
+
+def define_config() -> flags.FlagHolder[Any]:
+    """Defines --config, and --config.KEY=VALUE for every key of the config that it names."""
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "A shipped config's name, such as quickstart or digits:at_cas, or the path of a config file."
+    )
+    flag = flags.FLAGS["config"]
+    flag.parser = _ByName(flag.parser)
+    return holder
+
+
+class _ByName(flags.ArgumentParser):
+    """Hands the path of a config file on, also where a shipped one is given by its name."""
+
+    def __init__(self, of_paths: flags.ArgumentParser):
+        super().__init__()
+        self._of_paths = of_paths
+
+    def parse(self, argument: str) -> Any:
+        name, *rest = argument.split(":", 1)
+        return self._of_paths.parse(":".join([str(config_file(name)), *rest]))
+
+
+def config_file(name: str) -> Path:
+    """The file that a --config names: a path, or the bare name of a shipped config.
+
+    Shipped configs lie in robustjax/configs of an installed wheel, and beside robustjax in a checkout. The README calls
+    them configs/NAME.py, which is understood in any folder, unless that file is there.
+
+    Raises:
+        InputError: no shipped config has that name.
+
+    Example:
+        >>> config_file("quickstart").name, config_file("elsewhere/mine.py").as_posix()
+        ('quickstart.py', 'elsewhere/mine.py')
+    """
+    package = Path(__file__).parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    shipped = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    path = Path(name)
+    if path.suffix == ".py" or path.name != name:
+        ours = path.parent == Path("configs") and path.suffix == ".py" and not path.exists()
+        return shipped.get(path.stem, path) if ours else path
+    if name not in shipped:
+        nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
+        which = f"nearest: {', '.join(nearest)}" if nearest else f"there are {', '.join(shipped)}"
+        raise InputError(
+            f"config must be the path of a .py file or the name of a shipped config, got {name!r}; {which}"
+        )
+    return shipped[name]
+
+
 def join_hosts() -> None:
-    """Makes this process one of several where the flags say so; before any other use of jax."""
+    """Makes this process one of several where the flags say so, and checks the compiler; before any other use of jax.
+
+    Every command that computes calls this, once its flags are known to be right.
+    """
     hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value == "auto")
+    hosts.together(compiler.check)
+
+
+def fail(message: str) -> int:
+    """One line on stderr for what is no fault of the input, and exit status 1."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _status(main: Callable[[], int | None]) -> int | None:
+    """What main returns, or the status and the line that belong to what it raises."""
+    process.keep_memory()
+    process.silence_orbax()
+    try:
+        return main()
+    except (InputError, WriteError) as error:
+        return _refuse(str(error))
+    except hosts.NotTogetherError as error:
+        return fail(str(error))
+    except Exception as error:
+        if not hosts.several():
+            raise
+        which = f"process {jax.process_index()}"
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            fail(f"{which} stops, another one is gone ({str(error).splitlines()[0]}); the same command goes on")
+        else:
+            traceback.print_exc()
+            fail(f"{which} stops, it failed as above")
+        return hosts.abandon(1)
+
+
+def _interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)  # at once: interpreter and libraries would wait for their threads
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
@@ -68,13 +186,10 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
         if "config" in flags.FLAGS:
             config.check_overrides(arguments)
         return flags.FLAGS(arguments)
-    except InputError as error:
-        sys.exit(_refuse(str(error)))
-    except flags.Error as error:
-        text = str(error)
-        if "Traceback (most recent call last)" in text:  # of a config file; its last line says what is wrong
-            text = text.strip().splitlines()[-1].removeprefix("robustjax.types.InputError: ")
-        sys.exit(_refuse(text))
+    except (flags.Error, InputError) as error:
+        sys.exit(_refuse(_of_flags(error)))
+    except SystemExit:  # after --help, where absl ends with 1
+        sys.exit(0)
     except Exception as error:  # a config file is the user's Python and may raise anything
         # ml_collections wraps a KeyError, whose own text would be quoted twice.
         cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
@@ -82,10 +197,24 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
         sys.exit(_refuse(f"--config: {type(error).__name__}: {text}"))
 
 
-def fail(message: str) -> int:
-    """One line on stderr for what is no fault of the input, and exit status 1."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    return 1
+def _of_flags(error: Exception) -> str:
+    """The message of absl, or a shorter one."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of a config file; its last line says what is wrong
+        return text.strip().splitlines()[-1].removeprefix("robustjax.types.InputError: ")
+    missing = re.search(r"Flag (--\w+) must have a value other than None", text)
+    return f"{missing[1]} must be given; see --help" if missing else text
+
+
+def _positional(given: Sequence[str], names: Sequence[str] = (), missing: Sequence[str] = ()) -> Sequence[str]:
+    """The positional arguments, if they are as many as their names, and no flag is missing."""
+    missing = [*names[len(given) :], *(f"--{flag}" for flag in missing)]
+    if missing:
+        raise InputError(f"the following arguments are required: {', '.join(missing)}; see --help")
+    if len(given) > len(names):
+        surplus = given[len(names)]
+        raise InputError(f"unexpected argument {surplus!r}; options look like --name=value (see --help)")
+    return given
 
 
 def _refuse(message: str) -> int:

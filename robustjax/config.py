@@ -17,12 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 
 from robustjax import defenses, models, registry
-from robustjax.types import InputError
+from robustjax.types import Config, InputError
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """PGD adversarial training of `small_cnn` on scikit-learn's handwritten digits."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
 
     config.init_from = config_dict.placeholder(str)  # workdir of a run whose weights this one begins with; None: anew
@@ -117,7 +117,7 @@ def base() -> ConfigDict:
     return config.lock()
 
 
-def digits() -> ConfigDict:
+def digits() -> Config:
     """A small network on 8 x 8 scans of handwritten digits under linf 0.2: trains in half a minute on two cores."""
     config = base()
     config.attack.epsilon = 0.2
@@ -130,7 +130,7 @@ def digits() -> ConfigDict:
     return config
 
 
-def cifar10() -> ConfigDict:
+def cifar10() -> Config:
     """ResNet-18 on CIFAR-10 under linf 8/255, in the setting that the CAS, CIFS and TRADES papers share."""
     config = base()
     config.data.name = "cifar10"
@@ -149,7 +149,7 @@ def cifar10() -> ConfigDict:
     return config
 
 
-def speedrun() -> ConfigDict:
+def speedrun() -> Config:
     """What robust training in minutes on one GPU shares: bfloat16, large batches, one cycle, averaged weights."""
     config = cifar10()
     config.model.name = "preact_resnet18"
@@ -167,7 +167,7 @@ def speedrun() -> ConfigDict:
     return config
 
 
-def from_plain(stored: Any, *, source: object) -> ConfigDict:
+def from_plain(stored: Any, *, source: object) -> Config:
     """A config from what JSON holds of it. Keys and sections that are not there have their defaults.
 
     That way the runs of an earlier version, which lack newer keys, go on and are evaluated.
@@ -187,7 +187,7 @@ def from_plain(stored: Any, *, source: object) -> ConfigDict:
     return config
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
+def plain(config: Config) -> dict[str, Any]:
     """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
     return json.loads(config.to_json_best_effort())
 
@@ -240,7 +240,7 @@ def _override_problems(arguments: list[str]) -> Iterator[str]:
             yield f"--config.{path} must be of type {kind.__name__}, got {value!r}"
 
 
-def _keys(config: ConfigDict, section: str = "") -> Iterator[tuple[str, type]]:
+def _keys(config: Config, section: str = "") -> Iterator[tuple[str, type]]:
     """Every key as "section.key", with its type."""
     for key in config:
         if isinstance(config[key], ConfigDict):
@@ -270,7 +270,7 @@ def _likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 
 
-def defense_options(config: ConfigDict) -> dict[str, Any]:
+def defense_options(config: Config) -> dict[str, Any]:
     """The options of a config's defense that are set.
 
     Raises:
@@ -282,7 +282,7 @@ def defense_options(config: ConfigDict) -> dict[str, Any]:
     return options
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks every value and how values go together.
 
     Raises:
@@ -305,7 +305,7 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"config has {count}: " + "; ".join(problems))
 
 
-def _problems(config: ConfigDict) -> Iterator[str]:
+def _problems(config: Config) -> Iterator[str]:
     choices = {
         "data.pipeline": ("memory", "stream"),
         "model.name": registry.MODELS,
@@ -410,7 +410,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield f"objective.label_smoothing is not part of mart, got {config.objective.label_smoothing}"
 
 
-def _tuple_problems(config: ConfigDict) -> Iterator[str]:
+def _tuple_problems(config: Config) -> Iterator[str]:
     wrong = False
     for path in ("model.mean", "model.std", "optimizer.boundaries"):
         values = _get(config, path)
@@ -432,7 +432,7 @@ def _tuple_problems(config: ConfigDict) -> Iterator[str]:
         yield f"optimizer.boundaries must be positive and rising, got {boundaries}"
 
 
-def _threat_problems(attack: ConfigDict) -> Iterator[str]:
+def _threat_problems(attack: Config) -> Iterator[str]:
     most = 1.0 if attack.norm == "linf" else math.inf
     if not 0 < attack.epsilon <= most or math.isinf(attack.epsilon):
         interval = "(0, 1] for linf on pixels in [0, 1]" if attack.norm == "linf" else "(0, inf)"
@@ -442,7 +442,7 @@ def _threat_problems(attack: ConfigDict) -> Iterator[str]:
         yield f"attack.name 'n_fgsm' is defined for attack.norm 'linf' only, got {attack.norm!r}"
 
 
-def _fill(config: ConfigDict, stored: Any, section: str = "") -> Iterator[str]:
+def _fill(config: Config, stored: Any, section: str = "") -> Iterator[str]:
     """Puts what JSON holds in its places; yields what has none, or is of another type."""
     if not isinstance(stored, dict):
         yield f"{section or 'it'} must be an object, got {_short(stored)}"
@@ -473,7 +473,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _get(config: ConfigDict, path: str):
+def _get(config: Config, path: str):
     for part in path.split("."):
         config = config[part]
     return config

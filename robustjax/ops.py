@@ -1,8 +1,9 @@
-"""Small operations on arrays that several rooms share: gradients by substitution, and channels of a feature map."""
+"""Small operations on arrays that several rooms share: gradients by substitution, dtypes, channels of a feature map."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from robustjax.types import Array
 def straight_through(value: Array, surrogate: Array) -> Array:
     """The value of the one, exactly, with the gradient of the other (Bengio et al. 2013, arXiv 1308.3432).
 
-    The usual `surrogate + stop_gradient(value - surrogate)` rounds the value; this does not.
+    The usual ``surrogate + stop_gradient(value - surrogate)`` rounds the value; this does not.
 
     Args:
         value: any shape; receives no gradient.
@@ -45,7 +46,7 @@ def bpda(forward: Callable[..., Array], backward: Callable[..., Array]) -> Calla
         backward: a differentiable approximation of it: same arguments, same shape and dtype of the result.
 
     Returns:
-        A function with the values of `forward` and the derivatives of `backward`.
+        A function with the values of ``forward`` and the derivatives of ``backward``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,6 +55,17 @@ def bpda(forward: Callable[..., Array], backward: Callable[..., Array]) -> Calla
         (Array(0.25, dtype=float32...), Array(1., dtype=float32...))
     """
     return lambda *args: straight_through(forward(*args), backward(*args))
+
+
+def in_dtypes_of(old: Any, new: Any) -> Any:
+    """A pytree in the dtypes of another of the same structure, so that it can be the carry of a loop.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> in_dtypes_of({"a": jnp.zeros(1)}, {"a": jnp.ones(1, jnp.bfloat16)})
+        {'a': Array([1.], dtype=float32)}
+    """
+    return jax.tree.map(lambda one, other: other.astype(one.dtype), old, new)
 
 
 def global_average_pool(features: Array) -> Array:

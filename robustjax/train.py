@@ -1,5 +1,6 @@
 """Trains a network: `python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]`.
 
+--config takes the path of a config file or the bare name of a shipped one, such as quickstart or digits:at_cas.
 The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
 files. Several processes make one run with --coordinator, --num_processes and --process_id, or --distributed=auto; DIR
 then has to be the same folder for all of them.
@@ -8,7 +9,6 @@ then has to be the same folder for all of them.
 from __future__ import annotations
 
 from absl import flags
-from ml_collections import config_flags
 
 from robustjax import cli, runs
 from robustjax import config as config_lib
@@ -16,7 +16,7 @@ from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
+CONFIG = cli.define_config()
 STOPPED_STATUS = flags.DEFINE_integer(
     "stopped_status",
     0,

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+# A ml_collections.ConfigDict: its keys are read as attributes, which its own annotations do not allow.
+Config = Any
+
 Array = jax.Array
 Key = jax.Array  # a typed key: jax.random.key(seed)
 

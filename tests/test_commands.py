@@ -122,7 +122,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_next_batch_and_ends_the_s
     assert 70 <= len(before) < 180
     done = [run("evaluate", *flags, f"--workdir={workdir}") for workdir in workdirs]
     assert all(one.returncode == 0 and one.stderr == "" for one in done), done[0].stderr + done[1].stderr
-    assert " of 180 batches are there" in done[0].stdout and "are there" not in done[1].stdout
+    assert " of 180 batches are stored" in done[0].stdout and "are stored" not in done[1].stdout
     assert before.items() <= stored().items() and len(stored()) == 180  # nothing was run again
     assert evaluation(workdirs[0]) == evaluation(workdirs[1])
 

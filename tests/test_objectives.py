@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from robustjax import build, config, objectives
 from robustjax.types import Outputs
@@ -46,20 +48,23 @@ ORACLES = [
 ]
 
 
-@pytest.mark.parametrize(("objective", "oracle"), ORACLES)
-def test_values_and_gradients_match_numpy(objective, oracle):
-    natural, adversarial = _jax(NATURAL, ADVERSARIAL)
-    labels = jnp.asarray(LABELS)
-    np.testing.assert_allclose(objective(natural, adversarial, labels), oracle(NATURAL, ADVERSARIAL), rtol=1e-4)
-    gradients = jax.grad(lambda a, b: objective(a, b, labels).sum(), argnums=(0, 1))(natural, adversarial)
-    for i, gradient in enumerate(gradients):
-        direction = RNG.normal(size=NATURAL.shape)
-        step = 1e-5 * direction
-        pair = lambda sign, i=i, step=step: [  # noqa: E731
-            logits + sign * step * (i == j) for j, logits in enumerate((NATURAL, ADVERSARIAL))
-        ]
-        slope = (oracle(*pair(1)) - oracle(*pair(-1))) / 2e-5
-        np.testing.assert_allclose(np.sum(gradient * direction, 1), slope, rtol=2e-3, atol=2e-4)
+class ObjectivesTest(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters(*ORACLES)
+    def test_values_and_gradients_match_numpy(self, objective, oracle):
+        natural, adversarial = _jax(NATURAL, ADVERSARIAL)
+        labels = jnp.asarray(LABELS)
+        values = self.variant(objective)(natural, adversarial, labels)
+        np.testing.assert_allclose(values, oracle(NATURAL, ADVERSARIAL), rtol=1e-4)
+        total = jax.grad(lambda a, b, labels: objective(a, b, labels).sum(), argnums=(0, 1))
+        for i, gradient in enumerate(self.variant(total)(natural, adversarial, labels)):
+            direction = RNG.normal(size=NATURAL.shape)
+            step = 1e-5 * direction
+            pair = lambda sign, i=i, step=step: [  # noqa: E731
+                logits + sign * step * (i == j) for j, logits in enumerate((NATURAL, ADVERSARIAL))
+            ]
+            slope = (oracle(*pair(1)) - oracle(*pair(-1))) / 2e-5
+            np.testing.assert_allclose(np.sum(gradient * direction, 1), slope, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("beta", [1.0, 6.0])

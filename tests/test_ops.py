@@ -1,5 +1,6 @@
 """Gradients by substitution, and channels, under the transformations that attacks use."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,15 @@ def test_straight_through_has_the_one_value_bit_for_bit_and_the_other_gradient()
     np.testing.assert_array_equal(by_surrogate, [1.0, 1.0])
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.vmap(f, in_axes=0)])
-def test_bpda_under_transformations(transform):
-    sign = ops.bpda(jnp.sign, jnp.tanh)
-    points = jnp.array([-2.0, 0.5])
-    np.testing.assert_array_equal(transform(sign)(points), [-1.0, 1.0])
-    gradient = jax.grad(lambda x: jnp.sum(transform(sign)(x)))(points)
-    np.testing.assert_allclose(gradient, 1 - np.tanh(points) ** 2, rtol=1e-6)
+class BpdaTest(chex.TestCase):
+    @chex.all_variants
+    def test_values_and_gradients(self):
+        sign = ops.bpda(jnp.sign, jnp.tanh)
+        points = jnp.array([-2.0, 0.5])
+        for transform in (lambda f: f, jax.vmap):
+            gradients = jax.grad(lambda x, transform=transform: jnp.sum(transform(sign)(x)))
+            np.testing.assert_array_equal(self.variant(transform(sign))(points), [-1.0, 1.0])
+            np.testing.assert_allclose(self.variant(gradients)(points), 1 - np.tanh(points) ** 2, rtol=1e-6)
 
 
 def test_bpda_in_forward_mode_and_in_second_derivatives():

@@ -1,15 +1,23 @@
-"""Attacks: `attack(logits_fn, key, images, labels, *, epsilon, ...) -> images`, pure functions for any JAX network."""
+"""Attacks: ``attack(logits_fn, key, images, labels, *, epsilon, ...) -> images``, pure functions for any JAX network.
 
-from robustjax.attacks import geometry, losses
+Beside the attacks there are :mod:`losses` and :mod:`geometry`, of which they are made, :mod:`eot`, averages over a
+stochastic network's draws, :mod:`verify`, which decides whether an attack succeeded, and :func:`momentum`, an optimizer
+for :func:`optimized_pgd`.
+"""
+
+from robustjax.attacks import eot, geometry, losses
 from robustjax.attacks._apgd import apgd
 from robustjax.attacks._autoattack import AutoAttackResult, autoattack
 from robustjax.attacks._cw import cw
 from robustjax.attacks._deepfool import deepfool
 from robustjax.attacks._fab import fab
+from robustjax.attacks._fgsm import fgsm, n_fgsm
 from robustjax.attacks._multi_targeted import multi_targeted
+from robustjax.attacks._optimized_pgd import momentum as momentum  # an optimizer: `__all__` lists attacks
 from robustjax.attacks._optimized_pgd import optimized_pgd
-from robustjax.attacks._pgd import fgsm, n_fgsm, pgd
+from robustjax.attacks._pgd import pgd
 from robustjax.attacks._square import square
+from robustjax.attacks.engine import verify
 
 __all__ = [
     "AutoAttackResult",
@@ -17,6 +25,7 @@ __all__ = [
     "autoattack",
     "cw",
     "deepfool",
+    "eot",
     "fab",
     "fgsm",
     "geometry",
@@ -26,4 +35,5 @@ __all__ = [
     "optimized_pgd",
     "pgd",
     "square",
+    "verify",
 ]

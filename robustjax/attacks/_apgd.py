@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
 from robustjax.attacks.eot import expected_gradient_and_outcome, expected_logits_fn
-from robustjax.types import Array, Key, LogitsFn, LossFn
+from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
 MOMENTUM = 0.75  # weight of the new step against the one before
 RISING = 0.75  # share of steps that must raise the loss for a step size to be kept
@@ -28,7 +29,7 @@ L1_LEAST_STEP = 0.1
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     loss: str | LossFn
@@ -38,13 +39,14 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps; all arrays [B, ...].
+    """The state between two steps; all arrays [B, ...].
 
     Attributes:
         count: points evaluated.
-        best: strongest point in the ball, by (share, loss).
+        best: strongest point in the ball, by (share of draws misclassified, loss).
         points, previous: the point to be evaluated next and the one before it.
-        top_points, top_gradient, top_loss: where the loss was highest so far; runs go back there, unlike to `best`.
+        top_points, top_gradient, top_loss: where the loss was highest so far. A reduced step goes back there, not to
+            `best`.
         last_loss: of the point before.
         step_size: length of a step.
         rises: steps that raised the loss since the last checkpoint.
@@ -73,21 +75,21 @@ class Schedule(NamedTuple):
     """What happens at each evaluation, as tables over its number; the last row is for steps beyond the end.
 
     Attributes:
-        opens: a phase begins: the run starts anew from the best point of the one before.
+        phase_start: true at a phase's first evaluation; l1 then restarts from the previous phase's best point.
         radius: of the ball, in units of epsilon.
         interval: steps since the last checkpoint where there is one, else 0.
-        judged: the point is inside the ball that was asked for.
+        in_ball: whether the point is inside the ball that was asked for.
     """
 
-    opens: np.ndarray
+    phase_start: np.ndarray
     radius: np.ndarray
     interval: np.ndarray
-    judged: np.ndarray
+    in_ball: np.ndarray
 
 
 @functools.cache
 def schedule(norm: str, num_steps: int) -> Schedule:
-    """Checkpoints at `p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)` of the steps."""
+    """Checkpoints at ``p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`` of the steps."""
 
     def share(fraction: float) -> int:
         return max(int(fraction * num_steps), 1)
@@ -107,9 +109,9 @@ def schedule(norm: str, num_steps: int) -> Schedule:
         since = 0
         for _ in range(length):
             since += 1
-            due = since == interval
-            rows.append((False, radius, interval if due else 0, radius == 1.0))
-            if due:
+            at_checkpoint = since == interval
+            rows.append((False, radius, interval if at_checkpoint else 0, radius == 1.0))
+            if at_checkpoint:
                 since, interval = 0, max(interval - shrink, least)
     rows.append((False, 1.0, 0, False))
     return Schedule(*(np.array(column) for column in zip(*rows, strict=True)))
@@ -118,23 +120,23 @@ def schedule(norm: str, num_steps: int) -> Schedule:
 def search(
     *, norm: str, loss: str | LossFn, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
 ) -> Search:
-    """One run of APGD from a random start, in steps."""
+    """APGD from one random start, in steps."""
     options = Options(norm, loss, num_steps, bounds, eot_samples)
-    return Search(start, step, len(schedule(norm, num_steps).opens) - 1, options)
+    return Search(start, step, len(schedule(norm, num_steps).radius) - 1, options)
 
 
 def start(options: Options, problem: Problem) -> State:
     """A random point on the sphere of the (first) radius, nothing evaluated yet."""
     images = problem.images
-    shape = geometry.get(options.norm)
+    norm_ball = geometry.get(options.norm)
     radius = problem.epsilon * float(schedule(options.norm, options.num_steps).radius[0])
     draw = (
         functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0) if options.norm == "linf" else jax.random.normal
     )
     noise = jax.vmap(lambda key: draw(key, images.shape[1:], images.dtype))(problem.keys)
     if options.norm != "l1":  # there the projection alone makes the start sparse
-        noise = noise * geometry.per_example(radius / (shape.norm(noise) + 1e-12), images)
-    points = shape.project(images, images + noise, radius, options.bounds)
+        noise = noise * geometry.per_example(radius / (norm_ball.norm(noise) + 1e-12), images)
+    points = norm_ball.project(images, images + noise, radius, options.bounds)
     zeros = jnp.zeros_like(problem.epsilon)
     return State(
         count=zeros.astype(jnp.int32),
@@ -155,18 +157,19 @@ def start(options: Options, problem: Problem) -> State:
 
 
 def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, state: State) -> State:
-    """Evaluates the point, keeps it if it is the best, perhaps reduces the step, and moves on."""
+    """Evaluates the point, keeps it if it is the best, at a checkpoint perhaps reduces the step, and moves on."""
     images, bounds = problem.images, options.bounds
     project = geometry.get(options.norm).project
     table = schedule(options.norm, options.num_steps)
-    row = jnp.minimum(state.count, len(table.opens) - 1)
-    opens, interval, judged = (jnp.asarray(column)[row] for column in (table.opens, table.interval, table.judged))
+    row = jnp.minimum(state.count, len(table.radius) - 1)
+    phase_start, in_ball = jnp.asarray(table.phase_start)[row], jnp.asarray(table.in_ball)[row]
+    interval = jnp.asarray(table.interval)[row]
     radius = problem.epsilon * jnp.asarray(table.radius, jnp.float32)[row]
 
     if options.norm == "l1":
-        # A phase begins at the best point of the one before, drawn into its smaller ball.
+        # A phase initial at the best point of the previous one, projected into its smaller ball.
         restarted = project(images, state.top_points, radius, bounds)
-        again = opens & (state.count > 0)
+        again = phase_start & (state.count > 0)
         points = _where(again, restarted, state.points)
         state = state._replace(
             points=points,
@@ -179,41 +182,41 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     gradient, share, value = expected_gradient_and_outcome(
         logits_fn, key, points, problem.labels, loss=loss, num_samples=options.eot_samples
     )
-    best = state.best.or_better(points, jnp.where(judged, share, -1.0), jnp.where(judged, value, -jnp.inf))
+    best = state.best.or_better(points, jnp.where(in_ball, share, -1.0), jnp.where(in_ball, value, -jnp.inf))
     higher = value > state.top_loss
     top_points = _where(higher, points, state.top_points)
     top_gradient = _where(higher, gradient, state.top_gradient)
     top_loss = jnp.where(higher, value, state.top_loss)
     first = 1.0 if options.norm == "l1" else 2.0
-    step_size = jnp.where(opens, first * radius, state.step_size)
+    step_size = jnp.where(phase_start, first * radius, state.step_size)
     rises = state.rises + (value > state.last_loss).astype(jnp.float32)
-    due = interval > 0
+    at_checkpoint = interval > 0
 
     if options.norm == "l1":
         size = images[0].size
         nonzero = jnp.sum(top_points != images, axis=tuple(range(1, images.ndim)), dtype=jnp.float32)
-        back = due & (nonzero < L1_SPARSER * state.nonzero)
+        reduce = at_checkpoint & (nonzero < L1_SPARSER * state.nonzero)
         shrunk = jnp.clip(step_size / L1_SHRINK, L1_LEAST_STEP * radius, radius)
-        step_size = jnp.where(back, radius, jnp.where(due, shrunk, step_size))
-        begins = jnp.where(state.count == 0, L1_DENSITY, nonzero / (1.5 * size))
-        density = jnp.where(opens, begins, jnp.where(due, nonzero / (1.5 * size), state.density))
-        nonzero = jnp.where(opens & (state.count == 0), float(size), nonzero)
-        nonzero = jnp.where(opens | due, nonzero, state.nonzero)
+        step_size = jnp.where(reduce, radius, jnp.where(at_checkpoint, shrunk, step_size))
+        initial = jnp.where(state.count == 0, L1_DENSITY, nonzero / (1.5 * size))
+        density = jnp.where(phase_start, initial, jnp.where(at_checkpoint, nonzero / (1.5 * size), state.density))
+        nonzero = jnp.where(phase_start & (state.count == 0), float(size), nonzero)
+        nonzero = jnp.where(phase_start | at_checkpoint, nonzero, state.nonzero)
     else:
         stalled = ~state.reduced & (state.checked_loss >= top_loss)
-        back = due & ((rises <= RISING * interval.astype(jnp.float32)) | stalled)
-        step_size = jnp.where(back, 0.5 * step_size, step_size)
+        reduce = at_checkpoint & ((rises <= RISING * interval.astype(jnp.float32)) | stalled)
+        step_size = jnp.where(reduce, 0.5 * step_size, step_size)
         density, nonzero = state.density, state.nonzero
 
-    here = _where(back, top_points, points)
-    uphill = _where(back, top_gradient, gradient)
+    here = _where(reduce, top_points, points)
+    gradient_here = _where(reduce, top_gradient, gradient)
     length = geometry.per_example(step_size, images)
     if options.norm == "l1":
-        moved = project(images, here + length * _sparse_sign(uphill, density), radius, bounds)
+        moved = project(images, here + length * _sparse_sign(gradient_here, density), radius, bounds)
     else:
-        direction = geometry.get(options.norm).steepest(uphill, here, bounds)
+        direction = geometry.get(options.norm).steepest(gradient_here, here, bounds)
         moved = project(images, here + length * direction, radius, bounds)
-        weight = geometry.per_example(jnp.where(opens, 1.0, MOMENTUM), images)
+        weight = geometry.per_example(jnp.where(phase_start, 1.0, MOMENTUM), images)
         moved = here + weight * (moved - here) + (1.0 - weight) * (here - state.previous)
         moved = project(images, moved, radius, bounds)
     return State(
@@ -226,9 +229,9 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
         top_loss=top_loss,
         last_loss=value,
         step_size=step_size,
-        rises=jnp.where(due | opens, 0.0, rises),
-        checked_loss=jnp.where(due | opens, top_loss, state.checked_loss),
-        reduced=jnp.where(due, back, state.reduced) | opens,
+        rises=jnp.where(at_checkpoint | phase_start, 0.0, rises),
+        checked_loss=jnp.where(at_checkpoint | phase_start, top_loss, state.checked_loss),
+        reduced=jnp.where(at_checkpoint, reduce, state.reduced) | phase_start,
         density=density,
         nonzero=nonzero,
     )
@@ -254,32 +257,34 @@ def apgd(
     .. math:: z = \Pi(x_t + \eta \cdot \mathrm{steepest}(\nabla L)), \quad
               x_{t+1} = \Pi\bigl(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})\bigr)
 
-    The step :math:`\eta` starts at 2 epsilon and is halved at a checkpoint, the run going back to its best point, when
-    the loss rose in at most three quarters of the steps since the checkpoint before, or when neither step nor best loss
-    has changed since. In l1 steps are sparse, as sparse as the best point allows, and the radius comes down from 3
+    The step :math:`\eta` starts at 2 epsilon and is halved at a checkpoint, and the run goes back to its best point,
+    when the loss rose in at most three quarters of the steps since the checkpoint before, or when neither step nor best
+    loss has changed since. In l1 steps are sparse, as sparse as the best point allows, and the radius comes down from 3
     epsilon. Runs end early only once every example is misclassified in every draw.
 
     Args:
-        logits_fn: images -> outputs; with `eot_samples >= 1`, (images, key) -> outputs. Outputs are logits [B, K], or
-            carry them as `.logits`, or are any pytree that a `loss` of your own accepts.
-        key: a typed key; or one per example [B], which makes an example's start independent of its batch.
-        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        logits_fn: images -> outputs; with ``eot_samples >= 1``, (images, key) -> outputs. Outputs are logits [B, K],
+            K >= 2, or carry them as ``.logits``, or are any pytree that a ``loss`` of your own accepts.
+        key: a typed key; or one for each example [B], which makes an example's start independent of its batch.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
+            dtype given; the attack computes in float32.
         labels: integers [B].
         epsilon: radius of the ball, a number >= 0 or one per example [B].
         norm: "linf", "l2" or "l1".
-        num_steps: gradient steps of a run.
+        num_steps: gradient steps of a restart.
         num_restarts: runs, from independent starts, of each target.
-        loss: "ce"; "dlr"; "dlr-targeted", against the `num_targets` likeliest wrong classes one after the other; or
+        loss: "ce"; "dlr"; "dlr-targeted", against the ``num_targets`` likeliest wrong classes one after the other; or
             (outputs, labels) -> [B]. With fewer classes than a ratio needs (3, targeted 4) the margin takes its place.
         num_targets: for "dlr-targeted"; at most K - 1 are used.
-        bounds: box of valid pixels.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every gradient and comparison over n fresh keys; 0 for deterministic networks.
 
     Returns:
-        Each example's best point of all runs, by (misclassified share, loss), inside ball and box.
+        Each example's best point of all runs, by (share of draws misclassified, loss), inside ball and box, in the
+        dtype given. An empty batch is returned as it is.
 
     Raises:
-        ValueError: for an unknown norm or loss, counts below 1, or epsilon or keys of the wrong shape.
+        InputError: for an unknown norm or loss, counts below 1, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -288,33 +293,32 @@ def apgd(
         >>> apgd(linear, jax.random.key(0), images, labels, epsilon=0.1, num_steps=10).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("num_restarts", num_restarts, 1),
-        ("num_targets", num_targets, 1),
-        ("eot_samples", eot_samples, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    geometry.get(norm)
+    inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     _loss(loss)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon},
+        loss=loss if callable(loss) else losses.cross_entropy, eot_samples=eot_samples, keys_per_example=True,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
     if loss == "dlr-targeted":
-        logits = expected_logits_fn(logits_fn, network_key(key), num_samples=eot_samples)(images)
-        targets = likeliest_wrong(logits, labels, num_targets)
+        logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)(given.images)
+        targets = likeliest_wrong(logits, given.labels, num_targets)
     else:
-        targets = labels[None]
-    return solve(
-        search(norm=norm, loss=loss, num_steps=num_steps, bounds=bounds, eot_samples=eot_samples),
-        logits_fn,
+        targets = given.labels[None]
+    used = given.loss if callable(loss) else loss
+    best = solve(
+        search(norm=norm, loss=used, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
+        given.logits_fn,
         key,
-        images,
-        labels,
+        given.images,
+        given.labels,
         targets=targets,
         epsilon=epsilon,
         num_restarts=num_restarts,
-        nearest=False,
-    ).images
+        run_all=False,
+    )
+    return given.returned(best.images)
 
 
 def _loss(loss: str | LossFn):
@@ -333,12 +337,12 @@ def _loss(loss: str | LossFn):
 
     named = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": targeted_dlr}
     if loss not in named:
-        raise ValueError(f"loss must be one of {', '.join(named)}, or a function, got {loss!r}")
+        raise InputError(f"loss must be one of {', '.join(named)}, or a function, got {loss!r}; choose one of these")
     return lambda outputs, labels, targets: named[loss](getattr(outputs, "logits", outputs), labels, targets)
 
 
 def _sparse_sign(gradient: Array, density: Array) -> Array:
-    """The signs of each gradient's strongest entries, so many of them as `density` says, with l1 norm 1."""
+    """The signs of each gradient's strongest entries, a share `density` of them, with l1 norm 1."""
     magnitude = jnp.abs(gradient).reshape(gradient.shape[0], -1)
     size = magnitude.shape[1]
     place = jnp.clip((1.0 - density) * size, 0, size - 1).astype(jnp.int32)

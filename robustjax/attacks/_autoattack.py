@@ -1,20 +1,25 @@
-"""AutoAttack: the ensemble by which the field compares robustness, run so that a broken image costs nothing more."""
+"""AutoAttack: the ensemble by which the field compares robustness; misclassified images cost nothing more."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks._apgd import search as apgd_search
 from robustjax.attacks._fab import search as fab_search
 from robustjax.attacks._square import search as square_search
-from robustjax.attacks.engine import lanes
+from robustjax.attacks.engine import inputs, lanes, threads
+from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.lanes import Stage
+from robustjax.attacks.engine.search import likeliest_wrong
+from robustjax.runtime import compiler
 from robustjax.runtime.progress import Progress
 from robustjax.types import Array, InputError, Key, LogitsFn
 
@@ -25,6 +30,8 @@ VERSIONS = {
 }
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 RAND_EOT_SAMPLES = 20
+# Points of each image that are kept for the decision on a stochastic network.
+NUM_CANDIDATES = 3
 # A CPU is quickest where a batch's activations stay in its caches.
 DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU = 512, 64
 
@@ -33,7 +40,7 @@ class AutoAttackResult(NamedTuple):
     """What is left of a network's accuracy.
 
     Attributes:
-        images: float32 [N, H, W, C], adversarial where one was found, else as given.
+        images: [N, H, W, C] in the dtype given, adversarial where one was found, else as given.
         robust: bool [N], correctly classified as given, and no attack succeeded.
         by_attack: attack's name -> bool [N], what was robust after it and all before it, in their order.
     """
@@ -55,51 +62,66 @@ def autoattack(
     batch_size: int | None = None,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int | None = None,
+    num_draws: int = 200,
     sharding: jax.sharding.NamedSharding | None = None,
     progress: bool | Callable[[str, float, int], None] = False,
 ) -> AutoAttackResult:
-    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack sees only what survived those before.
+    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack gets only what is robust after those before it.
 
-    This is a driver on the host and compiles by itself, each attack once for each of a few batch sizes; call it outside
-    `jit`, with all images at once. Attacks run in steps, and a batch has a slot per image: as soon as an image is
-    broken, or its attack is over, the next one (or the image's next target or restart) takes its slot. Every success is
-    checked anew in a forward pass apart from the attack's, in float32 as far as the network's own dtype allows, and
-    against ball and box; what fails is no success. An attack's draws are keyed by an image's place among all images, so
-    they do not depend on the size of batches; a stochastic network's own noise also depends on batches and lanes.
+    This driver runs on the host and compiles by itself, each attack once for each of a few batch sizes. Call it outside
+    ``jit``, with all images at once. Attacks run in steps, and a batch has a slot for each image: as soon as an image
+    is misclassified, or its attack is over, the next one (or the image's next target or restart) takes its slot. Every
+    success is verified in a forward pass apart from the attack's, in float32 as far as the network's own dtype allows,
+    and against ball and box; what fails is no success. An attack's draws are keyed by an image's place among all
+    images, so they do not depend on the size of batches; a stochastic network's own noise also depends on batches and
+    lanes.
+
+    Of a stochastic network the strongest candidates of each image, by the share of fresh draws that misclassify them,
+    are kept over all attacks. An image leaves the queue of later attacks only if all of at least 20 fresh draws
+    misclassify
+    a candidate: chance alone does that to an image that is right in most draws less than once in a million times, so no
+    attack misses an image that it could have attacked. In the end image and candidates are decided on by majority, on
+    ``num_draws`` draws that no attack has seen, the same for the image and its candidates: attacks that move nothing
+    change nothing, and the minimum over several candidates has no bias of its own.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches, "lanes", at
-    the same time, and compile the later attacks while the second runs. A function given as `logits_fn` is then traced
-    and run in several threads. Settings made by `with`, which threads do not inherit, keep everything to one.
+    the same time, and compile the later attacks while the second runs. A function given as ``logits_fn`` is then traced
+    and run in several threads. Settings made by ``with``, which threads do not inherit, keep everything to one.
 
     Args:
-        logits_fn: images -> logits [B, K], K >= 2; with EOT, (images, key) -> logits. Given as
-            `jax.tree_util.Partial(apply, variables)`, the variables are arguments of what is compiled: other variables
-            of the same shapes compile nothing.
-        key: a typed key.
-        images: float [N, H, W, C] inside bounds.
-        labels: integers [N]. Images that are misclassified as they are count as broken, and are not attacked.
-        epsilon: radius of the ball, a number >= 0 or one per image [N].
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with EOT, (images, key)
+            -> those. Given as ``jax.tree_util.Partial(apply, variables)``, the variables are arguments of what is
+            compiled: other variables of the same shapes compile nothing.
+        key: a typed key, as of ``jax.random.key(seed)``.
+        images: float [N, H, W, C] inside bounds. The network is called in the dtype given; attacks compute in float32.
+            Without any image the result is empty.
+        labels: integers [N]. Images that are misclassified as they are count as not robust, and are not attacked.
+        epsilon: radius of the ball, a number >= 0 or one for each image [N].
         norm: "linf", "l2" or "l1".
         version: "standard": apgd-ce, apgd-t, fab-t, square; "plus": further apgd-dlr and untargeted fab, with five
-            restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient, loss and
-            acceptance; or a list of attacks' names. In l1 apgd-ce restarts five times and apgd-t takes five targets, as
-            published.
+            restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient and loss;
+            or a list of attacks' names. In l1 apgd-ce restarts five times and apgd-t takes five targets, as published.
         batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
             each device, and 64 on a CPU, whose caches hold no more.
-        bounds: box of valid pixels.
-        eot_samples: for stochastic networks outside "rand". An image is then broken where more than half of as many
-            fresh draws are misclassified.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
+        eot_samples: for stochastic networks outside "rand": draws over which each gradient and loss are averaged.
+        num_draws: for stochastic networks: fresh draws that decide in the end. A network that is right in 60 % of draws
+            is right by majority of 200 draws on 997 of 1000 images, of 20 draws on 755.
         sharding: how the leading axis of a batch is split between devices, which divide batch_size; by default one
-            device does it all. Weights in a `Partial` are copied to each.
-        progress: show a bar with the images left, the accuracy so far and the time to go; or a function that is told
-            the attack's name, the share of the work that is done, at least, and the number of images left.
+            device does it all. Weights in a ``Partial`` are copied to each.
+        progress: show a bar with the images left, the accuracy so far and the time to go; or a function that is called
+            with the attack's name, the share of the work that is done, at least, and the number of images left.
 
     Returns:
-        An `AutoAttackResult` of NumPy arrays.
+        An :class:`AutoAttackResult` of NumPy arrays.
 
     Raises:
         InputError: for an unknown version, attack or norm, images outside bounds or not finite, labels that are not
-            classes, or arguments of the wrong shape.
+            classes, or arguments of the wrong shape, dtype or value.
+
+    Warns:
+        UserWarning: where outputs are probabilities, differ between two calls of a network that was not declared to be
+            stochastic, or change with the rest of the batch.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,61 +131,95 @@ def autoattack(
         >>> result.robust
         array([False,  True])
     """
-    images, labels, epsilon = checked(images, labels, epsilon, norm, bounds)
+    compiler.check()
+    inputs.check_key(key)
+    images, labels, epsilon = inputs.on_host(images, labels, epsilon, norm, bounds, keep_dtype=True, allow_empty=True)
+    bounds = inputs.box(bounds, images.shape[-1])
     names = VERSIONS.get(version) if isinstance(version, str) else tuple(version)
     if not names or not set(names) <= set(ATTACKS):
-        raise InputError(
-            f"version: expected one of {', '.join(VERSIONS)}, or a list of {', '.join(ATTACKS)}, got {version!r}"
-        )
+        wanted = f"one of {', '.join(VERSIONS)}, or a list of {', '.join(ATTACKS)}"
+        raise InputError(f"version must be {wanted}, got {version!r}; choose among these")
     if eot_samples is None:
         eot_samples = RAND_EOT_SAMPLES if version == "rand" else 0
+    inputs.at_least(0, eot_samples=eot_samples)
+    inputs.at_least(1, num_draws=num_draws)
     num_devices = 1 if sharding is None else sharding.num_devices
     batch_size = default_batch_size() * num_devices if batch_size is None else batch_size
-    if batch_size < 1 or batch_size % num_devices:
-        devices = "" if num_devices == 1 else f" and a multiple of the {num_devices} devices"
-        raise InputError(f"batch_size: expected at least 1{devices}, got {batch_size}")
+    inputs.at_least(1, batch_size=batch_size)
+    if batch_size % num_devices:
+        wanted = f"a multiple of the {num_devices} devices"
+        raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")
+    if not len(images):
+        return AutoAttackResult(images, np.zeros(0, bool), {name: np.zeros(0, bool) for name in names})
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
     if sharding is not None:
         network = jax.device_put(network, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
-    num_lanes = lanes.most_lanes(batch_size, sharding)
+    num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
     sizes = lanes.batch_sizes(batch_size // num_lanes, num_devices)
-    run = lanes.Run(network, key, images, labels, epsilon, norm, bounds, eot_samples, sizes, num_lanes, sharding)
-    robust, targets = run.classify()
-    if np.min(labels) < 0 or np.max(labels) > len(targets):
-        given = f"{np.min(labels)} to {np.max(labels)}"
-        raise InputError(f"labels: expected classes 0 to {len(targets)}, as there are logits, got {given}")
-    adversarial, by_attack = images.copy(), {}
-    stages = {name: _stage(name, norm, version, bounds, eot_samples, targets.shape[0]) for name in names}
+    num_draws = num_draws if eot_samples else 0
+    driver = lanes.Driver(
+        network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding
+    )
+    as_given = driver.decide(images)
+    num_classes = as_given.logits.shape[1]
+    inputs.labels_in_range(labels, num_classes)
+    for doubt in driver.doubts(as_given.logits):
+        warnings.warn(doubt, stacklevel=2)
+    correct = ~as_given.misclassified
+    targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
+    stages = {name: _stage(name, norm, version, bounds, eot_samples, num_classes - 1) for name in names}
+    candidates = Candidates(images, NUM_CANDIDATES if eot_samples else 1)
+    attacked = correct.copy()
     costs = [stage.passes for stage in stages.values()]
-    most = sum(costs) * int(robust.sum())
+    most = sum(costs) * int(attacked.sum())
 
     def left(count: int) -> str:
         return f"{count} images left, accuracy {count / len(images):.2%}"
 
     with (
-        lanes.meanwhile() as begin,
+        threads.Background() as background,
         Progress("autoattack", total=most, counted=False, shown=progress is True) as bar,
     ):
-        bar.update(0, left(int(robust.sum())))
+        bar.update(0, left(int(attacked.sum())))
         for i, (name, stage) in enumerate(stages.items()):
             later = sum(costs[i + 1 :])
             # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
-            if i == 1 and num_lanes > 1 and robust.any():
+            if i == 1 and num_lanes > 1 and attacked.any():
                 for coming in list(stages.values())[2:]:
-                    begin(run.compile, coming, targets, int(robust.sum()))
-            attack = run.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, np.flatnonzero(robust))
+                    background.begin(driver.compile, coming, targets, int(attacked.sum()))
+            rows = np.flatnonzero(attacked)
+            steps_left = len(rows) * stage.num_runs * stage.search.num_steps
+            attack = driver.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, rows)
             with closing(attack):
-                for broken, points, steps_left in attack:
-                    robust[broken] = False
-                    adversarial[broken] = points
-                    count = int(robust.sum())
+                for report in attack:
+                    background.check()
+                    candidates.add(report.indices, report.points, report.share, report.loss, attack=i)
+                    attacked[report.indices[report.share >= 1.0]] = False
+                    steps_left -= report.steps
+                    count = int(attacked.sum())
                     work = steps_left * stage.cost + later * count
                     bar.update(most - work, left(count), title=name)
                     if callable(progress):
                         progress(name, 1.0 - work / most, count)
-            by_attack[name] = robust.copy()
+        if eot_samples:
+            shares = np.stack([_share_in_the_end(driver, candidates, i) for i in range(NUM_CANDIDATES)])
+        else:
+            shares = candidates.share
+        success = shares >= 0.5
+        by_attack = {
+            name: correct & ~np.any(success & (candidates.attack <= i), axis=0) for i, name in enumerate(stages)
+        }
+        robust = correct & ~np.any(success, axis=0)
         bar.say(f"autoattack: {left(int(robust.sum()))}")
+    strongest = candidates.points[np.argmax(shares, axis=0), np.arange(len(images))]
+    adversarial = np.where((correct & ~robust)[:, None, None, None], strongest, images)
     return AutoAttackResult(adversarial, robust, by_attack)
+
+
+def _share_in_the_end(driver: lanes.Driver, candidates: Candidates, i: int) -> np.ndarray:
+    """Share of the deciding draws that misclassify each image's candidate i, -1 where there is no valid one."""
+    outcome = driver.decide(candidates.points[i])
+    return np.where(outcome.valid & (candidates.share[i] >= 0.0), outcome.share, -1.0)
 
 
 def default_batch_size() -> int:
@@ -172,7 +228,7 @@ def default_batch_size() -> int:
 
 
 def most_passes(*, norm: str, version: str, num_classes: int, eot_samples: int = 0) -> int:
-    """Forward passes that an image costs which withstands everything, a gradient counting as two further ones.
+    """Forward passes for an image that is robust against every attack; a gradient counts as two further ones.
 
     Example:
         >>> most_passes(norm="linf", version="standard", num_classes=10)
@@ -203,27 +259,3 @@ def _stage(
     if norm == "l1" and name == "apgd-ce" and version == "standard":
         restarts = 5
     return Stage(search, 1, restarts, chunk=10, cost=3 * passes)
-
-
-def checked(
-    images: Array, labels: Array, epsilon: Array | float, norm: str, bounds: geometry.Bounds
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arrays on the host, float32 and int32."""
-    if norm not in geometry.GEOMETRIES:
-        raise InputError(f"norm: expected one of {', '.join(geometry.GEOMETRIES)}, got {norm!r}")
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or not np.issubdtype(images.dtype, np.floating) or not len(images):
-        raise InputError(f"images: expected floats [N, H, W, C] with N >= 1, got {images.dtype} {list(images.shape)}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels: expected integers [{len(images)}], got {labels.dtype} {list(labels.shape)}")
-    if not (np.min(images) >= bounds[0] and np.max(images) <= bounds[1]):  # NaN fails as well
-        raise InputError(
-            f"images: expected pixels in {list(bounds)}, got [{np.min(images)}, {np.max(images)}]; "
-            "scale them, or give bounds"
-        )
-    epsilon = np.asarray(epsilon, np.float32)
-    if epsilon.ndim and epsilon.shape != labels.shape:
-        raise InputError(f"epsilon: expected a number or [{len(images)}], got {list(epsilon.shape)}")
-    if not np.all(epsilon >= 0):
-        raise InputError(f"epsilon: expected at least 0, got {np.min(epsilon)}")
-    return images.astype(np.float32), labels.astype(np.int32), np.broadcast_to(epsilon, labels.shape)

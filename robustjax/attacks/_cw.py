@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import network_key
+from robustjax.attacks.engine.verify import is_correct
 from robustjax.attacks.eot import expected_logits_fn
+from robustjax.ops import in_dtypes_of
 from robustjax.types import Array, Key, LogitsFn
 
 # Pixels at a wall are moved inside by this share of the box, where tanh still has a gradient.
@@ -20,7 +23,7 @@ LARGEST_WEIGHT = 1e10
 
 
 class Weights(NamedTuple):
-    """Binary search for the weight of misclassification, per example [B]: failed below `low`, succeeded at `high`."""
+    """Binary search for the weight of misclassification, [B]: attacks failed at ``low`` and succeeded at ``high``."""
 
     low: Array
     high: Array
@@ -54,29 +57,32 @@ def cw(
     .. math:: \min_w \|x' - x\|_2^2 + c \max\bigl(z_y - \max_{k \ne y} z_k, -\kappa\bigr), \quad
               x' = \tfrac{1}{2} (\tanh w + 1)
 
-    (in the unit box). For each example the weight c is searched for, beginning at `initial_weight`: ten times more
+    (in the unit box). For each example the weight c is searched for, beginning at ``initial_weight``: ten times more
     until it succeeds, then by bisection.
 
     Args:
-        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits.
-        key: a typed key, or one per example [B]; only EOT draws from it.
-        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
+            1``, (images, key) -> those.
+        key: a typed key, or one for each example [B]; only EOT draws from it.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
+            dtype given; the attack computes in float32.
         labels: integers [B].
         num_steps: of Adam, for each weight.
         num_searches: weights tried.
         learning_rate: of Adam, in units of w.
         initial_weight: first c.
-        confidence: kappa, the margin by which an image must be misclassified to count.
-        bounds: box of valid pixels.
+        confidence: kappa, the margin by which an image must be misclassified to count, at least 0.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
         targeted: labels are targets, to be reached.
 
     Returns:
-        The nearest image that is misclassified by the margin kappa; where none was found, the image itself. There is no
-        ball: ask how far they are.
+        The nearest image that is misclassified by the margin kappa; where none was found, and where the image itself
+        is, exactly the image. There is no ball: ask how far they are. In the dtype given. An empty batch is returned as
+        it is.
 
     Raises:
-        ValueError: for counts below 1.
+        InputError: for counts below 1, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,15 +91,16 @@ def cw(
         >>> cw(linear, jax.random.key(0), images, labels, num_steps=200).ravel().round(2)
         Array([0.45, 0.45], dtype=float32)
     """
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("num_searches", num_searches, 1),
-        ("eot_samples", eot_samples, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    middle, half = 0.5 * (bounds[0] + bounds[1]), 0.5 * (bounds[1] - bounds[0])
+    inputs.at_least(1, num_steps=num_steps, num_searches=num_searches)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm="l2", bounds=bounds, radii={"confidence": confidence},
+        eot_samples=eot_samples, keys_per_example=True,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    images, labels = given.images, given.labels
+    low, high = geometry.walls(given.bounds, images)
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
     start = jnp.arctanh((images - middle) / half * (1.0 - INSIDE))
     optimizer = optax.adam(learning_rate)
     sign = -1.0 if targeted else 1.0
@@ -101,38 +108,50 @@ def cw(
     distance = geometry.get("l2").norm
 
     def pixels(w: Array) -> Array:
-        return jnp.clip(half * jnp.tanh(w) + middle, *bounds)
+        return jnp.clip(half * jnp.tanh(w) + middle, low, high)
+
+    def logits_and_margin(points: Array, key: Key) -> tuple[Array, Array]:
+        logits = expected_logits_fn(given.logits_fn, key, num_samples=eot_samples)(points)
+        return logits, sign * losses.margin(logits, labels)
+
+    def succeeds(logits: Array, margin: Array) -> Array:
+        correct = is_correct(logits, labels)
+        # The margin of logits that contain NaN is NaN: they are misclassified by any margin.
+        return (correct if targeted else ~correct) & ~(margin < confidence)
 
     def search(i: Array, carry: tuple[Weights, Best]) -> tuple[Weights, Best]:
         weights, best = carry
 
         def objective(w: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:
             points = pixels(w)
-            logits = expected_logits_fn(logits_fn, key, num_samples=eot_samples)(points)
-            margin = sign * losses.margin(logits, labels)
+            logits, margin = logits_and_margin(points, key)
             squares = jnp.sum((points - images) ** 2, axis=tuple(range(1, images.ndim)))
             # At a confidence of 0 the published hinge stops exactly on the boundary, where nothing is misclassified.
-            return jnp.sum(squares + weights.value * jnp.maximum(-margin, -confidence)), (margin, points)
+            total = jnp.sum(squares + weights.value * jnp.maximum(-margin, -confidence))
+            return total, (succeeds(logits, margin), points)
 
         def step(j: Array, carry: tuple) -> tuple:
             w, state, best, succeeded = carry
             draws = jax.random.fold_in(jax.random.fold_in(key, i), j)
-            gradient, (margin, points) = jax.grad(objective, has_aux=True)(w, draws)
-            success = (margin > 0) & (margin >= confidence)
+            gradient, (success, points) = jax.grad(objective, has_aux=True)(w, draws)
             best = best.or_better(
                 points,
                 jnp.where(success, 1.0, -1.0),
                 jnp.where(success, -distance(points - images), -jnp.inf),
             )
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-                updates, state = optimizer.update(jnp.where(jnp.isfinite(gradient), gradient, 0.0), state)
-            return optax.apply_updates(w, updates), state, best, succeeded | success
+                updates, moved = optimizer.update(jnp.where(jnp.isfinite(gradient), gradient, 0.0), state)
+                w, state = in_dtypes_of((w, state), (optax.apply_updates(w, updates), moved))
+            return w, state, best, succeeded | success
 
         nothing = weights.value < 0
         *_, best, succeeded = jax.lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), best, nothing))
         return weights.after(succeeded), best
 
-    zeros = jnp.zeros_like(Best.none(images).share)
+    # An image that is misclassified as it is cannot be improved on: its distance is 0.
+    already = succeeds(*logits_and_margin(images, key))
+    best = Best.none(images).or_better(images, jnp.where(already, 1.0, -1.0), jnp.where(already, 0.0, -jnp.inf))
+    zeros = jnp.zeros_like(best.share)
     weights = Weights(zeros, zeros + LARGEST_WEIGHT, zeros + initial_weight)
-    _, best = jax.lax.fori_loop(0, num_searches, search, (weights, Best.none(images)))
-    return best.images
+    _, best = jax.lax.fori_loop(0, num_searches, search, (weights, best))
+    return given.returned(best.images)

@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest linearised decision boundary, again and again."""
+"""DeepFool: repeated steps to the nearest linearised decision boundary."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.hyperplane import dual_norm, nearest_boundary
 from robustjax.attacks.engine.search import network_key
+from robustjax.attacks.engine.verify import is_correct
 from robustjax.attacks.eot import expected_logits_fn
-from robustjax.types import Array, Key, LogitsFn
+from robustjax.types import Array, InputError, Key, LogitsFn
 
 
 def deepfool(
@@ -33,21 +35,24 @@ def deepfool(
     and 1 for linf. Each example stops once it is misclassified.
 
     Args:
-        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits.
-        key: a typed key, or one per example [B]; only EOT draws from it.
-        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
+            1``, (images, key) -> those.
+        key: a typed key, or one for each example [B]; only EOT draws from it.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
+            dtype given; the attack computes in float32.
         labels: integers [B]; already misclassified images are returned as they are.
         norm: "l2" or "linf", whose perturbation is to be small.
         num_steps: linearisations at most.
-        overshoot: what is added to cross the boundary.
-        bounds: box of valid pixels.
+        overshoot: what is added to cross the boundary, at least 0.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n keys, the same in every step; 0 for deterministic networks.
 
     Returns:
-        Images like the given, inside the box; not all need be misclassified, and there is no ball.
+        Images of the same shape and dtype, inside the box; not all need be misclassified, and there is no ball.
+        An empty batch is returned as it is.
 
     Raises:
-        ValueError: for another norm or negative counts.
+        InputError: for another norm, negative counts, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,21 +62,31 @@ def deepfool(
         Array([0.45, 0.45], dtype=float32)
     """
     if norm not in ("l2", "linf"):
-        raise ValueError(f"norm must be l2 or linf, got {norm!r}")
-    if num_steps < 0 or eot_samples < 0:
-        raise ValueError(f"num_steps and eot_samples must be at least 0, got {num_steps} and {eot_samples}")
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    logits = expected_logits_fn(logits_fn, network_key(key), num_samples=eot_samples)
+        raise InputError(f"norm must be l2 or linf, got {norm!r}; choose one of these")
+    inputs.at_least(0, num_steps=num_steps)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"overshoot": overshoot},
+        eot_samples=eot_samples, keys_per_example=True,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    images, labels, bounds = given.images, given.labels, given.bounds
+    logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)
+
+    def moved(delta: Array) -> Array:
+        return jnp.clip(
+            images + (1.0 + geometry.per_example(overshoot, images)) * delta, *geometry.walls(bounds, images)
+        )
 
     def step(_: Array, delta: Array) -> Array:
-        points = jnp.clip(images + (1.0 + overshoot) * delta, *bounds)
+        points = moved(delta)
         lead, normals = nearest_boundary(logits, points, labels, norm=norm)
-        # Misclassified means that some class leads, so that the nearest boundary's gain may have either sign: ask.
-        wrong = jnp.argmax(logits(points), axis=-1) != labels
+        # The nearest boundary's sign does not tell whether another class leads.
+        wrong = ~is_correct(logits(points), labels)
         dual = dual_norm(normals, norm=norm)
         length = jnp.where(wrong | (dual == 0), 0.0, jnp.abs(lead) / jnp.where(dual > 0, dual, 1.0) + 1e-6)
         direction = geometry.get(norm).steepest(normals, points, bounds)
         return delta + geometry.per_example(length, images) * direction
 
     delta = jax.lax.fori_loop(0, num_steps, step, jnp.zeros_like(images))
-    return jnp.clip(images + (1.0 + overshoot) * delta, *bounds)
+    return given.returned(moved(delta))

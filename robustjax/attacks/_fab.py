@@ -1,4 +1,4 @@
-"""Fast Adaptive Boundary attack: the nearest adversarial image, by projections onto linearised decision boundaries."""
+"""Fast Adaptive Boundary attack: the nearest adversarial image, by projection onto linearised decision boundaries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.hyperplane import boundary, nearest_boundary, shortest_way
 from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
+from robustjax.attacks.engine.verify import is_correct
 from robustjax.attacks.eot import expected_logits_fn
 from robustjax.types import Array, Key, LogitsFn
 
@@ -21,7 +23,7 @@ BACKWARD = 0.9
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     targeted: bool
@@ -31,7 +33,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps; all arrays [B, ...].
+    """The state between two steps; all arrays [B, ...].
 
     Attributes:
         count: steps taken.
@@ -47,7 +49,7 @@ class State(NamedTuple):
 def search(
     *, norm: str, targeted: bool, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
 ) -> Search:
-    """One run of FAB, in steps: first from the image, restarts from random points nearby."""
+    """FAB from one start, in steps: the first from the image, restarts from random points nearby."""
     return Search(start, step, num_steps, Options(norm, targeted, num_steps, bounds, eot_samples))
 
 
@@ -63,7 +65,8 @@ def start(options: Options, problem: Problem) -> State:
     noise = jax.vmap(draw)(problem.keys)
     length = geometry.get(options.norm).norm(noise) + 1e-12
     radius = jnp.where(problem.restart > 0, 0.5 * problem.epsilon, 0.0)
-    points = jnp.clip(images + geometry.per_example(radius / length, images) * noise, *options.bounds)
+    points = images + geometry.per_example(radius / length, images) * noise
+    points = jnp.clip(points, *geometry.walls(options.bounds, images))
     return State(jnp.zeros_like(problem.labels, dtype=jnp.int32), Best.none(images), points)
 
 
@@ -84,10 +87,10 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     distance, distance_from_image = (jnp.maximum(norm(delta), 1e-8) for delta in (way, way_from_image))
     pull = geometry.per_example(jnp.minimum(distance / (distance + distance_from_image), PULL), images)
     moved = (points + OVERSHOOT * way) * (1.0 - pull) + (images + OVERSHOOT * way_from_image) * pull
-    moved = jnp.clip(moved, *options.bounds)
+    moved = jnp.clip(moved, *geometry.walls(options.bounds, images))
 
     length = norm(moved - images)
-    adversarial = jnp.argmax(logits(moved), axis=-1) != labels
+    adversarial = ~is_correct(logits(moved), labels)
     running = state.count < options.num_steps
     best = state.best.or_better(
         moved,
@@ -117,28 +120,31 @@ def fab(
     .. math:: x_{t+1} = \mathrm{clip}\bigl((1 - \alpha)(x_t + 1.05\, \delta_t) + \alpha (x + 1.05\, \delta)\bigr)
 
     where :math:`\delta_t` and :math:`\delta` lead from the point and from the image the shortest way onto the decision
-    boundary, linearised at :math:`x_t`, inside the box (exactly, see `hyperplane`). An adversarial point is drawn back
-    to 0.9 of its distance, so that the next can be nearer.
+    boundary, linearised at :math:`x_t`, inside the box (exactly, see ``engine/hyperplane.py``). An adversarial point is
+    drawn back to 0.9 of its distance, so that the next can be nearer.
 
     Args:
-        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits.
-        key: a typed key, or one per example [B]; only restarts draw from it.
-        images: float [B, H, W, C] inside bounds (any rank with a leading batch works).
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
+            1``, (images, key) -> those.
+        key: a typed key, or one for each example [B]; only restarts draw from it.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
+            dtype given; the attack computes in float32.
         labels: integers [B].
-        epsilon: radius of the ball, a number or one per example [B]; `inf` asks for the nearest wherever it is.
+        epsilon: radius of the ball, a number or one for each example [B]; ``inf`` asks for the nearest wherever it is.
         norm: "linf", "l2" or "l1".
-        num_steps: linearisations of a run.
+        num_steps: linearisations of a restart.
         num_restarts: runs, the first from the image, further ones from random points at epsilon / 2.
         num_targets: runs against so many of the likeliest wrong classes, one after the other; None linearises all
             K - 1 boundaries in each step and takes the nearest.
-        bounds: box of valid pixels.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
 
     Returns:
-        The nearest misclassified image that was found, where it is inside the ball; elsewhere the image itself.
+        The nearest misclassified image that was found, where it is inside the ball; elsewhere, and where it is
+        misclassified already, exactly the image itself. In the dtype given. An empty batch is returned as it is.
 
     Raises:
-        ValueError: for an unknown norm, counts below 1, or epsilon or keys of the wrong shape.
+        InputError: for an unknown norm, counts below 1, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -147,32 +153,28 @@ def fab(
         >>> fab(linear, jax.random.key(0), images, labels, epsilon=0.1).ravel().round(2)
         Array([0.45, 0.45], dtype=float32)
     """
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("num_restarts", num_restarts, 1),
-        ("num_targets", 1 if num_targets is None else num_targets, 1),
-        ("eot_samples", eot_samples, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    geometry.get(norm)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    targets = labels[None]
+    inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     if num_targets is not None:
-        logits = expected_logits_fn(logits_fn, network_key(key), num_samples=eot_samples)(images)
-        targets = likeliest_wrong(logits, labels, num_targets)
+        inputs.at_least(1, num_targets=num_targets)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
+        keys_per_example=True, allow_infinite=True,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)(given.images)
+    targeted = num_targets is not None
     best = solve(
-        search(
-            norm=norm, targeted=num_targets is not None, num_steps=num_steps, bounds=bounds, eot_samples=eot_samples
-        ),
-        logits_fn,
+        search(norm=norm, targeted=targeted, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
+        given.logits_fn,
         key,
-        images,
-        labels,
-        targets=targets,
+        given.images,
+        given.labels,
+        targets=likeliest_wrong(logits, given.labels, num_targets) if targeted else given.labels[None],
         epsilon=epsilon,
         num_restarts=num_restarts,
-        nearest=True,
+        run_all=True,
     )
-    found = (best.share >= 1.0).reshape(best.share.shape + (1,) * (images.ndim - 1))
-    return jnp.where(found, best.images, images)
+    found = (best.share >= 1.0) & is_correct(logits, given.labels)
+    found = found.reshape(found.shape + (1,) * (given.images.ndim - 1))
+    return given.returned(jnp.where(found, best.images, given.images))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 
 from robustjax.attacks import geometry, losses
-from robustjax.attacks._pgd import pgd
+from robustjax.attacks._pgd import ascend, check_random_start
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import likeliest_wrong, network_key
 from robustjax.attacks.eot import expected_logits_fn, expected_outcome
@@ -31,16 +33,18 @@ def multi_targeted(
     r"""MultiTargeted attack (Gowal et al. 2019, arXiv 1910.09338): PGD on :math:`z_t - z_y` for each class t.
 
     Args:
-        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits.
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
+            1``, (images, key) -> those.
         key: a typed key.
-        images, labels, epsilon, step_size, num_steps, norm, random_start, bounds, eot_samples: as in `pgd`.
+        images, labels, epsilon, step_size, num_steps, norm, random_start, bounds, eot_samples: as in :func:`pgd`.
         num_targets: how many of the likeliest wrong classes are aimed at; all of them by default.
 
     Returns:
-        Each example's best end of a run, by (misclassified share, margin), inside ball and box.
+        Each example's best end of a run, by (share of draws misclassified, margin), inside ball and box, in the dtype
+        given. An empty batch is returned as it is.
 
     Raises:
-        ValueError: as `pgd`, and for `num_targets` below 1.
+        InputError: as :func:`pgd`, and for ``num_targets`` below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -49,31 +53,31 @@ def multi_targeted(
         >>> multi_targeted(linear, jax.random.key(0), images, labels, epsilon=0.1, step_size=0.05, num_steps=5).ravel()
         Array([0.4, 0.4], dtype=float32)
     """
-    if num_targets is not None and num_targets < 1:
-        raise ValueError(f"num_targets must be at least 1, got {num_targets}")
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    logits = expected_logits_fn(logits_fn, network_key(key), num_samples=eot_samples)(images)
-    targets = likeliest_wrong(logits, labels, num_targets or logits.shape[-1] - 1)
+    inputs.at_least(0, num_steps=num_steps)
+    if num_targets is not None:
+        inputs.at_least(1, num_targets=num_targets)
+    check_random_start(random_start)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon, "step_size": step_size},
+        loss=losses.margin, eot_samples=eot_samples,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)(given.images)
+    targets = likeliest_wrong(logits, given.labels, num_targets or logits.shape[-1] - 1)
 
     def run(i: Array, best: Best) -> Best:
-        key_climb, key_outcome = jax.random.split(jax.random.fold_in(key, i))
-        points = pgd(
-            logits_fn,
-            key_climb,
-            images,
-            labels,
-            epsilon=epsilon,
-            step_size=step_size,
-            num_steps=num_steps,
-            norm=norm,
-            random_start=random_start,
-            loss=lambda logits, labels: losses.targeted_margin(logits, labels, targets[i]),
-            bounds=bounds,
-            eot_samples=eot_samples,
-        )
-        return best.or_better(
-            points,
-            *expected_outcome(logits_fn, key_outcome, points, labels, loss=losses.margin, num_samples=eot_samples),
-        )
+        def towards_target(outputs: Any, labels: Array) -> Array:
+            return losses.targeted_margin(getattr(outputs, "logits", outputs), labels, targets[i])
 
-    return jax.lax.fori_loop(0, targets.shape[0], run, Best.none(images)).images
+        key_points, key_outcome = jax.random.split(jax.random.fold_in(key, i))
+        points = ascend(
+            given._replace(loss=towards_target), key_points, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+            norm=norm, random_start=random_start, eot_samples=eot_samples,
+        )  # fmt: skip
+        outcome = expected_outcome(
+            given.logits_fn, key_outcome, points, given.labels, loss=given.loss, num_samples=eot_samples
+        )
+        return best.or_better(points, *outcome)
+
+    return given.returned(jax.lax.fori_loop(0, targets.shape[0], run, Best.none(given.images)).images)

@@ -7,17 +7,43 @@ import jax.numpy as jnp
 import optax
 
 from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import example_keys, network_key
 from robustjax.attacks.eot import expected_gradient_and_outcome
+from robustjax.ops import in_dtypes_of
 from robustjax.types import Array, Key, LogitsFn, LossFn
 
 
 def momentum(
     step_size: float, *, norm: str = "linf", decay: float = 1.0, bounds: geometry.Bounds = (0.0, 1.0)
 ) -> optax.GradientTransformation:
-    """Steps of a fixed length along the accumulated gradient (MI-FGSM, Dong et al. 2018, arXiv 1710.06081)."""
-    steepest = optax.stateless(lambda gradient, points: -geometry.get(norm).steepest(-gradient, points, bounds))
+    r"""The optimizer of MI-FGSM (Dong et al. 2018, arXiv 1710.06081): steps of a fixed length along the summed
+    gradient.
+
+    .. math:: v_t = \mu v_{t-1} + g_t, \quad x_{t+1} = x_t - \alpha \cdot \mathrm{steepest}(v_t)
+
+    Args:
+        step_size: :math:`\alpha`, length of a step in the norm, at least 0.
+        norm: "linf", "l2" or "l1".
+        decay: :math:`\mu`, at least 0.
+        bounds: box of valid pixels, which steps in l1 depend on; two numbers.
+
+    Returns:
+        An optax optimizer for :func:`optimized_pgd`.
+
+    Raises:
+        InputError: for an unknown norm.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> optimizer = momentum(0.1)
+        >>> points = jnp.array([[0.5, 0.5]])
+        >>> optimizer.update(jnp.array([[3.0, -1.0]]), optimizer.init(points), points)[0]
+        Array([[-0.1,  0.1]], dtype=float32)
+    """
+    direction = geometry.get(norm).steepest
+    steepest = optax.stateless(lambda gradient, points: -direction(-gradient, points, bounds))
     return optax.chain(optax.trace(decay), steepest, optax.scale(-step_size))
 
 
@@ -41,21 +67,22 @@ def optimized_pgd(
     .. math:: x_{t+1} = \Pi\bigl(x_t - \mathrm{update}(-\nabla L / \overline{|\nabla L|})\bigr)
 
     Each example's gradient is divided by the mean of its magnitudes first, so that an optimizer's own constants do not
-    stop it where gradients are small. `optimizer=momentum(step_size)` is MI-FGSM; `optax.adam(step_size)` the Adam
-    variant.
+    stop it where gradients are small. ``optimizer=momentum(step_size)`` is MI-FGSM (see :func:`momentum`);
+    ``optax.adam(step_size)`` the Adam variant.
 
     Args:
-        logits_fn, key, images, labels, epsilon, norm, loss, bounds, eot_samples: as in `pgd`; `key` may be one per
-            example [B].
+        logits_fn, key, images, labels, epsilon, norm, loss, bounds, eot_samples: as in :func:`pgd`; ``key`` may be one
+            for each example [B].
         optimizer: an optax optimizer; it minimises minus the loss, and sees the points as parameters.
         num_steps: updates; there is one more evaluation.
         random_start: start uniformly in the ball rather than at the image.
 
     Returns:
-        Each example's best point, by (misclassified share, loss), inside ball and box.
+        Each example's best point, by (share of draws misclassified, loss), inside ball and box, in the dtype given. An
+        empty batch is returned as it is.
 
     Raises:
-        ValueError: for an unknown norm or negative counts.
+        InputError: for an unknown norm, negative counts, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -65,28 +92,34 @@ def optimized_pgd(
         ...               num_steps=10).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    if num_steps < 0 or eot_samples < 0:
-        raise ValueError(f"num_steps and eot_samples must be at least 0, got {num_steps} and {eot_samples}")
-    shape = geometry.get(norm)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    inputs.at_least(0, num_steps=num_steps)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, loss=loss,
+        eot_samples=eot_samples, keys_per_example=True,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    images, labels, bounds = given.images, given.labels, given.bounds
+    norm_ball = geometry.get(norm)
     keys, draws = example_keys(key, images), network_key(key)
     points = images
     if random_start:
-        radius = jnp.zeros(images.shape[:1], images.dtype) + jnp.asarray(epsilon, images.dtype)
-        delta = jax.vmap(lambda key, image, radius: shape.random_start(key, image[None], radius)[0])
-        points = shape.project(images, images + delta(keys, images, radius), epsilon, bounds)
+        radius = jnp.zeros(images.shape[:1], images.dtype) + jnp.asarray(epsilon).astype(images.dtype)
+        delta = jax.vmap(lambda key, image, radius: norm_ball.random_start(key, image[None], radius)[0])
+        points = norm_ball.project(images, images + delta(keys, images, radius), epsilon, bounds)
 
     def step(i: Array, carry: tuple) -> tuple:
         points, state, best = carry
         gradient, share, value = expected_gradient_and_outcome(
-            logits_fn, jax.random.fold_in(draws, i), points, labels, loss=loss, num_samples=eot_samples
+            given.logits_fn, jax.random.fold_in(draws, i), points, labels, loss=given.loss, num_samples=eot_samples
         )
         best = best.or_better(points, share, value)
         magnitude = jnp.mean(jnp.abs(gradient), axis=tuple(range(1, images.ndim)), keepdims=True)
         descent = -gradient / jnp.where(magnitude > 0, magnitude, 1.0)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-            updates, state = optimizer.update(descent, state, points)
-        return shape.project(images, optax.apply_updates(points, updates), epsilon, bounds), state, best
+            updates, moved = optimizer.update(descent, state, points)
+            updated, state = in_dtypes_of((points, state), (optax.apply_updates(points, updates), moved))
+        return norm_ball.project(images, updated, epsilon, bounds), state, best
 
     start = (points, optimizer.init(points), Best.none(images))
-    return jax.lax.fori_loop(0, num_steps + 1, step, start)[2].images
+    return given.returned(jax.lax.fori_loop(0, num_steps + 1, step, start)[2].images)

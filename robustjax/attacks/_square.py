@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Problem, Search, solve
 from robustjax.attacks.eot import expected_outcome
@@ -21,7 +22,7 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Options(NamedTuple):
-    """What a run depends on besides its problem."""
+    """What an attack depends on besides its problem."""
 
     norm: str
     num_queries: int
@@ -30,15 +31,15 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two queries: queries made [B], and the best point, which is also the one that is changed."""
+    """The state between two queries: queries made [B], and the best point, which is also the one that is changed."""
 
     count: Array
     best: Best
 
 
 def search(*, norm: str, num_queries: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0) -> Search:
-    """One run of Square, in queries."""
-    return Search(start, step, num_queries, Options(norm, num_queries, bounds, eot_samples), settles=True)
+    """Square from one random start, in queries."""
+    return Search(start, step, num_queries, Options(norm, num_queries, bounds, eot_samples), stops_early=True)
 
 
 def start(options: Options, problem: Problem) -> State:
@@ -49,7 +50,7 @@ def start(options: Options, problem: Problem) -> State:
     if options.norm == "linf":
         sign = jax.vmap(lambda key: jax.random.rademacher(key, (1, width, channels), images.dtype))(keys)
         points = images + geometry.per_example(problem.epsilon, images) * sign
-        points = jnp.clip(points, *options.bounds)
+        points = jnp.clip(points, *geometry.walls(options.bounds, images))
     else:
         upright, tile = _grid(height, width, options.norm)
         count = int(tile.max()) + 1
@@ -61,14 +62,14 @@ def start(options: Options, problem: Problem) -> State:
 
 
 def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, state: State) -> State:
-    """Asks about the start, or about a change of the best point, and keeps what is better."""
+    """Queries the start, or a change of the best point, and keeps what is better."""
     images = problem.images
     height, width, channels = images.shape[1:]
     sides, which = _sides(options.norm, options.num_queries, height, width)
     row = jnp.clip(state.count - 1, 0, options.num_queries - 1)
     which = jnp.asarray(which)[row]
     side = jnp.asarray(sides)[which]
-    uniform = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (5 + channels,)))(
+    uniform = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (5 + channels,), jnp.float32))(
         problem.keys, state.count
     )
     sign = jnp.where(uniform[:, None, None, 5:] < 0.5, -1.0, 1.0)
@@ -83,9 +84,9 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
         points = _moved_mass(options, problem, state.best.images - images, window, other, bump * sign)
     points = jnp.where(geometry.per_example(state.count, images) == 0, state.best.images, points)
     share, loss = expected_outcome(
-        logits_fn, key, points, problem.labels, loss=losses.margin, num_samples=options.eot_samples
+        logits_fn, key, points, problem.labels, loss=_margin, num_samples=options.eot_samples
     )
-    # A broken example asks no more: what broke it stands.
+    # A misclassified example needs no further query: its point is kept.
     running = (state.count < options.num_queries) & (state.best.share < 1.0)
     best = state.best.or_better(points, jnp.where(running, share, -1.0), jnp.where(running, loss, -jnp.inf))
     return State(state.count + 1, best)
@@ -111,23 +112,26 @@ def square(
     queries. What is misclassified in every draw is changed no more.
 
     Args:
-        logits_fn: images -> logits [B, K]; with `eot_samples >= 1`, (images, key) -> logits. Never differentiated.
-        key: a typed key; or one per example [B], which makes an example's draws independent of its batch.
-        images: float [B, H, W, C] inside bounds.
+        logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
+            1``, (images, key) -> those. Never differentiated.
+        key: a typed key; or one for each example [B], which makes an example's draws independent of its batch.
+        images: float [B, H, W, C] inside bounds. The network is called in the dtype given; the attack computes in
+            float32.
         labels: integers [B].
-        epsilon: radius of the ball, a number or one per example [B].
+        epsilon: radius of the ball, a number >= 0 or one for each example [B].
         norm: "linf", "l2" or "l1".
-        num_queries: forward passes of a run.
-        num_restarts: independent runs.
-        bounds: box of valid pixels.
+        num_queries: forward passes of a restart.
+        num_restarts: independent restarts.
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every query over n fresh keys; 0 for deterministic networks.
 
     Returns:
-        Each example's best point, by (misclassified share, margin), inside ball and box.
+        Each example's best point, by (share of draws misclassified, margin), inside ball and box, in the dtype given.
+        An empty batch is returned as it is.
 
     Raises:
-        ValueError: for an unknown norm, images that are not [B, H, W, C], counts below 1, or epsilon or keys of the
-            wrong shape.
+        InputError: for an unknown norm, images that are not [B, H, W, C], counts below 1, or arguments of the wrong
+            shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -136,28 +140,29 @@ def square(
         >>> square(linear, jax.random.key(0), images, labels, epsilon=0.1, num_queries=20).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    for name, value, least in (
-        ("num_queries", num_queries, 1),
-        ("num_restarts", num_restarts, 1),
-        ("eot_samples", eot_samples, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    geometry.get(norm)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    if images.ndim != 4:
-        raise ValueError(f"images: square needs [B, H, W, C], got shape {images.shape}")
-    return solve(
-        search(norm=norm, num_queries=num_queries, bounds=bounds, eot_samples=eot_samples),
-        logits_fn,
+    inputs.at_least(1, num_queries=num_queries, num_restarts=num_restarts)
+    given = inputs.check(
+        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
+        keys_per_example=True, num_axes=4,
+    )  # fmt: skip
+    if given.is_empty:
+        return given.given
+    best = solve(
+        search(norm=norm, num_queries=num_queries, bounds=given.bounds, eot_samples=eot_samples),
+        given.logits_fn,
         key,
-        images,
-        labels,
-        targets=labels[None],
+        given.images,
+        given.labels,
+        targets=given.labels[None],
         epsilon=epsilon,
         num_restarts=num_restarts,
-        nearest=False,
-    ).images
+        run_all=False,
+    )
+    return given.returned(best.images)
+
+
+def _margin(outputs: Any, labels: Array) -> Array:
+    return losses.margin(getattr(outputs, "logits", outputs), labels)
 
 
 class _Window(NamedTuple):
@@ -170,7 +175,8 @@ class _Window(NamedTuple):
     @classmethod
     def place(cls, vertical: Array, horizontal: Array, side: Array, height: int, width: int) -> _Window:
         """Uniformly over all places inside the image, from two uniform numbers."""
-        rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+        rows, columns = (jnp.arange(length, dtype=jnp.int32) for length in (height, width))
+        rows, columns = rows[None, :, None, None], columns[None, None, :, None]
 
         def corner(uniform: Array, length: int) -> Array:
             places = jnp.maximum(length - side, 0) + 1
@@ -187,8 +193,9 @@ class _Window(NamedTuple):
         """The chosen one of patterns [N, S, S] laid into the window, 0 elsewhere, [B, H, W, 1]."""
         height, width = self.inside.shape[1:3]
         size = patterns.shape[1]
-        down = jnp.clip(jnp.arange(height)[None, :, None, None] - self.top, 0, size - 1)
-        right = jnp.clip(jnp.arange(width)[None, None, :, None] - self.left, 0, size - 1)
+        rows, columns = (jnp.arange(length, dtype=jnp.int32) for length in (height, width))
+        down = jnp.clip(rows[None, :, None, None] - self.top, 0, size - 1)
+        right = jnp.clip(columns[None, None, :, None] - self.left, 0, size - 1)
         turned = transposed[:, None, None, None]
         first, second = jnp.where(turned, right, down), jnp.where(turned, down, right)
         values = jnp.asarray(patterns).ravel()[(which[:, None, None, None] * size + first) * size + second]
@@ -221,10 +228,10 @@ def _moved_mass(
 
 
 def _scaled_to_epsilon(options: Options, problem: Problem, delta: Array) -> Array:
-    shape = geometry.get(options.norm)
+    norm_ball = geometry.get(options.norm)
     # A shade less than epsilon: the rounding of all pixels adds up.
-    scale = geometry.per_example((1.0 - 2e-6) * problem.epsilon / (shape.norm(delta) + 1e-12), delta)
-    return shape.project(problem.images, problem.images + scale * delta, problem.epsilon, options.bounds)
+    scale = geometry.per_example((1.0 - 2e-6) * problem.epsilon / (norm_ball.norm(delta) + 1e-12), delta)
+    return norm_ball.project(problem.images, problem.images + scale * delta, problem.epsilon, options.bounds)
 
 
 @functools.cache

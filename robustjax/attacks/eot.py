@@ -1,7 +1,7 @@
 """Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397): averages over a network's own randomness.
 
-The two questions that an iterative attack asks of a network, its gradient and how badly it fares, each averaged over
-`num_samples` fresh keys; `num_samples = 0` means a deterministic network, called without a key. Draws are taken one
+What an iterative attack needs of a network, its gradient and the share of draws misclassified, each averaged over
+``num_samples`` fresh keys; ``num_samples = 0`` means a deterministic network, called without a key. Draws are taken one
 after the other in a compiled loop, so memory does not grow with their number.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from robustjax.attacks.engine.inputs import logits_of
+from robustjax.attacks.engine.verify import is_correct
 from robustjax.types import Array, Key, LogitsFn, LossFn
 
 
@@ -22,10 +24,10 @@ def expected_gradient(
     r"""Gradient of the expected loss, :math:`\frac{1}{n} \sum_i \nabla_x L(f(x, k_i), y)`, non-finite entries as 0.
 
     Args:
-        logits_fn: images -> outputs if `num_samples` is 0, else (images, key) -> outputs.
+        logits_fn: images -> outputs if ``num_samples`` is 0, else (images, key) -> outputs.
         key: folded with the number of the draw.
         images: [B, ...].
-        labels: whatever `loss` takes.
+        labels: whatever ``loss`` takes.
         loss: (outputs, labels) -> [B].
         num_samples: draws n, or 0.
 
@@ -59,10 +61,10 @@ def expected_outcome(
     num_samples: int,
     targeted: bool = False,
 ) -> tuple[Array, Array]:
-    """How badly a network fares: the share of draws it gets wrong and its mean loss, each float32 [B].
+    """The share of draws misclassified and the mean loss, each float32 [B].
 
-    With `targeted` the share is that of draws which reach the label. Outputs that are not logits [B, K], nor carry them
-    as `.logits`, have no prediction: their share is 0 throughout and the loss alone decides.
+    With ``targeted`` the share is that of draws which reach the label. Outputs that are not logits [B, K], nor carry
+    them as ``.logits``, have no prediction: their share is 0 throughout and the loss alone decides.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,7 +86,7 @@ def expected_outcome(
 def expected_gradient_and_outcome(
     logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, num_samples: int
 ) -> tuple[Array, Array, Array]:
-    """`expected_gradient` and, from the same passes, the (share, loss) of `expected_outcome`: half their price.
+    """:func:`expected_gradient` and :func:`expected_outcome` from the same passes: half the cost.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,8 +123,7 @@ def expected_logits_fn(logits_fn: LogitsFn, key: Key, *, num_samples: int) -> Ca
     """
 
     def logits(apply: Callable[[Array], Any], images: Array) -> Array:
-        outputs = apply(images)
-        return getattr(outputs, "logits", outputs).astype(jnp.float32)
+        return logits_of(apply(images), images.shape[0]).astype(jnp.float32)
 
     if num_samples == 0:
         return lambda images: logits(logits_fn, images)
@@ -140,12 +141,12 @@ def expected_logits_fn(logits_fn: LogitsFn, key: Key, *, num_samples: int) -> Ca
 
 
 def _share(outputs: Any, labels: Array, value: Array, *, targeted: bool) -> Array:
-    """Where a draw is a hit for the attack, as float32 [B]; 0 throughout for outputs without a prediction."""
+    """1 where the attack succeeds in this draw, float32 [B]; 0 throughout for outputs without a prediction."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, jax.Array) or logits.ndim != 2:
         return jnp.zeros_like(value)
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
-    hit = jnp.argmax(logits, axis=-1) == classes
+    hit = is_correct(logits, classes)
     return (hit if targeted else ~hit).astype(jnp.float32)
 
 

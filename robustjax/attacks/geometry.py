@@ -1,20 +1,22 @@
-"""The four things that an attack needs to know of a norm: where to start, which way is up, what is allowed, how far.
+"""Norm-ball geometry: random start, steepest-ascent direction, projection, norm.
 
-`get("linf" | "l2" | "l1")` returns them as one `Geometry`. `epsilon` is a number or one number per example [B]; images
-are [B, ...] of any rank; `bounds` is the box of valid pixels.
+:func:`get` returns them as one :class:`Geometry`, for "linf", "l2" or "l1". ``epsilon`` is a number or one for each
+example [B]. Images are [B, ..., C] of any rank. ``bounds`` is the box of valid pixels: two numbers, or two tuples of
+one number for each channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from robustjax.types import Array, Key
+from robustjax.types import Array, InputError, Key
 
-Bounds = tuple[float, float]
+# Lowest and highest valid pixel: two floats, or two tuples of one float for each channel. Hashable.
+Bounds = tuple[Any, Any]
 
 # Share of the coordinates that one l1 step moves. The exact steepest direction moves a single one, which wastes a
 # gradient; Tramer and Boneh (2019, arXiv 1904.13000) move the top hundredth.
@@ -22,14 +24,14 @@ L1_STEP_FRACTION = 0.01
 
 
 class Geometry(NamedTuple):
-    """What an attack needs to know of a norm.
+    """What an attack uses of a norm.
 
     Attributes:
-        random_start: `(key, images, epsilon) -> delta`, uniform in the ball of radius epsilon around 0.
-        steepest: `(gradient, images, bounds) -> direction` of unit norm along which a linear loss grows fastest; 0
+        random_start: ``(key, images, epsilon) -> delta``, uniform in the ball of radius epsilon around 0.
+        steepest: ``(gradient, images, bounds) -> direction`` of unit norm along which a linear loss grows fastest; 0
             where the gradient is 0.
-        project: `(images, points, epsilon, bounds) -> points` moved into the ball around images and into the box.
-        norm: `(delta) -> [B]`.
+        project: ``(images, points, epsilon, bounds) -> points`` moved into the ball around images and into the box.
+        norm: ``(delta) -> [B]``.
     """
 
     random_start: Callable[[Key, Array, Array], Array]
@@ -42,7 +44,7 @@ def get(norm: str) -> Geometry:
     """The geometry of a norm by its name.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones.
+        InputError: for an unknown name, listing the known ones.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,7 +52,7 @@ def get(norm: str) -> Geometry:
         Array([5.], dtype=float32)
     """
     if norm not in GEOMETRIES:
-        raise ValueError(f"norm must be one of {', '.join(GEOMETRIES)}, got {norm!r}")
+        raise InputError(f"norm must be one of {', '.join(GEOMETRIES)}, got {norm!r}; choose one of these")
     return GEOMETRIES[norm]
 
 
@@ -60,8 +62,23 @@ def per_example(values: Array | float, images: Array) -> Array:
     if values.ndim == 0:
         return values
     if values.shape != images.shape[:1]:
-        raise ValueError(f"expected a number or one for each of {images.shape[0]} examples, got shape {values.shape}")
+        wanted = f"a number, or one for each of {images.shape[0]} examples"
+        raise InputError(f"values must be {wanted}, got shape {list(values.shape)}; give one number for all")
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
+
+
+def walls(bounds: Bounds, images: Array) -> tuple[Any, Any]:
+    """Lowest and highest pixel: numbers as they are, and those of channels shaped to broadcast against images.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> walls(((0.0, 0.0), (1.0, 0.5)), jnp.zeros((3, 2)))[1]
+        Array([[1. , 0.5]], dtype=float32)
+    """
+    if not isinstance(bounds[0], tuple):
+        return bounds
+    low, high = (jnp.asarray(wall, images.dtype).reshape((1,) * (images.ndim - 1) + (-1,)) for wall in bounds)
+    return low, high
 
 
 def _pixel_axes(delta: Array) -> tuple[int, ...]:
@@ -78,8 +95,8 @@ def _linf_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
 
 
 def _linf_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) -> Array:
-    radius = per_example(epsilon, images)
-    return jnp.clip(points, jnp.maximum(images - radius, bounds[0]), jnp.minimum(images + radius, bounds[1]))
+    radius, (low, high) = per_example(epsilon, images), walls(bounds, images)
+    return jnp.clip(points, jnp.maximum(images - radius, low), jnp.minimum(images + radius, high))
 
 
 def _linf_norm(delta: Array) -> Array:
@@ -111,7 +128,7 @@ def _l2_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) ->
     # Clipping towards a box that holds the image only shrinks every coordinate of delta, so ball, then box, is in both.
     delta = points - images
     shrink = jnp.minimum(1.0, per_example(epsilon, images) / per_example(_at_least_tiny(_l2_norm(delta)), images))
-    return jnp.clip(images + delta * shrink, *bounds)
+    return jnp.clip(images + delta * shrink, *walls(bounds, images))
 
 
 def _l2_norm(delta: Array) -> Array:
@@ -130,7 +147,8 @@ def _l1_random_start(key: Key, images: Array, epsilon: Array) -> Array:
 
 def _l1_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
     # A coordinate already at the wall it would be pushed through cannot move: leave it out of the choice.
-    blocked = ((gradient > 0) & (images >= bounds[1])) | ((gradient < 0) & (images <= bounds[0]))
+    low, high = walls(bounds, images)
+    blocked = ((gradient > 0) & (images >= high)) | ((gradient < 0) & (images <= low))
     strength = jnp.where(blocked, 0.0, jnp.abs(gradient)).reshape(images.shape[0], -1)
     count = max(1, round(L1_STEP_FRACTION * strength.shape[1]))
     weakest = jax.lax.top_k(strength, count)[0][:, -1]
@@ -142,11 +160,11 @@ def _l1_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
 def _l1_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) -> Array:
     """The nearest point of ball and box together (Croce and Hein 2021, arXiv 2103.01208).
 
-    It is `sign(d) * clip(|d| - t, 0, room)` for the smallest t >= 0 that brings the sum of magnitudes down to epsilon,
-    `room` being the way from the pixel to its wall. The sum falls with t, so t is found by bisection.
+    It is ``sign(d) * clip(|d| - t, 0, room)`` for the smallest t >= 0 that brings the sum of magnitudes down to
+    epsilon, ``room`` being the way from the pixel to its wall. The sum falls with t, so t is found by bisection.
     """
-    delta = points - images
-    room = jnp.where(delta > 0, bounds[1] - images, images - bounds[0])
+    delta, (low, high) = points - images, walls(bounds, images)
+    room = jnp.where(delta > 0, high - images, images - low)
     magnitude = jnp.abs(delta)
     radius = jnp.broadcast_to(per_example(epsilon, images), images.shape[:1] + (1,) * (images.ndim - 1))
 
@@ -164,7 +182,7 @@ def _l1_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) ->
     _, threshold = jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(largest), largest))
     fits = jnp.sum(shrunk(jnp.zeros_like(largest)), axis=_pixel_axes(images), keepdims=True) <= radius
     moved = jnp.sign(delta) * shrunk(jnp.where(fits, 0.0, threshold))
-    return jnp.clip(images + moved, *bounds)
+    return jnp.clip(images + moved, low, high)
 
 
 def _l1_norm(delta: Array) -> Array:

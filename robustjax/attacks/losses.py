@@ -1,4 +1,4 @@
-"""What an attack climbs: one number per example, larger is worse for the network.
+"""Losses that attacks maximise: one number for each example, larger is worse for the network.
 
 Every loss takes logits [B, K] and labels, either integers [B] or, where said, a distribution [B, K], and returns
 float32 [B]. Logits of any float dtype are computed on in float32.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from robustjax.types import Array
+from robustjax.types import Array, InputError
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -17,7 +17,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     .. math:: -\log p_y = \log\Bigl(1 + \sum_{k \ne y} e^{z_k - z_y}\Bigr)
 
-    The usual `logsumexp(z) - z_y` is exactly 0, and so is its gradient, once the network is sure by some 17 nats in
+    The usual ``logsumexp(z) - z_y`` is exactly 0, and so is its gradient, once the network is sure by some 17 nats in
     float32: an attack then stands still and the network looks robust. The form above keeps value and gradient down to
     gaps of about 87.
 
@@ -41,7 +41,7 @@ def margin(logits: Array, labels: Array, *, confidence: float = float("inf")) ->
 
     .. math:: \min\bigl(\max_{k \ne y} z_k - z_y,\; \kappa\bigr)
 
-    Positive exactly where the example is misclassified; at `confidence` the gradient stops.
+    Positive where the example is misclassified; at ``confidence`` the gradient stops.
 
     Args:
         logits: [B, K].
@@ -65,7 +65,8 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     .. math:: -\frac{z_y - \max_{k \ne y} z_k}{z_{\pi_1} - z_{\pi_3}}
 
-    where :math:`\pi` sorts the logits in falling order. Needs three classes.
+    where :math:`\pi` sorts the logits in falling order. Needs three classes. Where fewer than three logits are finite,
+    as of a network that masks classes by -inf, it is the margin.
 
     Args:
         logits: [B, K], K >= 3.
@@ -75,7 +76,7 @@ def dlr(logits: Array, labels: Array) -> Array:
         float32 [B]: in [-1, 0] where the label is ranked first, in (0, inf) where another class is.
 
     Raises:
-        ValueError: for fewer than three classes, where the ratio is undefined; use `margin`.
+        InputError: for fewer than three classes, where the ratio is undefined; use :func:`margin`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,14 +85,13 @@ def dlr(logits: Array, labels: Array) -> Array:
     """
     num_classes = logits.shape[-1]
     if num_classes < 3:
-        raise ValueError(f"dlr needs logits of at least 3 classes, got {num_classes}; use losses.margin instead")
+        raise InputError(f"logits must be of at least 3 classes, got {num_classes}; use losses.margin instead of dlr")
     top = jax.lax.top_k(logits.astype(jnp.float32), 3)[0]
-    # The constant is the reference's guard against three equal logits.
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+    return _ratio(margin(logits, labels), top[:, 0] - top[:, 2])
 
 
 def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
-    """How far a chosen wrong class is ahead of the label: `z_t - z_y`, float32 [B].
+    """How far a chosen wrong class is ahead of the label: ``z_t - z_y``, float32 [B].
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,7 +106,8 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
     .. math:: -\frac{z_y - z_t}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
 
-    where :math:`\pi` sorts the logits in falling order. Needs four classes.
+    where :math:`\pi` sorts the logits in falling order. Needs four classes. Where fewer than four logits are finite, it
+    is the targeted margin.
 
     Args:
         logits: [B, K], K >= 4.
@@ -117,7 +118,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
         float32 [B], positive exactly where the target is ahead of the label.
 
     Raises:
-        ValueError: for fewer than four classes, where the ratio is undefined; use `targeted_margin`.
+        InputError: for fewer than four classes, where the ratio is undefined; use :func:`targeted_margin`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,11 +127,11 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
     """
     num_classes = logits.shape[-1]
     if num_classes < 4:
-        raise ValueError(
-            f"targeted_dlr needs logits of at least 4 classes, got {num_classes}; use losses.targeted_margin instead"
+        raise InputError(
+            f"logits must be of at least 4 classes, got {num_classes}; use targeted_margin instead of targeted_dlr"
         )
     top = jax.lax.top_k(logits.astype(jnp.float32), 4)[0]
-    return targeted_margin(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return _ratio(targeted_margin(logits, labels, targets), top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]))
 
 
 def kl(logits: Array, labels: Array) -> Array:
@@ -155,9 +156,16 @@ def kl(logits: Array, labels: Array) -> Array:
     if labels.ndim == 1:
         return cross_entropy(logits, labels)
     target = labels.astype(jnp.float32)
-    # The inner `where` keeps the gradient to a target of probability 0 finite: TRADES differentiates both sides.
+    # The inner ``where`` keeps the gradient to a target of probability 0 finite: TRADES differentiates both sides.
     log_target = jnp.log(jnp.where(target > 0, target, 1.0))
     return jnp.sum(target * (log_target - jax.nn.log_softmax(logits.astype(jnp.float32))), axis=-1)
+
+
+def _ratio(gap: Array, scale: Array) -> Array:
+    """gap / scale, and gap where the scale is not finite."""
+    finite = jnp.isfinite(scale)
+    # The constant is the reference's guard against equal logits.
+    return jnp.where(finite, gap / (jnp.where(finite, scale, 1.0) + 1e-12), gap)
 
 
 def _true(logits: Array, labels: Array) -> Array:
@@ -165,5 +173,6 @@ def _true(logits: Array, labels: Array) -> Array:
 
 
 def _without_true(logits: Array, labels: Array) -> Array:
-    is_true = jnp.arange(logits.shape[-1])[None, :] == labels[:, None]
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    is_true = classes[None, :] == jnp.asarray(labels).astype(jnp.int32)[:, None]
     return jnp.where(is_true, -jnp.inf, logits.astype(jnp.float32))

@@ -7,31 +7,30 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax.data.sources import Dataset
 from robustjax.types import Array, Batch, InputError
 
 
-def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """The data set in order, cut into batches of one fixed size: uint8 images, int32 labels, bool mask, all NumPy.
+def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    """Examples in order, cut into batches of one fixed size: images, labels and a bool mask, all NumPy.
 
     The last batch is filled up with black images of class 0 whose mask is False: averages over a batch weigh by the
     mask, and one compilation serves every batch.
 
     >>> from robustjax.data import load
     >>> test = load("digits", "test")
-    >>> [int(batch.mask.sum()) for batch in batches(test, 200)]
+    >>> [int(batch.mask.sum()) for batch in batches(test.images, test.labels, 200)]
     [200, 160]
     """
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, received {batch_size}")
-    for start in range(0, len(dataset.labels), batch_size):
-        images = dataset.images[start : start + batch_size]
-        labels = dataset.labels[start : start + batch_size]
-        padding = batch_size - len(labels)
+    for start in range(0, len(labels), batch_size):
+        part = slice(start, start + batch_size)
+        count = len(labels[part])
+        padding = batch_size - count
         yield Batch(
-            images=np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0))),
-            labels=np.pad(labels, (0, padding)),
-            mask=np.arange(batch_size) < len(labels),
+            images=np.pad(images[part], ((0, padding), (0, 0), (0, 0), (0, 0))),
+            labels=np.pad(labels[part], (0, padding)),
+            mask=np.arange(batch_size) < count,
         )
 
 

@@ -104,7 +104,7 @@ def stabilizing_loss(
         chosen = sensitive[site].astype(jnp.float32)
         return jnp.sum(sensitivity(benign[site], adversarial[site]) * chosen) / jnp.maximum(jnp.sum(chosen), 1.0)
 
-    return sum(layer(site) for site in sensitive) / len(sensitive)
+    return sum((layer(site) for site in sensitive), jnp.float32(0)) / len(sensitive)
 
 
 def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array], weight: float) -> Array:

@@ -1,7 +1,22 @@
-"""How robust is this network really: attacks over a data set, verdicts, and records that say under which conditions."""
+"""How robust is this network really: attacks over images, verdicts, and records that say under which conditions."""
 
+from robustjax.evaluation._evaluate import Evaluation, evaluate
+from robustjax.evaluation._run import Options, evaluate_run
+from robustjax.evaluation.protocol.protocols import Threat
+from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict._judge import Verdict, judge
-from robustjax.evaluation.verdict.adaptive import Hints
+from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.red_flags import Flag
 
-__all__ = ["Flag", "Hints", "Verdict", "judge"]
+__all__ = [
+    "Evaluation",
+    "Flag",
+    "Hints",
+    "Options",
+    "Threat",
+    "Verdict",
+    "evaluate",
+    "evaluate_run",
+    "judge",
+    "red_flags",
+]

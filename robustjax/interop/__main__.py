@@ -1,90 +1,106 @@
-"""The command line: python -m robustjax.interop CHECKPOINT --source=NAME --workdir=DIR.
+"""Makes a run of published PyTorch weights: `python -m robustjax.interop CHECKPOINT --source=NAME --workdir=DIR`.
 
-DIR receives config.json and a checkpoint of step 0, which `python -m robustjax.evaluate --workdir=DIR` judges.
+CHECKPOINT is a .safetensors file, or .pt or .pth, for which PyTorch is needed. DIR receives config.json and a
+checkpoint of step 0, which `python -m robustjax.evaluate --workdir=DIR` evaluates.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import jax
-from absl import logging
-from ml_collections import ConfigDict
+from absl import flags
 
-from robustjax import build, data
+from robustjax import build, cli, data
 from robustjax import config as config_lib
 from robustjax.interop.convert import Published, read
 from robustjax.interop.files import read_checkpoint
 from robustjax.interop.layouts import SOURCES
 from robustjax.models import VGG16, Network, PreActResNet, ResNet
 from robustjax.runs.checkpoint import Checkpoints
-from robustjax.types import InputError
+from robustjax.types import Config, InputError
+
+OPTIONS = flags.FlagValues()
+SOURCE: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "source", None, f"Whose layout it is: {', '.join(SOURCES)}.", flag_values=OPTIONS
+)
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, without one so far.", flag_values=OPTIONS
+)
+DATASET = flags.DEFINE_string("dataset", "cifar10", "To be evaluated on.", flag_values=OPTIONS)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where data sets lie; by default TFDS_DATA_DIR.",
+    flag_values=OPTIONS,
+)
+NORM = flags.DEFINE_string("norm", "linf", "Of the threat.", flag_values=OPTIONS)
+EPSILON = flags.DEFINE_float("epsilon", 8 / 255, "Of the threat.", flag_values=OPTIONS)
+MEAN = flags.DEFINE_list(
+    "mean", None, "R,G,B: how the network normalises images, where only the published code knows.", flag_values=OPTIONS
+)
+STD = flags.DEFINE_list("std", None, "R,G,B: as --mean.", flag_values=OPTIONS)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+class Options(NamedTuple):
+    """What the command line asks for; the fields are its flags."""
+
+    checkpoint: str
+    source: str
+    workdir: str
+    dataset: str = "cifar10"
+    data_dir: str | None = None
+    norm: str = "linf"
+    epsilon: float = 8 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
-    logging.set_verbosity(logging.ERROR)  # Orbax would report every file operation
-    try:
-        print(_imported(_parser().parse_args(arguments)))
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return cli.call(_import, arguments, options=OPTIONS, positional=["CHECKPOINT"], required=["source", "workdir"])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        "python -m robustjax.interop",
-        description="Makes a run of published PyTorch weights, for python -m robustjax.evaluate.",
-        allow_abbrev=False,
+def _import(checkpoint: str) -> None:
+    options = Options(
+        checkpoint,
+        SOURCE.value,
+        WORKDIR.value,
+        dataset=DATASET.value,
+        data_dir=DATA_DIR.value,
+        norm=NORM.value,
+        epsilon=EPSILON.value,
+        mean=_numbers(MEAN),
+        std=_numbers(STD),
     )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help=".safetensors, or .pt and .pth, for which PyTorch is needed"
-    )
-    parser.add_argument("--source", required=True, help=f"whose layout it is: {', '.join(SOURCES)}")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, without one so far")
-    parser.add_argument("--dataset", default="cifar10", metavar="NAME", help="to be judged on; default: cifar10")
-    parser.add_argument("--data_dir", metavar="DIR", help="where data sets lie; default: TFDS_DATA_DIR")
-    parser.add_argument("--norm", default="linf", help="of the threat; default: linf")
-    parser.add_argument("--epsilon", type=float, default=8 / 255, help="of the threat; default: 8/255")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            type=_numbers,
-            metavar="R,G,B",
-            help="how the network normalises images, where only the published code knows",
-        )
-    return parser
+    print(_imported(options))
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(flag: flags.FlagHolder) -> tuple[float, ...] | None:
+    if flag.value is None:
+        return None
     try:
-        numbers = tuple(map(float, text.split(",")))
+        numbers = tuple(map(float, flag.value))
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, received {text!r}")
+        text = ",".join(flag.value)
+        raise InputError(f"--{flag.name} must be numbers separated by commas, such as 0.5,0.5,0.5, got {text!r}")
     return numbers
 
 
-def _imported(options: argparse.Namespace) -> str:
+def _imported(options: Options) -> str:
     """Writes the run and returns what to tell of it."""
     workdir = Path(options.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} holds a run already; give another --workdir")
     published = read(read_checkpoint(options.checkpoint), options.source)
-    config = _config(published, options)
+    config: Config = _config(published, options)
     config_lib.validate(config)
     dataset = build.test_dataset(config, num_examples=1)
     _check_images(published, dataset, options)
@@ -111,9 +127,10 @@ def _imported(options: argparse.Namespace) -> str:
     )
 
 
-def _config(published: Published, options: argparse.Namespace) -> ConfigDict:
+def _config(published: Published, options: Options) -> Config:
     """The config of which the network is built again; what concerns training stays at its defaults."""
-    module, config = published.module, config_lib.base()
+    module = published.module
+    config: Config = config_lib.base()
     given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name) is not None}
     config.data.name, config.data.data_dir = options.dataset, options.data_dir
     config.attack.norm, config.attack.epsilon = options.norm, options.epsilon
@@ -130,7 +147,7 @@ def _model(module: Network) -> dict[str, Any]:
         InputError: no name means this network.
     """
     plain = module.clone(guards=None, mean=(0.0,), std=(1.0,))
-    same = {"num_classes": module.num_classes}
+    same: dict[str, Any] = {"num_classes": module.num_classes}
     if plain == ResNet(**same):
         return {"name": "resnet18"}
     if isinstance(plain, VGG16):
@@ -152,7 +169,7 @@ def _model(module: Network) -> dict[str, Any]:
     )
 
 
-def _check_images(published: Published, dataset: data.Dataset, options: argparse.Namespace) -> None:
+def _check_images(published: Published, dataset: data.Dataset, options: Options) -> None:
     """Raises InputError unless the network fits the data set, and the constants the network."""
     ours = (published.module.num_classes, published.channels)
     theirs = (dataset.num_classes, dataset.images.shape[3])

@@ -35,7 +35,8 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # A power of two per point moves from one factor to the other, so that both are of the same size.
     balance = np.exp2(np.round(np.log2(np.abs(kernel).sum(1) / np.abs(images).sum(1)) / 2))[:, None]
     pairs = (outputs, kernel / balance, images * balance)
-    return tuple(np.kron(matrix, matrix).astype(np.float32) for matrix in pairs)
+    a, b, c = (np.kron(matrix, matrix).astype(np.float32) for matrix in pairs)
+    return a, b, c
 
 
 OUTPUTS, KERNEL, IMAGES = _transforms()
@@ -53,7 +54,7 @@ def convolve(images: Array, kernel: Array) -> Array:
     """
     batch, height, width, inputs = images.shape
     outputs = kernel.shape[-1]
-    transformed = (KERNEL @ kernel.reshape(9, -1)).reshape(36, inputs, outputs)
+    transformed = jnp.matmul(KERNEL, kernel.reshape(9, -1)).reshape(36, inputs, outputs)
     down, right = -(-height // TILE), -(-width // TILE)
 
     def of_chunk(images: Array) -> Array:
@@ -61,9 +62,9 @@ def convolve(images: Array, kernel: Array) -> Array:
         padded = jnp.pad(images, padding)
         rows = jnp.stack([padded[:, i : i + TILE * (down - 1) + 1 : TILE] for i in range(6)])
         tiles = jnp.stack([rows[:, :, :, j : j + TILE * (right - 1) + 1 : TILE] for j in range(6)], axis=1)
-        values = (IMAGES @ tiles.reshape(36, -1)).reshape(36, -1, inputs)
+        values = jnp.matmul(IMAGES, tiles.reshape(36, -1)).reshape(36, -1, inputs)
         products = jnp.matmul(values, transformed)
-        blocks = (OUTPUTS @ products.reshape(36, -1)).reshape(TILE, TILE, -1, down, right, outputs)
+        blocks = jnp.matmul(OUTPUTS, products.reshape(36, -1)).reshape(TILE, TILE, -1, down, right, outputs)
         whole = blocks.transpose(2, 3, 0, 4, 1, 5).reshape(-1, TILE * down, TILE * right, outputs)
         return whole[:, :height, :width]
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from robustjax import build, data, defenses
 from robustjax.runs import config_file, network
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runtime import hosts, sharding
-from robustjax.types import InputError, LogitsFn
+from robustjax.types import Config, InputError, LogitsFn
 
 
 class Run(NamedTuple):
@@ -28,7 +27,7 @@ class Run(NamedTuple):
         spelling: that defense as a command line names it, as ``"sap:fraction=0.5"``.
     """
 
-    config: ConfigDict
+    config: Config
     module: Any
     variables: Any
     step: int

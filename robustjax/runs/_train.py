@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from robustjax import build
 from robustjax import config as config_lib
 from robustjax.runs.checkpoint import Checkpoints
@@ -15,9 +13,10 @@ from robustjax.runs.claim import claim
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import hosts
 from robustjax.training import loop
+from robustjax.types import Config
 
 
-def train(config: ConfigDict, workdir: str | Path) -> loop.Stopped:
+def train(config: Config, workdir: str | Path) -> loop.Stopped:
     """Trains the network of a config until its last epoch or a signal; goes on where `workdir` holds a run of it.
 
     Args:

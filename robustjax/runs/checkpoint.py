@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to judge.
+"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to evaluate.
 
 Beside the arrays lies a manifest with the checksum of each, so that damage is noticed whatever the storage makes of it.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
-import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -49,7 +47,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._keep = keep
-        _silence_what_orbax_abandons()
         if read_only:
             self._open(read_only=True)
         else:
@@ -256,30 +253,6 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _damaged(self, step: int, how: str) -> str:
         return f"the checkpoint of step {step} in {self.directory} is damaged ({' '.join(how.split())[:200]})"
-
-
-def _silence_what_orbax_abandons() -> None:
-    """Says nothing of the other reads and writes when one fails, which Orbax leaves behind unfinished.
-
-    Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it.
-    """
-    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
-    if not isinstance(sys.unraisablehook, _Silence):
-        sys.unraisablehook = _Silence(sys.unraisablehook)
-
-
-class _Silence:
-    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended."""
-
-    def __init__(self, hook: Callable[[Any], None]):
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
-        ended = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
-        if not (of_orbax or ended):
-            self._hook(unraisable)
 
 
 def _is_key(leaf: Any) -> bool:

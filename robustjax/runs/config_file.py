@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from robustjax import config as config_lib
-from robustjax.types import InputError
+from robustjax.types import Config, InputError
 
 
-def read(workdir: str | Path) -> ConfigDict:
+def read(workdir: str | Path) -> Config:
     """The config that a run was started with, with the defaults of keys that its version did not have.
 
     Raises:

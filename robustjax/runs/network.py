@@ -1,4 +1,4 @@
-"""A trained network as the function that attacks and judges call, and what tells one network from another."""
+"""A trained network as the function that attacks call, and a checksum that tells networks apart."""
 
 from __future__ import annotations
 

@@ -6,17 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from robustjax import build
 from robustjax.runs import config_file
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runtime import sharding
 from robustjax.training import state
-from robustjax.types import InputError
+from robustjax.types import Config, InputError
 
 
-def warm_start(config: ConfigDict, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], dict] | None:
+def warm_start(config: Config, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], dict] | None:
     """() -> variables to begin with: the newest ones of the run in config.init_from, weights and statistics only.
 
     Whatever only this network's guards have begins anew; anything else has to be there, and of the same shape.

@@ -49,11 +49,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     missing = [name for name, value in given.items() if value is None]
     if detect and len(missing) < 3:
         raise InputError(f"--distributed=auto finds out {', '.join(given)} by itself; give it alone or give all three")
-    if not detect and missing:
-        if len(missing) < 3:
-            raise InputError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
-        return
     if not detect:
+        if coordinator is None or num_processes is None or process_id is None:
+            if len(missing) < 3:
+                raise InputError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
+            return
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise InputError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, got {coordinator!r}")
@@ -123,9 +123,9 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
     """
     if jax.process_count() == 1:
         return work()
-    result, refusal = None, None
+    results, refusal = [], None
     try:
-        result = work()
+        results.append(work())
     except error as own:
         refusal = own
     text = str(refusal or "").encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
@@ -135,7 +135,7 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
     for process, row in enumerate(rows):
         if message := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
             raise error(f"process {process}: {message}")
-    return result
+    return results[0]
 
 
 def first_only(work: Callable[[], None], *, error: type[Exception] = InputError) -> None:

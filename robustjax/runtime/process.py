@@ -1,13 +1,18 @@
-"""What a process takes from the machine: a folder that outlives it, and memory that it does not give back."""
+"""Process-wide settings: the persistent compilation cache, malloc, and what a command does not print."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,22 +25,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustjax"
 
 
+@functools.cache
+def processor() -> str:
+    """Twelve digits for this kind of processor: its architecture, model and instructions."""
+    about = Path("/proc/cpuinfo")
+    features = (
+        [line for line in about.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
+        if about.exists()
+        else [platform.processor()]
+    )
+    return hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second start does not compile again.
 
     Compiled programs hold machine code: each kind of processor has a folder of its own. JAX_COMPILATION_CACHE_DIR names
     another folder; empty, it switches this off.
+
+    Of every program that it reads, jaxlib says on some CPUs that it may not run there, which is not so: it takes
+    preferences of the compiler for features of the processor (jax issue 38445). JAX_LOGGING_LEVEL=ERROR shows it.
     """
+    if not jax.config.values["jax_logging_level"] or jax.config.values["jax_logging_level"] == "NOTSET":
+        jax.config.update("jax_logging_level", "CRITICAL")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    processor = Path("/proc/cpuinfo")
-    features = (
-        [line for line in processor.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
-        if processor.exists()
-        else [platform.processor()]
-    )
-    kind = hashlib.sha256("".join([platform.machine(), *features]).encode()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / kind))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -50,3 +65,28 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
             mallopt(setting, value)
+
+
+def silence_orbax() -> None:
+    """Says nothing of the other reads and writes when one fails, which Orbax leaves behind unfinished.
+
+    Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it. This concerns the
+    whole process: commands call it, the library does not.
+    """
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _Silence):
+        sys.unraisablehook = _Silence(sys.unraisablehook)
+
+
+class _Silence:
+    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended."""
+
+    def __init__(self, hook: Callable[[Any], None]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        ended = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+        if not (of_orbax or ended):
+            self._hook(unraisable)

@@ -65,7 +65,8 @@ class Progress(contextlib.AbstractContextManager):
             console=screen,
             speed_estimate_period=120,
         )
-        self._task = self._bar.add_task(self._title, total=self._total, completed=self._done, status="")
+        self._task = self._bar.add_task(self._title, total=self._total, status="")
+        self._bar.update(self._task, completed=self._done)
         self._bar.start()
         return self
 
@@ -98,6 +99,6 @@ class Progress(contextlib.AbstractContextManager):
             share = min(self._done / self._total, 1.0)
             parts.append(f"{self._done:,.0f} of {self._total:,.0f}" if self._counted else f"{share:.0%}")
             pace = (self._done - self._first_done) / (time.monotonic() - self._started)
-            if pace > 0:
+            if pace > 0 and self._done < self._total:
                 parts.append(f"about {duration((self._total - self._done) / pace)} to go")
         return f"{self._title}: " + "; ".join([*parts, *([self._status] if self._status else [])])

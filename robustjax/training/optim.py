@@ -7,25 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from robustjax.types import Array
+from robustjax.types import Array, Config
 
 
-def _constant(config: ConfigDict, total: int, per_epoch: int) -> optax.Schedule:
+def _constant(config: Config, total: int, per_epoch: int) -> optax.Schedule:
     return optax.constant_schedule(config.learning_rate)
 
 
-def _piecewise(config: ConfigDict, total: int, per_epoch: int) -> optax.Schedule:
+def _piecewise(config: Config, total: int, per_epoch: int) -> optax.Schedule:
     factors = {round(epoch * per_epoch): config.factor for epoch in config.boundaries}
     return optax.piecewise_constant_schedule(config.learning_rate, factors)
 
 
-def _cosine(config: ConfigDict, total: int, per_epoch: int) -> optax.Schedule:
+def _cosine(config: Config, total: int, per_epoch: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(config.learning_rate, total - round(config.warmup_epochs * per_epoch))
 
 
-def _cyclic(config: ConfigDict, total: int, per_epoch: int) -> optax.Schedule:
+def _cyclic(config: Config, total: int, per_epoch: int) -> optax.Schedule:
     return optax.linear_schedule(config.learning_rate, 0.0, total - round(config.warmup_epochs * per_epoch))
 
 
@@ -34,7 +33,7 @@ SCHEDULES = {"constant": _constant, "piecewise": _piecewise, "cosine": _cosine, 
 
 
 def create(
-    config: ConfigDict, *, num_epochs: int, steps_per_epoch: int
+    config: Config, *, num_epochs: int, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser of a run and the schedule it follows, step -> learning rate.
 

@@ -52,7 +52,7 @@ def make_validation(
         }
         return {name: jnp.sum(flags & batch.mask) for name, flags in right.items()}
 
-    batches = [layout.split_batch(batch) for batch in data.batches(dataset, batch_size)]
+    batches = [layout.split_batch(batch) for batch in data.batches(dataset.images, dataset.labels, batch_size)]
 
     def validate(variables: Any, key: Key) -> dict[str, float]:
         counts = [count(variables, jax.random.fold_in(key, i), batch) for i, batch in enumerate(batches)]

@@ -155,7 +155,7 @@ def test_a_loss_of_ones_own_sees_any_outputs(key):
         ({"loss": "hinge"}, "loss must be one of ce, dlr, dlr-targeted"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"num_targets": 0}, "num_targets must be at least 1"),
-        ({"epsilon": jnp.zeros(3)}, "one for each of 16 examples"),
+        ({"epsilon": jnp.zeros(3)}, "epsilon must be a number >= 0, or one for each of 16 examples"),
     ],
 )
 def test_wrong_options_are_named(options, message, key):

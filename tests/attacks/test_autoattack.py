@@ -13,7 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax.attacks import autoattack
 from robustjax.attacks.engine import lanes
+from robustjax.attacks.engine import threads as threads_lib
 from robustjax.attacks.engine import verify as verify_lib
+from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.verify import is_correct, is_valid
 from robustjax.types import InputError
 
@@ -84,6 +86,57 @@ def test_rand_breaks_what_hides_behind_noise_and_judges_by_fresh_draws(key):
     assert quick(noisy, key, images, labels, epsilon=0.9 * distances, version="rand").robust.sum() >= 7
 
 
+@pytest.mark.parametrize("eot_samples", [2, 20])
+def test_attacks_that_move_nothing_leave_the_clean_majority(eot_samples, key):
+    """Each draw is right with a probability of 0.6, whatever the image."""
+
+    def deaf(images, key):
+        right = jax.random.bernoulli(key, 0.6, (images.shape[0], 1))
+        return jnp.where(right, 1.0, -1.0) * jnp.array([[1.0, 0.0, 0.0]]) + 1e-3 * toys.linear(images)[:, :3]
+
+    labels = np.zeros(16, np.int32)
+    attack = partial(quick, deaf, key, toys.IMAGES, labels, epsilon=1e-6, version="rand", eot_samples=eot_samples)
+    result = attack()
+    assert result.robust.all() and all(robust.all() for robust in result.by_attack.values())
+    np.testing.assert_array_equal(result.images, toys.IMAGES)
+    # Few draws are wrong about a fifth of the images; the attacks still change nothing.
+    few = attack(num_draws=5)
+    right = np.mean(few.robust)
+    clean = quick(deaf, key, toys.IMAGES, labels, epsilon=0.0, version=["apgd-ce"], eot_samples=2, num_draws=5)
+    assert right < 1 and np.array_equal(few.robust, clean.robust)
+
+
+def test_what_one_attack_finds_in_few_draws_is_left_to_the_later_ones(key):
+    """Half of the images are misclassified in three of four draws: later attacks still get them."""
+
+    def network(images, key):
+        hidden = jax.random.bernoulli(key, 0.25, (images.shape[0], 1))
+        return jnp.where(hidden, toys.linear(toys.IMAGES), toys.linear(images))
+
+    distances, labels = toys.linear_distances("linf")
+    epsilon = np.where(np.arange(16) % 2 == 0, 1.3, 0.5) * distances
+    seen = []
+    result = quick(
+        network, key, toys.IMAGES, labels, epsilon=epsilon, version=["apgd-ce", "apgd-t"], eot_samples=4,
+        progress=lambda name, done, count: seen.append(count),
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.robust, np.arange(16) % 2 == 1)
+    assert min(seen) >= 14, "an image leaves the queue only if all draws misclassify it"
+    flags = list(result.by_attack.values())
+    assert np.all(flags[1] <= flags[0]) and np.array_equal(flags[1], result.robust)
+    np.testing.assert_array_equal(result.images[1::2], toys.IMAGES[1::2])
+    assert not np.any(is_correct(toys.linear(result.images[::2]), labels[::2]))
+
+
+def test_the_strongest_candidates_are_kept():
+    kept = Candidates(np.zeros((2, 1, 1, 1), np.float32), 2)
+    for attack, (share, loss) in enumerate([(0.5, 1.0), (0.2, 9.0), (0.5, 2.0), (0.4, 0.0)]):
+        point = np.full((1, 1, 1, 1), attack + 1, np.float32)
+        kept.add(np.array([1]), point, np.float32([share]), np.float32([loss]), attack=attack)
+    assert sorted(kept.points[:, 1].ravel()) == [1.0, 3.0] and sorted(kept.attack[:, 1]) == [0, 2]
+    assert np.all(kept.share[:, 0] == -1) and np.all(kept.attack[:, 0] == -1) and not kept.points[:, 0].any()
+
+
 def test_misclassified_images_are_not_attacked(key):
     distances, labels = toys.linear_distances("linf")
     wrong = labels.at[:5].set((labels[:5] + 1) % toys.NUM_CLASSES)
@@ -137,7 +190,7 @@ def test_devices_share_the_batches_and_change_nothing(key):
     names, done, robust = zip(*seen, strict=True)
     assert names[0] == "apgd-t" and (names[-1], robust[-1]) == ("square", alone.robust.sum())
     assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
-    with pytest.raises(InputError, match="multiple of the 4 devices, got 6"):
+    with pytest.raises(InputError, match="batch_size must be a multiple of the 4 devices, got 6"):
         attack(batch_size=6, sharding=split)
 
 
@@ -146,14 +199,14 @@ def in_lanes(monkeypatch):
     """AutoAttack as on a machine of so many cores, with 16 images to each lane."""
 
     def attack(num_lanes, *arguments, **options):
-        monkeypatch.setattr(lanes, "cores", lambda: num_lanes)
+        monkeypatch.setattr(threads_lib, "cores", lambda: num_lanes)
         used = []
-        monkeypatch.setattr(lanes, "merged", lambda given: used.append(len(given)) or merged(given))
+        monkeypatch.setattr(threads_lib, "merged", lambda given: used.append(len(given)) or merged(given))
         result = autoattack(*arguments, batch_size=16 * num_lanes, **options)
         assert num_lanes in used
         return result
 
-    merged = lanes.merged
+    merged = threads_lib.merged
     return attack
 
 
@@ -198,7 +251,7 @@ def test_an_error_ends_all_lanes_and_reaches_the_caller(culprit, in_lanes, key, 
     labels = jnp.argmax(toys.smooth(MANY), axis=1)
     options, threads = {"epsilon": 0.03, "version": ["apgd-t", "square"]}, threading.active_count()
     if culprit == "lane":
-        monkeypatch.setattr(lanes.Run, "_rows", fail)
+        monkeypatch.setattr(lanes.Driver, "_rows", fail)
     else:
         options["progress"] = fail
     with pytest.raises(KeyboardInterrupt):
@@ -206,14 +259,36 @@ def test_an_error_ends_all_lanes_and_reaches_the_caller(culprit, in_lanes, key, 
     assert threading.active_count() == threads
 
 
+def test_a_compilation_in_the_background_that_fails_is_reported(in_lanes, key, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory left to compile")
+
+    monkeypatch.setattr(lanes.Driver, "compile", fail)
+    labels = jnp.argmax(toys.smooth(MANY), axis=1)
+    with pytest.raises(RuntimeError, match="no memory left to compile"):
+        in_lanes(2, toys.smooth, key, MANY, labels, epsilon=0.03, version=["apgd-ce", "apgd-t", "square"])
+
+
+def test_lanes_give_the_same_images_whatever_the_machine_does(in_lanes, key):
+    def uneven(images):
+        jax.debug.callback(lambda: time.sleep(rng.uniform(0, 2e-4)))
+        return toys.smooth(images)
+
+    rng = np.random.default_rng(0)
+    labels = jnp.argmax(toys.smooth(MANY), axis=1)
+    first, again = (in_lanes(2, uneven, key, MANY, labels, epsilon=0.03, version=["apgd-t"]) for _ in range(2))
+    np.testing.assert_array_equal(first.images, again.images)
+
+
 def test_settings_that_threads_would_not_see_keep_to_one_lane(monkeypatch):
-    monkeypatch.setattr(lanes, "cores", lambda: 8)
+    monkeypatch.setattr(threads_lib, "cores", lambda: 8)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    assert lanes.most_lanes(64, None) == 4 and lanes.most_lanes(32, None) == 2 and lanes.most_lanes(8, None) == 1
-    assert lanes.most_lanes(64, NamedSharding(mesh, PartitionSpec("data"))) == 1
+    most_lanes = partial(threads_lib.most_lanes, least=16)
+    assert most_lanes(64, None) == 4 and most_lanes(32, None) == 2 and most_lanes(8, None) == 1
+    assert most_lanes(64, NamedSharding(mesh, PartitionSpec("data"))) == 1
     for setting in (jax.default_matmul_precision("float32"), jax.debug_nans(True), jax.set_mesh(mesh)):
         with setting:
-            assert lanes.most_lanes(64, None) == 1
+            assert most_lanes(64, None) == 1
 
 
 def test_a_broken_image_costs_nothing_more(key):
@@ -266,19 +341,19 @@ def test_the_bar_shows_images_left_and_accuracy(key, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "fast"}, "version: expected one of standard, plus, rand"),
-        ({"version": ["pgd"]}, "version: expected one of"),
-        ({"version": []}, "version: expected one of"),
-        ({"norm": "l7"}, "norm: expected one of"),
-        ({"epsilon": -0.1}, "epsilon: expected at least 0"),
-        ({"epsilon": np.zeros(3)}, r"epsilon: expected a number or \[16\]"),
-        ({"images": 255 * toys.IMAGES}, r"images: expected pixels in \[0.0, 1.0\]"),
-        ({"images": toys.IMAGES.at[0, 0, 0, 0].set(jnp.nan)}, "images: expected pixels in"),
-        ({"images": toys.IMAGES[0]}, "images: expected floats"),
-        ({"labels": jnp.zeros(3, jnp.int32)}, r"labels: expected integers \[16\]"),
-        ({"labels": jnp.full(16, 5, jnp.int32)}, r"labels: expected classes 0 to 4"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"logits_fn": lambda images: images}, r"logits_fn: expected logits \[B, K\] with K >= 2"),
+        ({"version": "fast"}, "version must be one of standard, plus, rand"),
+        ({"version": ["pgd"]}, "version must be one of"),
+        ({"version": []}, "version must be one of"),
+        ({"norm": "l7"}, "norm must be one of"),
+        ({"epsilon": -0.1}, "epsilon must be a number >= 0"),
+        ({"epsilon": np.zeros(3)}, "epsilon must be a number >= 0, or one for each of 16"),
+        ({"images": 255 * toys.IMAGES}, r"images must be finite pixels in bounds \[0.0, 1.0\]"),
+        ({"images": toys.IMAGES.at[0, 0, 0, 0].set(jnp.nan)}, "images must be finite pixels in bounds"),
+        ({"images": toys.IMAGES[0]}, "images must be floats"),
+        ({"labels": jnp.zeros(3, jnp.int32)}, r"labels must be integers \[16\]"),
+        ({"labels": jnp.full(16, 5, jnp.int32)}, "labels must be classes 0 to 4"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"logits_fn": lambda images: images}, r"logits_fn must return float logits \[16, K\] with K >= 2"),
     ],
 )
 def test_wrong_input_is_one_clear_line(change, message, key):

@@ -204,7 +204,7 @@ def test_another_box_is_respected(key):
         ({"num_restarts": 0}, "num_restarts must be at least 1"),
         ({"eot_samples": -1}, "eot_samples must be at least 0"),
         ({"random_start": "uniform"}, "random_start must be"),
-        ({"epsilon": jnp.zeros(3)}, "one for each of 8 examples"),
+        ({"epsilon": jnp.zeros(3)}, "epsilon must be a number >= 0, or one for each of 8 examples"),
     ],
 )
 def test_wrong_options_are_named(options, message, key):

@@ -122,7 +122,7 @@ def test_eot_asks_for_the_mean(key):
     [
         (IMAGES, {"norm": "l7"}, "norm must be one of"),
         (IMAGES, {"num_queries": 0}, "num_queries must be at least 1"),
-        (IMAGES[:, :, :, 0], {}, r"square needs \[B, H, W, C\]"),
+        (IMAGES[:, :, :, 0], {}, r"images must be floats \[B, H, W, C\]"),
     ],
 )
 def test_wrong_options_are_named(images, options, message, key):

@@ -172,7 +172,7 @@ WRONG_ARGUMENTS = [
     (["prepare", "mnist", "--archive=nowhere"], "nowhere"),
     (["prepare", "mnist", "--archive="], "--archive"),
     (["prepare", "mnist", "--archive=a,b"], "'a,b'"),
-    (["prepare", "mnist", "--archve=a"], "--archve"),
+    (["prepare", "mnist", "--archve=a"], "archve"),
     (["prepare", "mnist", "--sha256=12"], "'12'"),
     (["prepare", "mnist", f"--sha256={'g' * 64}"], "'gggg"),
     (["prepare", "mnist", "more"], "more"),

@@ -205,7 +205,7 @@ def test_safetensors_with_a_wrong_header(tmp_path, key, wrong):
         (["nowhere.pt", "--source=cas"], "--workdir"),
         (["nowhere.pt", "--source=cas", "--workdir=run", "--epsilon=big"], "'big'"),
         (["nowhere.pt", "--source=cas", "--workdir=run", "--mean=a,b"], "'a,b'"),
-        (["nowhere.pt", "--source=cas", "--workdir=run", "--sorce=cas"], "--sorce"),
+        (["nowhere.pt", "--source=cas", "--workdir=run", "--sorce=cas"], "sorce"),
     ],
     ids=str,
 )

@@ -90,8 +90,8 @@ def test_every_attack_of_an_evaluation_has_settings_of_its_own():
     found = set()
     for eot_samples in (0, 20):
         for epsilon in (0.1, 0.2):
-            threat = Threat("linf", epsilon, num_classes=10, eot_samples=eot_samples)
-            chosen = protocols.by_name(list(protocols.PROTOCOLS), threat)
+            network = {"num_classes": 10, "eot_samples": eot_samples}
+            chosen = protocols.by_name(list(protocols.PROTOCOLS), Threat("linf", epsilon), **network)
             found |= {json.dumps(records.resolved(protocol)) for protocol in chosen.values()}
             assert chosen["pgd20"].attack is chosen["pgd100"].attack is not chosen["cw"].attack
             assert all(protocol.options.get("epsilon", epsilon) == epsilon for protocol in chosen.values())

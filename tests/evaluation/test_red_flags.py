@@ -24,6 +24,7 @@ CASES = {
     "invalid_perturbation": [(~some(1),), "fail", (ALL,)],
     "probabilities": [(SOFTMAX,), "fail", (LOGITS,)],
     "randomness": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
+    "batch_dependent": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
     "zero_gradients": [(some(2),), "fail", (NONE,)],
     "nonfinite_gradients": [(some(2),), "fail", (NONE,)],
     "shattered_gradients": [(np.full(100, 0.4),), "fail", (np.full(100, 0.95),)],
@@ -74,6 +75,47 @@ def test_a_difference_must_exceed_the_noise_of_the_examples_that_differ(gained, 
     assert flag.value == (gained - lost) / 100 and (flag.status == "fail") == fires
 
 
+# What passes for its noise, as (gained 3 of 100), and as nothing gained.
+PASSES = {
+    "one_step_beats_many": [(some(3), NONE), (NONE, NONE)],
+    "more_steps_help": [(np.stack([NONE, some(3)]), np.zeros(0)), (np.stack([NONE, NONE]), np.zeros(0))],
+    "more_restarts_help": [(NONE, some(3)), (NONE, NONE)],
+    "step_size_sensitive": [({"0.1": some(3), "0.5": NONE},), ({"0.1": NONE, "0.5": NONE},)],
+    "accuracy_rises_with_epsilon": [(np.stack([some(3), NONE]),), (np.stack([NONE, NONE]),)],
+    "eot_not_converged": [(np.stack([NONE, some(3)]),), (np.stack([NONE, NONE]),)],
+    "frozen_key_resists": [(NONE, some(3)), (NONE, NONE)],
+} | {
+    name: [(some(3), NONE), (NONE, NONE)]
+    for name in (
+        "black_box_beats_white_box", "transfer_beats_white_box", "random_search_succeeds", "auxiliary_attack_helps",
+        "surrogate_helps", "silent_success",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_comparison_that_passes_says_how_much_was_gained(name):
+    gained, equal = (call(name, arguments) for arguments in PASSES[name])
+    assert gained.status == equal.status == "pass" and gained.value == 0.03 and equal.value == 0.0
+    assert "3 of 100 examples more, which is not significant (McNemar)" in gained.explanation
+    assert "gains nothing" not in gained.explanation and "of 100" not in equal.explanation
+
+
+def test_a_comparison_says_what_was_lost_and_which_threshold_holds():
+    n = 10000
+    first, second = np.arange(n) < 20, (np.arange(n) >= 50) & (np.arange(n) < 53)
+    explanation = comparisons.one_step_beats_many(first, second).explanation
+    assert "20 of 10000 examples more and 3 fewer, within the threshold of 0.20%" in explanation
+    fired = comparisons.surrogate_helps(some(50), some(10)).explanation
+    assert fired.startswith("the surrogate's gradient finds 40 of 100 examples more than the network's own")
+
+
+def test_probabilities_of_half_precision_are_recognised():
+    rounded = SOFTMAX.astype(np.float16).astype(np.float32) * 1.004
+    assert red_flags.probabilities(rounded).status == "pass"
+    assert red_flags.probabilities(rounded, tolerance=1e-2).status == "fail"
+
+
 def test_a_difference_must_exceed_its_threshold_too():
     n = 10000
     few, more = np.arange(n) < 20, np.arange(n) < 21
@@ -99,9 +141,9 @@ def test_randomness_is_declared_or_hidden_behind_one_key():
 
 
 def test_a_loss_that_still_rises_warns_of_too_few_steps():
-    broken = np.stack([NONE, NONE])
-    assert comparisons.more_steps_help(broken, np.full(10, 0.2)).status == "warn"
-    assert comparisons.more_steps_help(broken, np.full(10, 0.01)).status == "pass"
+    never = np.stack([NONE, NONE])
+    assert comparisons.more_steps_help(never, np.full(10, 0.2)).status == "warn"
+    assert comparisons.more_steps_help(never, np.full(10, 0.01)).status == "pass"
 
 
 def test_rank_correlation_is_that_of_scipy():

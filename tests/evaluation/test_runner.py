@@ -9,7 +9,7 @@ import pytest
 
 from robustjax.data import Dataset
 from robustjax.evaluation.protocol import runner
-from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
+from robustjax.evaluation.protocol.protocols import CLEAN, Protocol, Threat
 from robustjax.runtime import sharding
 
 # Class 1 where the mean pixel exceeds one half.
@@ -23,8 +23,9 @@ def logits_fn(variables, images):
 
 
 def make(network=logits_fn, dataset=DATASET, **options):
-    options = {"epsilon": 0.1, "norm": "linf", "batch_size": 4, "layout": sharding.layout(), **options}
-    return runner.make_runner(network, jnp.float32(3.0), dataset, **options)
+    threat = Threat("linf", options.pop("epsilon", 0.1))
+    options = {"threat": threat, "batch_size": 4, "layout": sharding.layout(), **options}
+    return runner.Runner(jax.tree_util.Partial(network, jnp.float32(3.0)), dataset.images, dataset.labels, **options)
 
 
 def shift(logits_fn, key, images, labels, *, epsilon=0.1):
@@ -119,7 +120,7 @@ def noisy(variables, images, key):
 
 
 def test_a_stochastic_network_is_judged_by_fresh_draws_the_same_before_and_after(key):
-    run = make(noisy, draws=2000)
+    run = make(noisy, num_draws=2000)
     clean = run(CLEAN, key)
     assert clean.num_draws == 2000
     light = DATASET.labels == 1
@@ -143,8 +144,24 @@ def test_an_attack_draws_with_its_own_keys(key):
         jax.debug.callback(lambda data: keys.append(tuple(np.asarray(data))), jax.random.key_data(key))
         return logits_fn(variables, images)
 
-    make(spying, draws=3)(Protocol(attack), key)
+    make(spying, num_draws=3)(Protocol(attack), key)
     jax.effects_barrier()
     counts = {found: keys.count(found) for found in set(keys)}
     # Per batch: one of the attack, seen by itself and by the network; three of the judge, for images before and after.
     assert sorted(counts.values()) == [2] * (3 * 4)
+
+
+def test_finished_images_are_verified_like_those_of_an_attack(key):
+    run = make()
+    images = (DATASET.images / np.float32(255)).astype(np.float32)
+    away = np.where(DATASET.labels == 1, -0.1, 0.1).reshape(-1, 1, 1, 1).astype(np.float32)
+    moved = np.clip(images + away, 0, 1)
+    units = [run.verify_unit(SHIFT, key, i, moved[rows]) for i, rows in enumerate(run.examples(SHIFT))]
+    np.testing.assert_array_equal(run.outcome(SHIFT, units).robust, run(SHIFT, key).robust)
+    with pytest.raises(RuntimeError, match="outside the linf ball"):
+        run.verify_unit(SHIFT, key, 0, images[:4] + 0.2)
+
+
+def test_float_images_are_taken_as_they_are(key):
+    floats = DATASET._replace(images=(DATASET.images / np.float32(255)).astype(np.float32))
+    np.testing.assert_array_equal(make(dataset=floats)(SHIFT, key).right, make()(SHIFT, key).right)

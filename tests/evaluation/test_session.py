@@ -7,7 +7,7 @@ import pytest
 
 from robustjax.data import Dataset
 from robustjax.evaluation.protocol import runner, session
-from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
+from robustjax.evaluation.protocol.protocols import CLEAN, Protocol, Threat
 from robustjax.evaluation.protocol.store import open_store
 from robustjax.runtime import sharding
 
@@ -39,18 +39,20 @@ def tasks(folder, epsilon=0.3):
 def run(folder, *, most=99, epsilon=0.3, num_examples=10, counted=None):
     """The outcomes, killed before unit number `most`."""
     part = DATASET._replace(images=DATASET.images[:num_examples], labels=DATASET.labels[:num_examples])
-    made = runner.make_runner(
-        network, jnp.float32(1.0), part, epsilon=epsilon, norm="linf", batch_size=4, layout=sharding.layout()
-    )
     ran = [] if counted is None else counted
 
-    def run_unit(protocol, key, index, progress):
-        if len(ran) == most:
-            raise Killed
-        ran.append((protocol.num_steps, index))
-        return made.run_unit(protocol, key, index, progress)
+    class Counting(runner.Runner):
+        def run_unit(self, protocol, key, index, progress):
+            if len(ran) == most:
+                raise Killed
+            ran.append((protocol.num_steps, index))
+            return super().run_unit(protocol, key, index, progress)
 
-    return list(session.outcomes(made._replace(run_unit=run_unit), tasks(folder, epsilon), seed=0))
+    made = Counting(
+        jax.tree_util.Partial(network, jnp.float32(1.0)), part.images, part.labels, threat=Threat("linf", epsilon),
+        batch_size=4, layout=sharding.layout(),
+    )  # fmt: skip
+    return list(session.outcomes(made, tasks(folder, epsilon), key=jax.random.key(0)))
 
 
 def same(first, second):
@@ -72,7 +74,7 @@ def test_killed_at_any_batch_it_goes_on_and_ends_the_same(tmp_path, capsys):
         assert len(ran) == 6 - most
         capsys.readouterr()
         same(run(folder, most=0), whole)
-        assert capsys.readouterr().out == "every batch is there already, and nothing is run again\n"
+        assert capsys.readouterr().out == "every batch is stored already, and nothing is run again\n"
 
 
 def test_more_examples_run_only_what_is_missing(tmp_path):
@@ -111,6 +113,7 @@ def test_the_quickest_attack_is_timed_first_and_its_batch_is_kept(tmp_path):
 
 
 def test_an_attack_draws_the_same_whatever_runs_beside_it():
-    key = session.attack_key(3, "pgd20")
-    assert key == session.attack_key(3, "pgd20")
-    assert key != session.attack_key(3, "pgd100") and key != session.attack_key(4, "pgd20")
+    three, four = jax.random.key(3), jax.random.key(4)
+    key = session.attack_key(three, "pgd20")
+    assert key == session.attack_key(three, "pgd20")
+    assert key != session.attack_key(three, "pgd100") and key != session.attack_key(four, "pgd20")

@@ -1,12 +1,12 @@
 """Sweeps: their points, one compilation for all, and what a picture shows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.analysis import plots
 from robustjax.data import Dataset
-from robustjax.evaluation.protocol import protocols, runner, sweeps
+from robustjax.evaluation.protocol import pictures, protocols, runner, sweeps
 from robustjax.evaluation.protocol.protocols import Threat
 from robustjax.runtime import sharding
 from robustjax.types import InputError
@@ -15,12 +15,12 @@ from robustjax.types import InputError
 LEVELS = np.array([20, 90, 120, 140, 200, 250, 130, 108], np.uint8)
 IMAGES = np.tile(LEVELS.reshape(8, 1, 1, 1), (1, 2, 2, 1))
 DATASET = Dataset("levels", IMAGES, (LEVELS > 127).astype(np.int32), 2, ("dark", "light"))
-THREAT = Threat("linf", 0.1, num_classes=2)
+THREAT = Threat("linf", 0.1)
 
 
 def points(kind, *names):
-    chosen = protocols.by_name(list(names), THREAT)
-    return sweeps.points(kind, chosen, epsilon=0.1, norm="linf", image_shape=(2, 2, 1))
+    chosen = protocols.by_name(list(names), THREAT, num_classes=2)
+    return sweeps.points(kind, chosen, threat=THREAT, image_shape=(2, 2, 1))
 
 
 @pytest.mark.parametrize("kind", sweeps.KINDS)
@@ -33,9 +33,10 @@ def test_all_points_are_one_program_and_give_the_closed_form(kind, key):
         score = variables * (images.mean(axis=(1, 2, 3)) - 0.5)
         return jnp.stack([-score, score], axis=1)
 
-    run = runner.make_runner(
-        network, jnp.float32(1.0), DATASET, epsilon=0.1, norm="linf", batch_size=8, layout=sharding.layout()
-    )
+    run = runner.Runner(
+        jax.tree_util.Partial(network, jnp.float32(1.0)), DATASET.images, DATASET.labels, threat=THREAT,
+        batch_size=8, layout=sharding.layout(),
+    )  # fmt: skip
     swept = points(kind, "pgd20")
     outcomes = [run(point.protocol, key) for point in swept]
     assert traces == 2 + 1  # the judge looks at images before and after; the attack's gradient
@@ -54,14 +55,14 @@ def test_epsilon_goes_from_nothing_to_where_all_images_are_grey():
     at = [point.at for point in swept if point.attack == "pgd20"]
     np.testing.assert_allclose(at, [0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.5])
     (base,) = (point.protocol for point in swept if point.attack == "pgd20" and point.at == 0.1)
-    assert base == protocols.by_name(["pgd20"], THREAT)["pgd20"]  # shares what was stored of it
+    assert base == protocols.by_name(["pgd20"], THREAT, num_classes=2)["pgd20"]  # shares what was stored of it
     for point in swept:
         options = point.protocol.options
         assert options["epsilon"] == point.at
         np.testing.assert_allclose(options.get("step_size", point.at / 10), point.at / 10)
     for norm in ("linf", "l2", "l1"):
         size = {"linf": 1, "l2": 12**0.5, "l1": 12}[norm]
-        assert sweeps.grey_radius(norm, (2, 2, 3)) == pytest.approx(0.5 * size)
+        assert sweeps.grey_radius(Threat(norm, 0.1), (2, 2, 3)) == pytest.approx(0.5 * size)
 
 
 @pytest.mark.parametrize(
@@ -76,5 +77,5 @@ def test_what_cannot_be_swept_is_refused(kind, name):
 def test_a_sweep_becomes_a_picture(tmp_path, marked):
     curves = {"pgd20": [(0.05, 0.9, 0.8, 0.95), (0.1, 0.5, 0.4, 0.6), (0.5, 0.0, 0.0, 0.1)]}
     path = tmp_path / "sweep.png"
-    plots.save_sweep(path, curves, quantity="epsilon", marked=marked, chance=0.1, title="a network")
+    pictures.save_sweep(path, curves, quantity="epsilon", marked=marked, chance=0.1, title="a network")
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -23,16 +23,23 @@ def verdict(**flags):
         robust=robust,
         won_by=[None, None, "surrogate:apgd-ce", "clean"],
         flags={"probabilities": Flag("pass", 0.0, 1.0, 4, "the outputs are | not [bold]")} | flags,
-        strongest=np.zeros((4, 2, 2, 1), np.float32),
-        broken={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
+        adversarial=np.zeros((4, 2, 2, 1), np.float32),
+        misclassified_by={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
         acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5)},
-        seconds={"clean": 1.0, "autoattack": 2.0, "red flags": 3.0, "adaptive": 4.0, "judgement": 0.5, "total": 10.5},
+        seconds={
+            "clean": 1.0,
+            "autoattack": 2.0,
+            "red flags": 3.0,
+            "adaptive": 4.0,
+            "verification": 0.5,
+            "total": 10.5,
+        },
         seconds_by_attack={"apgd-ce": 2.0},
         threat={"epsilon": 8 / 255, "norm": "linf", "bounds": (0.0, 1.0), "budget": "quick"},
     )
 
 
-FAILED = {"zero_gradients": Flag("fail", 0.5, 0.01, 4, "stand still")}
+FAILED = {"zero_gradients": Flag("fail", 0.5, 0.01, 4, "cannot move")}
 WARNED = {"shattered_gradients": Flag("warn", 0.8, 0.9, 4, "only 0.8")}
 SKIPPED = {"surrogate_helps": Flag.not_applicable("no surrogate_fn declared")}
 
@@ -56,7 +63,7 @@ def test_json_holds_everything_and_is_written_whole(tmp_path):
     read = json.loads(path.read_text())
     assert (read["clean"], read["autoattack"], read["worst_case"], read["commit"]) == (0.75, 0.75, 0.5, "abc")
     assert read["robust"] == [True, True, False, False] and read["won_by"] == [None, None, "surrogate:apgd-ce", "clean"]
-    assert read["attacks"]["surrogate:apgd-ce"] == {"broken": 1, "won": 1, "seconds": 0.0}
+    assert read["attacks"]["surrogate:apgd-ce"] == {"misclassified": 1, "won": 1, "seconds": 0.0}
     assert read["flags"]["zero_gradients"] == {"name": "zero_gradients", **FAILED["zero_gradients"]._asdict()}
     assert read["flags"]["zero_gradients"]["status"] == "fail"
     assert read["flags"]["surrogate_helps"]["value"] is None
@@ -70,7 +77,7 @@ def test_markdown_has_a_table_of_each_part():
     assert "| pgd20 | 75.00% | 1.2 |" in lines
     assert "| worst case, adaptive attacks and checks included | 50.00% | 7.0 |" in lines
     assert "| surrogate:apgd-ce | 1 | 1 |  |" in lines
-    assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | stand still |" in lines
+    assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | cannot move |" in lines
     assert r"| probabilities | pass | 0 | 1 | 4 | the outputs are \| not [bold] |" in lines
     assert "| clean | 70.00% | 20.00% to 90.00% | 75.00% | 50.00% | 20 |" in lines
     assert trust.sentence(verdict(**FAILED, **SKIPPED)) in text and trust.CAVEAT in text

@@ -1,7 +1,7 @@
 """Networks with a known answer: honest ones, and such as make an evaluation fail in one way each.
 
 All of `toys()` are one function of images [N, 8, 8, 1] and of a dictionary of arrays, K = 10, so that one compilation
-judges them all. Most of `ALONG` depend on u alone, how far the mean pixel is from 1/2 in units of EPSILON: the ball
+serves them all. Most of `ALONG` depend on u alone, how far the mean pixel is from 1/2 in units of EPSILON: the ball
 around GREY reaches exactly u in [-1, 1], and class 0 is right.
 """
 
@@ -102,6 +102,11 @@ def _along(toy, images):
     return jnp.concatenate([jnp.zeros_like(u)[:, None], gap[:, None], others], axis=1)
 
 
+def _of_batch(toy, images):
+    """As if normalized by the statistics of the batch."""
+    return _dense(toy, images - 0.5 * jnp.mean(images, axis=0, keepdims=True))
+
+
 def _gates(toy, images):
     """Sixteen groups of pixels, each without effect until the one before is at its end: a long way for small steps."""
     moved = jnp.clip((images.reshape(-1, 16, 4).mean(axis=2) - 0.5) / EPSILON, -1.0, 1.0) + 0.05
@@ -124,7 +129,7 @@ def _crowd(toy, images):
     return jnp.concatenate([jnp.zeros_like(u)[:, None], (-1.0 - u)[:, None], crowd], axis=1)
 
 
-FORWARD = (_dense, _masked, _softmax, _nan_gradient, _misleading, _along, _gates, _crowd)
+FORWARD = (_dense, _masked, _softmax, _nan_gradient, _misleading, _along, _gates, _crowd, _of_batch)
 
 
 def network(toy, images):
@@ -164,6 +169,7 @@ def toys():
         "spike": _toy(_along, points=(-4, 0.047, 0.0625, 0.078, 2, 4), values=(-2, -1.9, 1, -1.9, -1, -0.5)),
         "gates": _toy(_gates),
         "crowd": _toy(_crowd),
+        "of batch": _toy(_of_batch),
     }
 
 
@@ -171,7 +177,9 @@ ALONG = ("constant", "hill", "watershed", "spike", "gates", "crowd", "noisy grad
 
 
 def examples(name):
-    """Images and labels that a toy is judged on."""
+    """Images and labels that a toy is evaluated on."""
+    if name in COINS:
+        return digits()[1][0], np.zeros(COUNT, np.int32)
     return GREY if name in ALONG else digits()[1]
 
 
@@ -216,7 +224,28 @@ def _noisy_gradient(toy, images, key):
     return straight_through(logits, logits.at[:, 1].add(noise))
 
 
-STOCHASTIC = (_noisy, _few_pixels, _noisy_gradient)
+def _tossed(tosses, images):
+    """Class 0 in seven draws of ten, whatever the image; a trace of it in the logits, so that there is a gradient."""
+    answer = jax.nn.one_hot((tosses > 0.7).astype(jnp.int32), NUM_CLASSES)
+    return answer + 1e-3 * jnp.mean(images, axis=(1, 2, 3))[:, None] * jnp.arange(10.0)[None]
+
+
+def _coin(toy, images, key):
+    """The draws of an example depend on its place in the batch."""
+    return _tossed(jax.random.uniform(key, images.shape[:1]), images)
+
+
+def _content_coin(toy, images, key):
+    """Every other image has other draws: each attack tosses anew."""
+    bits = jax.lax.bitcast_convert_type(images.reshape(images.shape[0], -1), jnp.uint32)
+    odd = 2 * jnp.arange(bits.shape[1], dtype=jnp.uint32)[None] + 1
+    numbers = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32)
+    tosses = jax.vmap(lambda number: jax.random.uniform(jax.random.fold_in(key, number)))(numbers)
+    return _tossed(tosses, images)
+
+
+STOCHASTIC = (_noisy, _few_pixels, _noisy_gradient, _coin, _content_coin)
+COINS = ("coin", "content coin")
 
 
 def stochastic_network(toy, images, key):
@@ -233,6 +262,8 @@ def stochastic_toys():
             _noisy_gradient,
             _toy(_along, points=(-4, 0, 1, 2, 3, 4), values=(-4.82, -0.82, 0.18, 1.18, 2.18, 3.18)),
         ),
+        "coin": (_coin, _toy(_dense)),
+        "content coin": (_content_coin, _toy(_dense)),
     }
     return {
         name: jax.tree_util.Partial(stochastic_network, toy.args[0] | {"forward": jnp.int32(STOCHASTIC.index(forward))})

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import random_variables, safetensors
 
 from robustjax import build, config, data, defenses, interop, models
-from robustjax.interop.__main__ import _config, _parser, main
+from robustjax.interop.__main__ import Options, _config, main
 from robustjax.interop.convert import read
 from robustjax.models import ResNet
 from robustjax.runs import config_file
@@ -115,8 +115,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp
     assert "--mean and --std go together" in refusal(capsys, *digits, "--mean=0.5")
     assert "--std go together, each one number or 1" in refusal(capsys, *digits, "--mean=0.5,0.4", "--std=1,1")
     assert "model.std must be positive" in refusal(capsys, *digits, "--mean=0.5", "--std=0")
-    assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=grey", "--std=1")
-    assert "expected numbers separated by commas" in refusal(capsys, *digits, "--mean=0,nan", "--std=1")
+    assert "must be numbers separated by commas" in refusal(capsys, *digits, "--mean=grey", "--std=1")
+    assert "must be numbers separated by commas" in refusal(capsys, *digits, "--mean=0,nan", "--std=1")
     assert "dataset" in refusal(capsys, *given, "--dataset=no_such_dataset", f"--data_dir={tmp_path}").lower()
     assert not workdir.exists()
 
@@ -150,7 +150,6 @@ def test_the_config_describes_the_network(name, options, source):
     defense = None if source == "robustbench" else defenses.create(source)
     network = models.create(name, defense=defense, **options)
     state_dict = interop.to_torch(network, random_variables(network), source)
-    given = _parser().parse_args(["weights.pt", f"--source={source}", "--workdir=run", "--dataset=digits"])
-    described = _config(read(state_dict, source), given)
+    described = _config(read(state_dict, source), Options("weights.pt", source, "run", dataset="digits"))
     config.validate(described)
     assert build.model(described, 10) == network

@@ -1,4 +1,4 @@
-"""The strongest point an attack has found so far, per example."""
+"""The strongest point that an attack has found so far, for each example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustjax.types import Array
 
 
 class Best(NamedTuple):
-    """Images with how well they do, ranked by (share of draws misclassified, loss).
+    """Images, ranked by (share of draws misclassified, loss).
 
     The loss alone would be wrong: an example may be misclassified at a lower cross-entropy than another that is not.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robustjax.attacks.geometry import Bounds
+from robustjax.attacks.geometry import Bounds, walls
 from robustjax.types import Array
 
 
@@ -16,10 +16,10 @@ def shortest_way(points: Array, normals: Array, gain: Array, *, norm: str, bound
 
     .. math:: \min \|\delta\|_p \quad \text{s.t.} \quad \langle w, \delta \rangle = g, \; x + \delta \in [lo, hi]^n
 
-    Exact, not searched for: with `room` the way of a pixel to the wall that it moves towards, the solution is
-    `min(t, room)` (linf) or `min(t |w|, room)` (l2) for one t, where the gain is a concave piecewise linear function of
-    t, so that Newton's method from 0 ends after finitely many (in practice few) steps; in l1 pixels go to their walls
-    in falling order of |w|.
+    Exact, not searched for: with ``room`` the way of a pixel to the wall that it moves towards, the solution is
+    ``min(t, room)`` (linf) or ``min(t |w|, room)`` (l2) for one t, where the gain is a concave piecewise linear
+    function of t, so that Newton's method from 0 ends after finitely many (in practice few) steps; in l1 pixels go to
+    their walls in falling order of |w|.
 
     Args:
         points: [B, ...] inside the box.
@@ -41,7 +41,9 @@ def shortest_way(points: Array, normals: Array, gain: Array, *, norm: str, bound
     shape = points.shape
     flat = points.reshape(shape[0], -1)
     direction = jnp.sign(normals.reshape(flat.shape)) * jnp.sign(gain)[:, None]
-    room = jnp.where(direction > 0, bounds[1] - flat, jnp.where(direction < 0, flat - bounds[0], 0.0))
+    low, high = walls(bounds, points)
+    to_high, to_low = ((wall - points).reshape(flat.shape) for wall in (high, low))
+    room = jnp.where(direction > 0, to_high, jnp.where(direction < 0, -to_low, 0.0))
     steepness = jnp.abs(normals.reshape(flat.shape))
     # The largest slope becomes 1, so that squares cannot underflow.
     largest = jnp.max(steepness, axis=1)
@@ -62,8 +64,9 @@ def boundary(logits_fn: Callable[[Array], Array], points: Array, labels: Array, 
         labels, targets: integers [B].
 
     Returns:
-        What the target must gain on the label, `z_y - z_t` [B], and the gradient of `z_t - z_y`, like points, its
-        non-finite entries as 0.
+        What the target must gain on the label, ``z_y - z_t`` [B], and the gradient of ``z_t - z_y``, like points, its
+        non-finite entries as 0. Both are 0 where that gain is not finite, as of a class that the network masks by a
+        logit of -inf: there is no boundary to go to.
     """
     values, pullback = jax.vjp(logits_fn, points)
     return _plane(values, pullback, labels, targets)
@@ -72,13 +75,17 @@ def boundary(logits_fn: Callable[[Array], Array], points: Array, labels: Array, 
 def nearest_boundary(
     logits_fn: Callable[[Array], Array], points: Array, labels: Array, *, norm: str
 ) -> tuple[Array, Array]:
-    """`boundary` towards the class whose linearised boundary is nearest in the norm, the box left aside."""
+    """:func:`boundary` towards the class whose linearised boundary is nearest in the norm, the box left aside.
+
+    Classes whose logit is not finite are left out.
+    """
     values, pullback = jax.vjp(logits_fn, points)
 
     def nearer(k: Array, nearest: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        lead, normals = _plane(values, pullback, labels, jnp.zeros_like(labels) + k)
+        target = jnp.zeros_like(labels) + k
+        lead, normals = _plane(values, pullback, labels, target)
         distance = jnp.abs(lead) / (dual_norm(normals, norm=norm) + 1e-12)
-        better = (distance < nearest[0]) & (labels != k)
+        better = (distance < nearest[0]) & (labels != k) & jnp.isfinite(_gain(values, labels, target))
         return (
             jnp.where(better, distance, nearest[0]),
             jnp.where(better, lead, nearest[1]),
@@ -87,11 +94,11 @@ def nearest_boundary(
 
     zeros = jnp.zeros_like(values[:, 0])
     none = (zeros + jnp.inf, zeros, jnp.zeros_like(points))
-    return jax.lax.fori_loop(0, values.shape[-1], nearer, none)[1:]
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(values.shape[-1]), nearer, none)[1:]
 
 
 def dual_norm(normals: Array, *, norm: str) -> Array:
-    """The norm by which a hyperplane's distance is measured: `|gain| / dual_norm(normals)`, [B]."""
+    """The norm by which a hyperplane's distance is measured: ``|gain| / dual_norm(normals)``, [B]."""
     axes = tuple(range(1, normals.ndim))
     return {
         "linf": lambda w: jnp.sum(jnp.abs(w), axis=axes),
@@ -102,13 +109,22 @@ def dual_norm(normals: Array, *, norm: str) -> Array:
 
 def _plane(values: Array, pullback: Callable, labels: Array, targets: Array) -> tuple[Array, Array]:
     num_classes = values.shape[-1]
-    towards = jax.nn.one_hot(targets, num_classes) - jax.nn.one_hot(labels, num_classes)
-    (normals,) = pullback(towards)
-    return -jnp.sum(values * towards, axis=-1), jnp.where(jnp.isfinite(normals), normals, 0.0)
+    target, label = (jax.nn.one_hot(classes, num_classes, dtype=values.dtype) for classes in (targets, labels))
+    (normals,) = pullback(target - label)
+    lead = _gain(values, labels, targets)
+    finite = jnp.isfinite(lead)
+    usable = jnp.isfinite(normals) & finite.reshape(finite.shape + (1,) * (normals.ndim - 1))
+    return jnp.where(finite, lead, 0.0), jnp.where(usable, normals, 0.0)
+
+
+def _gain(values: Array, labels: Array, targets: Array) -> Array:
+    """``z_y - z_t``, [B]: by selection, as 0 * -inf in a product with 0 and 1 would be no number."""
+    label, target = (jnp.take_along_axis(values, classes[:, None], axis=1)[:, 0] for classes in (labels, targets))
+    return label - target
 
 
 def _balanced(steepness: Array, room: Array, wanted: Array, norm: str) -> Array:
-    """linf and l2: `min(t * speed, room)` for the t that gains what is wanted."""
+    """linf and l2: ``min(t * speed, room)`` for the t that gains what is wanted."""
     speed = (steepness > 0).astype(steepness.dtype) if norm == "linf" else steepness
 
     def newton(t: Array) -> Array:

@@ -1,15 +1,17 @@
-"""Runs an attack over many images: batches of slots that never idle, on a CPU several of them at the same time."""
+"""Runs an attack over many images in batches whose slots are refilled, on a CPU several batches at the same time.
+
+A batch has a slot for each image. As soon as an image is misclassified, or its attack is over, the next one, or the
+image's next target or restart, takes its slot. What decides the shapes of batches is counted in images and steps: no
+result depends on the clock or on how busy the machine is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import itertools
-import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine import doubts, inputs, threads, verify
 from robustjax.attacks.engine import search as search_lib
-from robustjax.attacks.engine import verify
 from robustjax.attacks.engine.search import Search
-from robustjax.types import Array, InputError, Key
+from robustjax.attacks.engine.verify import Verified
+from robustjax.types import Array, Key
 
 # Batches come in few sizes, each a quarter of the one before: every size compiles every attack once more.
 SHRINK, SMALLEST_BATCH = 4, 16
-# Seconds that a smaller batch must promise to save: what compiling for it may take.
-WORTH_COMPILING = 5.0
-MOST_LANES = 4
+# A batch changes to a smaller size if it has at least so many passes before it: what is saved must pay for compiling.
+# A run of APGD has 300, and Square 5000.
+LEAST_PASSES_TO_SHRINK = 1500
+# Draws at least by which an image of a stochastic network is found misclassified in all.
+LEAST_CHECK_DRAWS = 20
 
 
 class Stage(NamedTuple):
@@ -36,7 +41,7 @@ class Stage(NamedTuple):
         search: a single run, in steps.
         num_targets: wrong classes to aim at one after the other; 1 for an untargeted attack.
         num_restarts: runs of each target.
-        chunk: steps between two looks at who is broken.
+        chunk: steps per compiled call; success is checked between calls.
         cost: of a step, in forward passes.
     """
 
@@ -48,7 +53,7 @@ class Stage(NamedTuple):
 
     @property
     def num_runs(self) -> int:
-        """Runs of an image that withstands them all."""
+        """Runs of an image that stays correctly classified in all of them."""
         return self.num_targets * self.num_restarts
 
     @property
@@ -57,10 +62,31 @@ class Stage(NamedTuple):
         return self.cost * self.search.num_steps * self.num_runs
 
 
-class Run(NamedTuple):
+class Report(NamedTuple):
+    """What became of some images since the last report.
+
+    Attributes:
+        indices: of images, [n], for which a point was found that is valid and misclassified in some draw.
+        points: those points, in the dtype of the images.
+        share: float32 [n], share of fresh draws in which they are misclassified; 1 for a deterministic network.
+        loss: float32 [n], the attack's own.
+        steps: steps that need not be made any more, of all images.
+    """
+
+    indices: np.ndarray
+    points: np.ndarray
+    share: np.ndarray
+    loss: np.ndarray
+    steps: int
+
+
+class Driver(NamedTuple):
     """What all stages share. Arrays are on the host; only what is worked on is on the device.
 
     Attributes:
+        network, key, images, labels, epsilon, norm, bounds, eot_samples: as :func:`robustjax.attacks.autoattack` was
+            given them, checked; images in their own dtype.
+        num_draws: draws that decide on a stochastic network in the end.
         sizes: of a lane's batch, falling.
         num_lanes: batches at the same time, each driven by a thread if there are several.
         sharding: of a batch's leading axis, or None.
@@ -74,137 +100,136 @@ class Run(NamedTuple):
     norm: str
     bounds: geometry.Bounds
     eot_samples: int
+    num_draws: int
     sizes: tuple[int, ...]
     num_lanes: int
     sharding: jax.sharding.NamedSharding | None
 
-    def classify(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which images are correctly classified as they are [N], and their likeliest wrong classes [R, N]."""
-        wrong, targets = self._judge(self._key("clean"), np.arange(len(self.images)), self.images)
-        return ~wrong, targets
+    def decide(self, points: np.ndarray) -> Verified:
+        """What the network makes of one point for each image, in the end.
 
-    def attack(
-        self, stage: Stage, key: Key, targets: np.ndarray, alive: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Runs a stage; yields images' indices as they break, their adversarial points, and steps still to be made."""
-        size = self._size(len(alive))
-        num_lanes = min(self.num_lanes, -(-len(alive) // size))
-        # A network's noise is drawn for a batch as a whole: there a lane's images must not depend on who is quicker.
-        shared = deque(alive.tolist())
-        queues = [deque(alive[i::num_lanes].tolist()) if self.eot_samples else shared for i in range(num_lanes)]
+        Every call has the same draws, none of which an attack has seen. So points that differ from the images by
+        nothing have exactly the images' outcome.
+        """
+        return self._verified(self._key("decide"), np.arange(len(self.images)), points, self.num_draws)
+
+    def doubts(self, logits: np.ndarray) -> Iterator[str]:
+        """What is wrong with the network's outputs, by these clean logits and a few images."""
+        return doubts.doubts(
+            self.network, self._key("doubts"), self.images, logits, bounds=self.bounds,
+            stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._on_devices,
+        )  # fmt: skip
+
+    def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Iterator[Report]:
+        """Runs a stage on the images with these indices."""
+        size = self._size(len(indices))
+        num_lanes = min(self.num_lanes, -(-len(indices) // size))
+        # Each lane has images of its own: if they shared them, who takes which would depend on the clock.
+        queues = [deque(indices[i::num_lanes].tolist()) for i in range(num_lanes)]
         lanes = [
-            self._lane(stage, key, targets, waiting, size, itertools.count(i, num_lanes))
-            for i, waiting in enumerate(queues)
+            self._lane(stage, key, targets, queue, size, itertools.count(i, num_lanes))
+            for i, queue in enumerate(queues)
         ]
-        left = len(alive) * stage.num_runs * stage.search.num_steps
-        with contextlib.closing(merged(lanes)) as reports:
-            for indices, points, done in reports:
-                left -= done
-                yield indices, points, left
+        with contextlib.closing(threads.merged(lanes)) as reports:
+            yield from reports
 
     def compile(self, stage: Stage, targets: np.ndarray, count: int) -> None:
         """Compiles what a stage begins with, if there are so many images, by taking no step."""
-        at = np.zeros(self._size(count), np.int64)
-        run = at.astype(np.int32)
-        rows_of = self._rows(stage, targets, at, run)
-        fresh, state = np.ones(len(at), bool), _blank(stage.search, *rows_of[1:])
-        _advance(stage.search, self.network, self.key, *self._split((*rows_of, run, run, state, fresh)), 0, np.int32(0))
+        at = np.zeros(self._size(count), np.int32)
+        rows = self._rows(stage, targets, at, at)
+        fresh, state = np.ones(len(at), bool), _blank(stage.search, *rows[1:])
+        arguments = self._on_devices((*rows, at, at, state, fresh))
+        _advance(stage.search, self.bounds, self.network, self.key, *arguments, np.int32(0), np.int32(0))
 
     def _lane(
-        self, stage: Stage, key: Key, targets: np.ndarray, waiting: deque[int], size: int, looks: Iterator[int]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Attacks what it takes from `waiting`; yields as `attack` does, but steps that need no longer be made."""
+        self, stage: Stage, key: Key, targets: np.ndarray, queue: deque[int], size: int, calls: Iterator[int]
+    ) -> Iterator[Report]:
+        """Attacks the images of a queue; `calls` numbers the compiled calls, over all lanes."""
         num_runs, num_steps = stage.num_runs, stage.search.num_steps
-        occupant, run, fresh = np.full(size, -1), np.zeros(size, np.int32), np.zeros(size, bool)
-        state, seconds_a_step = None, 0.0
-        for look in looks:
-            for slot in np.flatnonzero(occupant < 0):
-                with contextlib.suppress(IndexError):  # another lane may have been quicker
-                    occupant[slot], run[slot], fresh[slot] = waiting.popleft(), 0, True
+        occupant, run, fresh = np.full(size, -1, np.int32), np.zeros(size, np.int32), np.zeros(size, bool)
+        state = None
+        for call in calls:
+            for slot in np.flatnonzero(occupant < 0)[: len(queue)]:
+                occupant[slot], run[slot], fresh[slot] = queue.popleft(), 0, True
             taken = occupant >= 0
             if not taken.any():
                 return
             count = np.zeros(size, np.int32) if state is None else np.where(fresh, 0, np.asarray(state.count))
             runs = np.where(taken, num_runs - run, 0)
-            to_go = np.max(runs * num_steps - np.where(taken, count, 0))
+            passes = stage.cost * int(np.max(runs * num_steps - np.where(taken, count, 0)))
             smaller = _fitting(int(taken.sum()), self.sizes)
-            # Noise depends on a row's place, so with a stochastic network, slow as it is, the clock has no say.
-            seconds = np.inf if self.eot_samples else seconds_a_step * to_go * (1 - smaller / size)
-            if smaller < size and seconds > WORTH_COMPILING and state is not None:
+            if smaller < size and passes >= LEAST_PASSES_TO_SHRINK and state is not None:
                 rows = np.argsort(~taken, kind="stable")[:smaller]
                 occupant, run, fresh, taken, runs = (a[rows] for a in (occupant, run, fresh, taken, runs))
                 state, size = _taken(state, rows), smaller
             rows_of = self._rows(stage, targets, np.where(taken, occupant, occupant[taken][0]), run)
             if state is None:
                 state, fresh = _blank(stage.search, *rows_of[1:]), np.ones(size, bool)
-            arguments = self._split((*rows_of, run, run % stage.num_restarts, state, fresh))
-            started = time.perf_counter()
-            state = _advance(stage.search, self.network, key, *arguments, stage.chunk, np.int32(look))
-            share, over = np.asarray(state.best.share), np.asarray(state.count) >= num_steps
-            # The quickest so far, as the first includes compilation.
-            seconds = (time.perf_counter() - started) / stage.chunk
-            seconds_a_step = min(seconds, seconds_a_step or seconds)
-            fresh = ended = taken & (over | (share >= 1.0))
-            broken = ended & (share > 0.5)
-            points = self.images[:0]
-            if broken.any():
-                points = np.asarray(state.best.images)[broken]
-                verdict, _ = self._judge(jax.random.fold_in(self._key("verify"), look), occupant[broken], points)
-                broken[broken], points = verdict, points[verdict]
-            indices = occupant[broken]
+            arguments = self._on_devices((*rows_of, run, run % stage.num_restarts, state, fresh))
+            steps = np.int32(stage.chunk)
+            state = _advance(stage.search, self.bounds, self.network, key, *arguments, steps, np.int32(call))
+            share, loss = np.asarray(state.best.share), np.asarray(state.best.loss)
+            over = np.asarray(state.count) >= num_steps
+            ended = taken & (over | (share >= 1.0))
+            found = ended & (share > 0.0)
+            points, shares = self.images[:0], share[:0]
+            if found.any():
+                points, shares = self._checked(call, occupant[found], np.asarray(state.best.images)[found])
+                if self.eot_samples:
+                    # The draws of the run were chosen as the worst of many steps. The fresh share takes
+                    # their place, and where it is not 1 the run goes on.
+                    share = share.copy()
+                    share[found] = shares
+                    state = state._replace(best=state.best._replace(share=share))
+                    ended = taken & (over | (share >= 1.0))
+            misclassified = np.zeros(size, bool)
+            misclassified[found] = shares >= 1.0
+            indices, losses = occupant[found], loss[found]
+            fresh = ended
             run = np.where(ended, run + 1, run).astype(np.int32)
-            gone = broken | (ended & (run >= num_runs))
+            gone = misclassified | (ended & (run >= num_runs))
             occupant[gone], run[gone] = -1, 0
-            yield indices, points, int(runs.sum() - (num_runs - run)[occupant >= 0].sum()) * num_steps
+            kept = shares > 0.0
+            steps_less = int(runs.sum() - (num_runs - run)[occupant >= 0].sum()) * num_steps
+            yield Report(indices[kept], points[kept], shares[kept], losses[kept], steps_less)
 
-    def _judge(self, key: Key, rows: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which points break the images of these rows, and their likeliest wrong classes; compiled for one size."""
-        size, outcomes = self._size(len(self.images)), []
+    def _checked(self, call: int, rows: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points in the dtype of these images, and the share of fresh draws misclassified, 0 for invalid ones."""
+        num_draws = max(self.eot_samples, LEAST_CHECK_DRAWS) if self.eot_samples else 0
+        images = self.images[rows]
+        if images.dtype != np.float32:
+            points = np.asarray(inputs.in_dtype_of(jnp.asarray(images), jnp.asarray(points), self.bounds))
+        found = self._verified(jax.random.fold_in(self._key("check"), call), rows, points, num_draws)
+        return points, np.where(found.valid, found.share, 0.0)
+
+    def _verified(self, key: Key, rows: np.ndarray, points: np.ndarray, num_draws: int) -> Verified:
+        """:func:`verify.verify` of points for the images of these rows, compiled for one size."""
+        size, parts = self._size(len(self.images)), []
         for start in range(0, len(rows), size):
             part = np.arange(start, min(start + size, len(rows)))
             padded = np.resize(part, size)
             at = rows[padded]
-            batch = self._split((self.images[at], points[padded], self.labels[at], self.epsilon[at]))
-            options = {"norm": self.norm, "bounds": self.bounds, "eot_samples": self.eot_samples}
-            broken, ranked = _judged(self.network, key, *batch, **options)
-            outcomes.append((np.asarray(broken)[: len(part)], np.asarray(ranked)[:, : len(part)]))
-        broken, ranked = zip(*outcomes, strict=True)
-        return np.concatenate(broken), np.concatenate(ranked, axis=1)
+            batch = self._on_devices((self.images[at], points[padded], self.labels[at], self.epsilon[at]))
+            options = {"norm": self.norm, "bounds": self.bounds, "num_draws": num_draws}
+            found = _verify(self.network, jax.random.fold_in(key, start), *batch, **options)
+            parts.append(_taken(found, np.arange(len(part))))
+        return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     def _rows(self, stage: Stage, targets: np.ndarray, at: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, ...]:
         """What images are attacked with: their number, pixels, label, target and epsilon."""
         return at, self.images[at], self.labels[at], targets[run // stage.num_restarts, at], self.epsilon[at]
 
     def _size(self, count: int) -> int:
-        """The size to begin with: the largest whose slots rounds of the next smaller one would need as well."""
+        """The size to begin with: the largest that leaves fewer slots empty than the next smaller size."""
         each = -(-count // self.num_lanes)
         return next((size for size, less in itertools.pairwise(self.sizes) if each > size - less), self.sizes[-1])
 
-    def _split(self, tree: Any) -> Any:
-        """Arrays [B, ...] shared by the devices."""
+    def _on_devices(self, tree: Any) -> Any:
+        """Arrays [B, ...], divided between the devices."""
         return tree if self.sharding is None else jax.device_put(tree, self.sharding)
 
     def _key(self, purpose: str) -> Key:
-        return jax.random.fold_in(self.key, {"clean": 101, "verify": 102}[purpose])
-
-
-def most_lanes(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> int:
-    """One for each core of a CPU, which leaves most operations of a small network to a single core; elsewhere one."""
-    devices = jax.devices()[:1] if sharding is None else sharding.device_set
-    if [device.platform for device in devices] != ["cpu"] or _is_set_in_this_thread_alone():
-        return 1
-    return max(min(cores(), MOST_LANES, batch_size // SMALLEST_BATCH), 1)
-
-
-def _is_set_in_this_thread_alone() -> bool:
-    """Whether jax is set by `with`, as to a precision or a mesh: other threads would compute something else."""
-    settings = any(getattr(jax.config, name, value) != value for name, value in jax.config.values.items())
-    return settings or not jax.sharding.get_abstract_mesh().empty
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return jax.random.fold_in(self.key, {"decide": 101, "check": 102, "doubts": 103}[purpose])
 
 
 def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:
@@ -216,89 +241,47 @@ def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:
     return tuple(size * num_devices for size in sizes)
 
 
-def merged(lanes: Sequence[Iterator]) -> Iterator:
-    """What the iterators yield, as it comes; each goes on in a thread until all end, one raises, or this is closed."""
-    if len(lanes) < 2:
-        yield from itertools.chain(*lanes)
-        return
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        pending = {pool.submit(next, lane, None): lane for lane in lanes}
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                lane, report = pending.pop(future), future.result()
-                if report is not None:
-                    pending[pool.submit(next, lane, None)] = lane
-                    yield report
-
-
-@contextlib.contextmanager
-def meanwhile() -> Iterator[Callable]:
-    """A function that has calls made one after the other in a thread; those not begun at the end are dropped."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool.submit
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@functools.partial(jax.jit, static_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _advance(
-    search: Search, network: Any, key: Key, at: Array, images: Array, labels: Array, targets: Array, epsilon: Array,
-    run: Array, restart: Array, state: Any, fresh: Array, num_steps: Array, look: Array,
+    search: Search, bounds: geometry.Bounds, network: Any, key: Key, at: Array, images: Array, labels: Array,
+    targets: Array, epsilon: Array, run: Array, restart: Array, state: Any, fresh: Array, num_steps: Array, call: Array,
 ) -> Any:  # fmt: skip
     """Begins the fresh rows and takes so many steps in all."""
     keys = search_lib.run_keys(jax.vmap(jax.random.fold_in, (None, 0))(key, at), run)
-    posed = search_lib.problem(keys, images, labels, targets, epsilon, restart)
-    begun = search.start(search.options, posed)
+    problem = search_lib.problem(keys, images.astype(jnp.float32), labels, targets, epsilon, restart)
+    begun = search.start(search.options, problem)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(fresh.reshape(fresh.shape + (1,) * (new.ndim - 1)), new, old)
 
+    def in_own_dtype(points: Array, *keys: Key) -> Any:
+        return network(inputs.in_dtype_of(images, points, bounds), *keys)
+
     state = jax.tree.map(choose, begun, state)
-    network_key = jax.random.fold_in(search_lib.network_key(key), look)
-    return search_lib.advance(search, network, network_key, posed, state, num_steps)
+    network_key = jax.random.fold_in(search_lib.network_key(key), call)
+    return search_lib.advance(search, in_own_dtype, network_key, problem, state, num_steps)
 
 
-def _taken(state: Any, rows: np.ndarray) -> Any:
-    """Some rows of a state, on the host."""
-    return jax.tree.map(lambda values: np.asarray(values)[rows], state)
+@functools.partial(jax.jit, static_argnames=("norm", "bounds", "num_draws"))
+def _verify(network: Any, key: Key, images: Array, points: Array, labels: Array, epsilon: Array, **options: Any):
+    return verify.verify(network, key, images, points, labels, epsilon=epsilon, **options)
+
+
+def _taken(tree: Any, rows: np.ndarray) -> Any:
+    """Some rows of a pytree of arrays, on the host."""
+    return jax.tree.map(lambda values: np.asarray(values)[rows], tree)
 
 
 def _blank(search: Search, images: Array, labels: Array, targets: Array, epsilon: Array) -> Any:
     """A state for every row to be begun over."""
 
     def begin(images: Array, labels: Array, targets: Array, epsilon: Array) -> Any:
+        images = images.astype(jnp.float32)
         return search.start(search.options, search_lib.problem(jax.random.key(0), images, labels, targets, epsilon))
 
     return jax.tree.map(
         lambda rest: np.zeros(rest.shape, rest.dtype), jax.eval_shape(begin, images, labels, targets, epsilon)
     )
-
-
-@functools.partial(jax.jit, static_argnames=("norm", "bounds", "eot_samples"))
-def _judged(
-    network: Any, key: Key, images: Array, points: Array, labels: Array, epsilon: Array, *,
-    norm: str, bounds: geometry.Bounds, eot_samples: int,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Which points are valid and misclassified, in full float32, and the likeliest wrong classes [R, B]."""
-
-    def draw(arguments: tuple) -> tuple[Array, Array]:
-        outputs = network(points, *arguments)
-        logits = getattr(outputs, "logits", outputs)
-        if not isinstance(logits, jax.Array) or logits.ndim != 2 or logits.shape[1] < 2:
-            given = f"shape {list(logits.shape)}" if isinstance(logits, jax.Array) else type(logits).__name__
-            raise InputError(f"logits_fn: expected logits [B, K] with K >= 2, got {given}")
-        logits = logits.astype(jnp.float32)
-        return (~verify.is_correct(logits, labels)).astype(jnp.float32), logits
-
-    with jax.default_matmul_precision("float32"):
-        if eot_samples == 0:
-            share, mean = draw(())
-        else:
-            draws = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, eot_samples))
-            share, mean = (jnp.mean(values, axis=0) for values in draws)
-    valid = verify.is_valid(images, points, epsilon=epsilon, norm=norm, bounds=bounds)
-    return valid & (share > 0.5), search_lib.likeliest_wrong(mean, labels, mean.shape[-1] - 1)
 
 
 def _fitting(count: int, sizes: tuple[int, ...]) -> int:

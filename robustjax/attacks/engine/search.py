@@ -1,8 +1,8 @@
-"""An attack in steps: the same code runs whole inside `jit`, or is stopped between steps by a driver.
+"""An attack in steps: the same code runs as a whole inside ``jit``, or is stopped between steps by a driver.
 
-A `Search` names what is particular to an attack; `solve` runs it from start to end. Every row of a batch has a state of
-its own down to the count of its steps, so a driver may exchange rows between steps: one example leaves, the next one
-takes its place, and the batch stays full.
+A :class:`Search` holds what is particular to an attack; :func:`solve` runs it from start to end. Every row of a batch
+has a state of its own, including the count of its steps, so a driver may exchange rows between steps: one example
+leaves, the next one takes its place, and the batch stays full.
 """
 
 from __future__ import annotations
@@ -41,33 +41,29 @@ class Search(NamedTuple):
     """An attack, by functions of a module and options that compare by value: the same options compile once.
 
     Attributes:
-        start: `(options, problem) -> state`, without calling the network. A state is a NamedTuple of arrays [B, ...]
-            with `count`, the steps taken, and `best`, a `Best`; an example is broken where `best.share` is 1.
-        step: `(options, logits_fn, key, problem, state) -> state`. Steps beyond the last change no `best`.
-        num_steps: calls of `step` that make the attack.
+        start: ``(options, problem) -> state``, without calling the network. A state is a NamedTuple of arrays [B, ...]
+            with ``count``, the steps taken, and ``best``, a :class:`Best`; the attack succeeded where ``best.share`` is
+            1.
+        step: ``(options, logits_fn, key, problem, state) -> state``. Steps beyond the last change no ``best``.
+        num_steps: calls of ``step`` that make the attack.
         options: a hashable value.
-        settles: whether steps change nothing more of a broken example.
+        stops_early: whether steps change nothing once an example is misclassified, so that a batch in which all are
+            needs no more of them.
     """
 
     start: Callable[[Any, Problem], Any]
     step: Callable[[Any, LogitsFn, Key, Problem, Any], Any]
     num_steps: int
     options: Any
-    settles: bool = False
+    stops_early: bool = False
 
 
 def problem(
     key: Key, images: Array, labels: Array, targets: Array, epsilon: Array | float, restart: Array | int = 0
 ) -> Problem:
-    """A problem from what attacks are given: key, epsilon and restart are one for all, or one per example.
-
-    Raises:
-        ValueError: where epsilon or keys are not one for each of the examples.
-    """
+    """A problem from what attacks are given: key, epsilon and restart are one for all, or one for each example."""
     first = images[(slice(None),) + (0,) * (images.ndim - 1)]
-    epsilon = jnp.asarray(epsilon, images.dtype)
-    if epsilon.ndim and epsilon.shape != first.shape:
-        raise ValueError(f"epsilon: expected a number or one for each of {first.size} examples, got {epsilon.shape}")
+    epsilon = jnp.asarray(epsilon).astype(images.dtype)
     # Adding zeros of the images' own keeps the axes that they vary over under shard_map.
     zeros = jnp.zeros_like(first)
     return Problem(
@@ -76,16 +72,14 @@ def problem(
         labels,
         targets,
         zeros + epsilon,
-        zeros.astype(jnp.int32) + jnp.asarray(restart, jnp.int32),
+        zeros.astype(jnp.int32) + jnp.asarray(restart).astype(jnp.int32),
     )
 
 
 def example_keys(key: Key, images: Array) -> Key:
-    """One key per example: the given ones, or the given one folded with the place in the batch."""
+    """One key for each example: the given ones, or the given one folded with the place in the batch."""
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
-    if key.shape != images.shape[:1]:
-        raise ValueError(f"key: expected one or one for each of {images.shape[0]} examples, got {key.shape}")
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0], dtype=jnp.int32))
     return key
 
 
@@ -99,7 +93,7 @@ def advance(search: Search, logits_fn: LogitsFn, key: Key, problem: Problem, sta
 
     def unfinished(carry: tuple[Array, Any]) -> Array:
         i, state = carry
-        return (i < num_steps) & ~(search.settles & jnp.all(state.best.share >= 1.0))
+        return (i < num_steps) & ~(search.stops_early & jnp.all(state.best.share >= 1.0))
 
     def step(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         i, state = carry
@@ -118,16 +112,17 @@ def solve(
     targets: Array,
     epsilon: Array | float,
     num_restarts: int,
-    nearest: bool,
+    run_all: bool,
 ) -> Best:
-    """The best of all runs: every target [R, B] after the other, each `num_restarts` times from an own start.
+    """The best of all runs: every target [R, B] after the other, each ``num_restarts`` times from its own start.
 
     Args:
         search: the attack.
-        logits_fn, key, images, labels, epsilon: as in any attack; `key` may be one per example.
+        logits_fn, key, images, labels, epsilon: as in any attack; ``key`` may be one for each example.
         targets: integers [R, B], compiled as one loop.
         num_restarts: runs of each target.
-        nearest: make all runs, for the highest loss; else only until every example is broken.
+        run_all: perform every restart and keep the best, as minimum-norm attacks do; otherwise stop once all examples
+            are misclassified.
     """
     keys = example_keys(key, images)
     key_network = network_key(key)
@@ -135,7 +130,7 @@ def solve(
 
     def unfinished(carry: tuple[Array, Best]) -> Array:
         i, best = carry
-        return (i < num_runs) & (nearest | ~jnp.all(best.share >= 1.0))
+        return (i < num_runs) & (run_all | ~jnp.all(best.share >= 1.0))
 
     def run(carry: tuple[Array, Best]) -> tuple[Array, Best]:
         i, best = carry
@@ -143,9 +138,9 @@ def solve(
         state = search.start(search.options, posed)
         state = advance(search, logits_fn, jax.random.fold_in(key_network, i), posed, state, search.num_steps)
         points, share, loss = state.best
-        # What broke an example stands, so that it does not depend on how long the rest of its batch holds out.
-        standing = (best.share >= 1.0) & (not nearest)
-        return i + 1, best.or_better(points, jnp.where(standing, -1.0, share), loss)
+        # A success is kept as it is, so that it does not depend on when the rest of the batch is misclassified.
+        final = (best.share >= 1.0) & (not run_all)
+        return i + 1, best.or_better(points, jnp.where(final, -1.0, share), loss)
 
     return jax.lax.while_loop(unfinished, run, (jnp.int32(0), Best.none(images)))[1]
 
@@ -156,13 +151,17 @@ def run_keys(keys: Key, run: Array) -> Key:
 
 
 def likeliest_wrong(logits: Array, labels: Array, count: int) -> Array:
-    """The `count` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
+    """The ``count`` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
+
+    Classes that the network masks by a logit of -inf are no targets: where fewer classes are left than are asked for,
+    the likeliest one is repeated.
 
     Example:
         >>> import jax.numpy as jnp
         >>> likeliest_wrong(jnp.array([[3.0, 1.0, 2.0, 0.0]]), jnp.array([0]), 2).ravel()
         Array([2, 1], dtype=int32)
     """
-    is_label = jnp.arange(logits.shape[-1])[None, :] == labels[:, None]
-    others = jnp.where(is_label, -jnp.inf, logits.astype(jnp.float32))
-    return jax.lax.top_k(others, min(count, logits.shape[-1] - 1))[1].T
+    is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == labels[:, None]
+    others = jnp.where(is_label | jnp.isnan(logits), -jnp.inf, logits.astype(jnp.float32))
+    values, classes = jax.lax.top_k(others, min(count, logits.shape[-1] - 1))
+    return jnp.where(values > -jnp.inf, classes, classes[:, :1]).T

@@ -1,12 +1,120 @@
-"""An attack's word is not taken: validity and success are read off its images by a forward pass of our own."""
+"""The one place that decides whether an attack succeeded, apart from the attack and in full float32.
+
+An attack's own record is not taken: :func:`verify` re-checks ball, box and class of the images that it returned. The
+rules, for everybody:
+
+- The prediction is the class of the largest logit, on an exact tie the first of these classes. A row of logits that
+  contains NaN is misclassified, whatever its largest entry (:func:`is_correct`).
+- An image is valid if it is finite, inside the box, and inside the ball up to float32 rounding (:func:`is_valid`).
+- A stochastic network is robust on an image if more than half of m fresh draws are right; a tie is misclassified.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine.inputs import logits_of
 from robustjax.types import Array, Attack, Key, LogitsFn
+
+
+class Verified(NamedTuple):
+    """What a network makes of an attack's images.
+
+    Attributes:
+        valid: bool [B], by :func:`is_valid`.
+        share: float32 [B], share of draws that are misclassified; 0 or 1 for a deterministic network.
+        logits: float32 [B, K], the mean over draws.
+        votes: int32 [B, K], how many draws predict each class.
+    """
+
+    valid: Array
+    share: Array
+    logits: Array
+    votes: Array
+
+    @property
+    def misclassified(self) -> Array:
+        """bool [B], whether at least half of the draws are misclassified."""
+        return is_misclassified(self.share)
+
+    @property
+    def success(self) -> Array:
+        """bool [B], whether the image is valid and misclassified."""
+        return self.valid & self.misclassified
+
+
+def is_misclassified(share: Array) -> Array:
+    """The majority rule, bool like `share`: misclassified where half or more of the draws are, so also on a tie.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> is_misclassified(jnp.array([0.45, 0.5, 1.0]))
+        Array([False,  True,  True], dtype=bool)
+    """
+    return share >= 0.5
+
+
+def verify(
+    network: LogitsFn,
+    key: Key,
+    images: Array,
+    points: Array,
+    labels: Array,
+    *,
+    epsilon: Array | float,
+    norm: str,
+    bounds: geometry.Bounds = (0.0, 1.0),
+    num_draws: int = 0,
+) -> Verified:
+    """Re-checks ball, box and class of an attack's images, in full float32 as far as the network's own dtype allows.
+
+    Pure: call it under ``jit``. Calls with the same key and shape use the same draws, so an attack that changes nothing
+    changes nothing in the result; take a key that the attack has not seen.
+
+    Args:
+        network: images -> logits [B, K], or outputs with a field ``logits``; with ``num_draws >= 1``, (images, key) ->
+            those.
+        key: a typed key, split into one for each draw.
+        images: the images as they were, [B, ...] of any float dtype.
+        points: what the attack returned, like images; the images themselves ask for the clean accuracy.
+        labels: integers [B].
+        epsilon: radius of the ball, a number or one for each example [B].
+        norm: "linf", "l2" or "l1".
+        bounds: the box.
+        num_draws: draws m of a stochastic network, one after the other; 0 for a deterministic network.
+
+    Returns:
+        A :class:`Verified`.
+
+    Raises:
+        InputError: for outputs that are not logits [B, K] with K >= 2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> images, labels = jnp.array([[1.0, 0.0], [0.5, 0.5]]), jnp.array([0, 1])
+        >>> verify(lambda x: x, jax.random.key(0), images, images, labels, epsilon=0.1, norm="linf").success
+        Array([False,  True], dtype=bool)
+    """
+
+    def draw(keys: tuple[Key, ...]) -> tuple[Array, Array, Array]:
+        logits = logits_of(network(points, *keys), points.shape[0]).astype(jnp.float32)
+        votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
+        return (~is_correct(logits, labels)).astype(jnp.float32), logits, votes
+
+    with jax.default_matmul_precision("float32"):
+        if num_draws == 0:
+            share, logits, votes = draw(())
+        else:
+            draws = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, num_draws))
+            share, logits = (jnp.mean(values, axis=0) for values in draws[:2])
+            votes = jnp.sum(draws[2], axis=0, dtype=jnp.int32)
+    valid = is_valid(images, points, epsilon=epsilon, norm=norm, bounds=bounds)
+    return Verified(valid, share, logits, votes)
 
 
 def is_valid(
@@ -20,7 +128,7 @@ def is_valid(
     """Which adversarial images are finite, inside the box, and inside the ball up to float32 rounding.
 
     Args:
-        images, adversarial: [B, ...].
+        images, adversarial: [B, ...] of any float dtype; half precision is read in float32.
         epsilon: radius, a number or one per example.
         norm: of the ball.
         bounds: the box.
@@ -34,14 +142,19 @@ def is_valid(
         >>> is_valid(images, images + jnp.array([0.1, 0.2]).reshape(2, 1, 1, 1), epsilon=0.1)
         Array([ True, False], dtype=bool)
     """
+    images, adversarial = jnp.asarray(images), jnp.asarray(adversarial)
+    dtype = images.dtype if jnp.finfo(images.dtype).bits > 32 else jnp.float32
+    images, adversarial = images.astype(dtype), adversarial.astype(dtype)
     axes = tuple(range(1, images.ndim))
-    inside_box = jnp.all((adversarial >= bounds[0]) & (adversarial <= bounds[1]), axis=axes)
+    low, high = geometry.walls(bounds, images)
+    inside_box = jnp.all((adversarial >= low) & (adversarial <= high), axis=axes)
     # A pixel's rounding is at most half an ulp at the larger wall; in l2 and l1 they add up over the pixels.
-    ulp = jnp.finfo(jnp.float32).eps * max(abs(bounds[0]), abs(bounds[1]))
-    slack = ulp * {"linf": 1.0, "l2": 1.0, "l1": max(1, images[0].size) ** 0.5}[norm]
+    ulp = float(jnp.finfo(jnp.float32).eps) * float(np.max(np.abs(np.asarray(bounds))))
+    size = max(1, int(np.prod(images.shape[1:])))
+    slack = ulp * {"linf": 1.0, "l2": 1.0, "l1": size**0.5}[norm]
     distance = geometry.get(norm).norm(adversarial - images)
     # NaN compares false everywhere, so a non-finite image is invalid.
-    return inside_box & (distance <= jnp.asarray(epsilon, images.dtype) * (1.0 + 1e-6) + slack)
+    return inside_box & (distance <= jnp.asarray(epsilon).astype(dtype) * (1.0 + 1e-6) + slack)
 
 
 def survives(
@@ -53,7 +166,7 @@ def survives(
     *,
     attacked_fn: LogitsFn | None = None,
 ) -> Array:
-    """Which examples a network classifies correctly both as they are and after an attack, in full float32.
+    """Which examples a deterministic network classifies correctly both as they are and after an attack.
 
     Args:
         logits_fn: images -> logits [B, K].
@@ -74,7 +187,7 @@ def survives(
 
     def right(points: Array) -> Array:
         with jax.default_matmul_precision("float32"):
-            return is_correct(logits_fn(points), labels)
+            return is_correct(logits_of(logits_fn(points), points.shape[0]), labels)
 
     if attack is None:
         return right(images)
@@ -83,11 +196,19 @@ def survives(
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-    """Where the largest logit is the label's, bool [B]. NaN logits are wrong, whatever argmax makes of them.
+    """Where the largest logit is the label's, bool [B].
+
+    On an exact tie the first of the largest is the prediction. Rows that contain NaN are wrong, whatever argmax makes
+    of them. Logits of -inf, as of masked classes, are like any other.
+
+    Args:
+        logits: [B, K].
+        labels: integers [B].
 
     Example:
         >>> import jax.numpy as jnp
-        >>> is_correct(jnp.array([[1.0, 0.0], [jnp.nan, 0.0]]), jnp.array([0, 0]))
-        Array([ True, False], dtype=bool)
+        >>> is_correct(jnp.array([[1.0, 1.0], [1.0, 1.0], [jnp.nan, 0.0]]), jnp.array([0, 1, 0]))
+        Array([ True, False, False], dtype=bool)
     """
-    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return (predicted == jnp.asarray(labels).astype(jnp.int32)) & ~jnp.any(jnp.isnan(logits), axis=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -44,79 +44,80 @@ CLEAN = Protocol(None)
 
 
 class Threat(NamedTuple):
-    """What an evaluation defends against, and with what a network has to do it.
+    """What an adversary may do to an image: anything within a ball around it and inside the box of valid pixels.
 
     Attributes:
-        norm, epsilon: the ball.
-        num_classes: K.
-        eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        epsilon: radius of the ball, in units of pixels.
+        bounds: of the pixels.
     """
 
     norm: str
     epsilon: float
-    num_classes: int
-    eot_samples: int = 0
+    bounds: tuple[float, float] = (0.0, 1.0)
 
 
-def fgsm(threat: Threat) -> Protocol:
+def fgsm(threat: Threat, *, num_classes: int = 0, eot_samples: int = 0) -> Protocol:
     """One step of length epsilon, from the image itself."""
-    return _of_gradients(attacks.fgsm, threat, num_steps=1, settings={}, options={"epsilon": threat.epsilon})
+    options = {"epsilon": threat.epsilon}
+    return _of_gradients(attacks.fgsm, threat, num_steps=1, eot_samples=eot_samples, settings={}, options=options)
 
 
-def pgd(threat: Threat, *, num_steps: int, loss: LossFn = losses.cross_entropy) -> Protocol:
+def pgd(
+    threat: Threat,
+    *,
+    num_steps: int,
+    loss: LossFn = losses.cross_entropy,
+    num_classes: int = 0,
+    eot_samples: int = 0,
+) -> Protocol:
     """Steps of epsilon / 10 from the image itself, as the evaluated papers share them; C&W is PGD on the margin."""
     return _of_gradients(
         attacks.pgd,
         threat,
         num_steps=num_steps,
+        eot_samples=eot_samples,
         settings={"loss": loss, "random_start": False},
         options={"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
     )
 
 
-def _of_gradients(
-    attack: Callable[..., Any], threat: Threat, *, num_steps: int, settings: dict[str, Any], options: dict[str, float]
-) -> Protocol:
-    bound = _bound(attack, norm=threat.norm, eot_samples=threat.eot_samples, **settings)
-    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(threat.eot_samples, 1))
-
-
-def autoattack(threat: Threat) -> Protocol:
+def autoattack(threat: Threat, *, num_classes: int, eot_samples: int = 0) -> Protocol:
     """AutoAttack `standard`; `rand` for a stochastic network."""
-    stochastic = threat.eot_samples > 0
-    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": threat.eot_samples}
+    stochastic = eot_samples > 0
+    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": eot_samples}
     return Protocol(
-        _bound(attacks.autoattack, **settings),
+        _bound(attacks.autoattack, bounds=threat.bounds, **settings),
         {"epsilon": threat.epsilon},
         num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
         num_restarts=1,
-        passes=most_passes(num_classes=threat.num_classes, **settings),
+        passes=most_passes(num_classes=num_classes, **settings),
         whole=True,
     )
 
 
-@functools.cache
-def _bound(attack: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
-    return partial(attack, **settings)
-
-
+# Name of an attack -> (threat, num_classes, eot_samples) -> its protocol. With `eot_samples` >= 1 the network is
+# stochastic, and attacks average over so many draws.
 PROTOCOLS = {
-    "clean": lambda threat: CLEAN,
+    "clean": lambda threat, **network: CLEAN,
     "fgsm": fgsm,
     "pgd20": partial(pgd, num_steps=20),
     "cw": partial(pgd, num_steps=30, loss=CW_MARGIN),
     "pgd100": partial(pgd, num_steps=100),
     "autoattack": autoattack,
 }
-
-
-# The attack that is a whole judgement, with the network's hints.
+# The attack that is a verdict of its own, by :func:`robustjax.evaluation.judge`.
 ADAPTIVE = "adaptive"
 
 
-def by_name(names: list[str], threat: Threat) -> dict[str, Protocol]:
+def by_name(names: Sequence[str], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
     """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but `evaluation.judge`.
+
+    Args:
+        names: of :data:`PROTOCOLS`, or ``"adaptive"``.
+        threat: that the network is to withstand.
+        num_classes: K.
+        eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
 
     Raises:
         InputError: naming every unknown attack and the known ones.
@@ -125,4 +126,24 @@ def by_name(names: list[str], threat: Threat) -> dict[str, Protocol]:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(f"attacks must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
-    return {name: PROTOCOLS[name](threat) for name in names if name != ADAPTIVE}
+    settings = {"num_classes": num_classes, "eot_samples": eot_samples}
+    return {name: PROTOCOLS[name](threat, **settings) for name in names if name != ADAPTIVE}
+
+
+def _of_gradients(
+    attack: Callable[..., Any],
+    threat: Threat,
+    *,
+    num_steps: int,
+    eot_samples: int,
+    settings: dict[str, Any],
+    options: dict[str, float],
+) -> Protocol:
+    bound = _bound(attack, norm=threat.norm, bounds=threat.bounds, eot_samples=eot_samples, **settings)
+    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(eot_samples, 1))
+
+
+@functools.cache
+def _bound(attack: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
+    return partial(attack, **settings)

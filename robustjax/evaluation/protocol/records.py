@@ -90,15 +90,21 @@ def record(
 
 
 def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of an adversary who picks the best attack for each example: robust where it is against every one.
+    """The record of an adversary who picks the best attack for each example: robust only where every attack fails.
 
     Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
     """
     num_draws = records[0].get("num_draws", 1)
     right = np.min([record["right_draws" if num_draws > 1 else "robust"] for record in records], axis=0).astype(int)
     shared = {name: value for name, value in records[0].items() if name not in ("settings", "by_attack")}
+    threats = list({(record["norm"], record["epsilon"]): None for record in records})
     return {
         **shared,
+        **(
+            {"threats": [dict(zip(("norm", "epsilon"), threat, strict=True)) for threat in threats]}
+            if len(threats) > 1
+            else {}
+        ),
         "attack": "worst_case",
         "attacks": [record["attack"] for record in records],
         "num_steps": max(record["num_steps"] for record in records),

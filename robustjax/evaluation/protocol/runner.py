@@ -1,10 +1,10 @@
-"""Runs attacks over a data set, batch by batch, and believes none: every image is checked and classified anew."""
+"""Runs attacks over images, batch by batch, and verifies them: every image is checked and classified by itself."""
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +14,14 @@ import numpy as np
 from robustjax import data
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import verify
-from robustjax.evaluation.protocol.protocols import Protocol
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.runtime import hosts
 from robustjax.runtime.sharding import Layout
-from robustjax.types import Array, Key
+from robustjax.types import Array, Key, LogitsFn
 
 # How many adversarial images an outcome keeps, to be looked at.
 NUM_KEPT = 8
-# A driver such as AutoAttack refills the slots of its batch as images break, until at the end of each of its attacks
+# A driver such as AutoAttack refills the slots of its batch as attacks succeed, until at the end of each of its attacks
 # the last images leave slots empty. On a network that mostly holds, 8 batches at a time cost 12 % more forward passes
 # than 32 did, 4 cost 25 % and 2 cost 98 % more; while a kill costs the chunk that was running.
 BATCHES_PER_CHUNK = 8
@@ -68,174 +68,139 @@ class Outcome(NamedTuple):
         return 2 * self.right > self.num_draws
 
 
-class Runner(NamedTuple):
-    """A network and a data set, ready to be attacked.
+class Runner:
+    """A network and images, ready to be attacked: ``runner(protocol, key)``, or unit by unit.
+
+    Every adversarial image is checked against ball and box and classified in float32 by a forward pass apart from the
+    attack's.
+
+    Args:
+        network: images -> logits [B, K]; (images, key) -> logits for a stochastic network. As a
+            ``jax.tree_util.Partial`` that holds its variables, they are arguments of what is compiled.
+        images: uint8 in 0..255, or float32 inside the threat's bounds, [N, H, W, C].
+        labels: integers [N].
+        threat: every adversarial image is checked against it.
+        batch_size: examples at a time, shared by the devices. A driver takes fewer where that is quicker.
+        layout: of the devices.
+        num_draws: for a stochastic network, on how many draws each image is classified, never an attack's own. 0 means
+            a deterministic network.
 
     Attributes:
-        unit_size: `protocol -> examples` of a unit, a batch or a driver's chunk.
-        examples: `protocol -> [slices]`, the units in which it runs. They and what is drawn in them do not depend on
-            how many examples there are, but for the last one's length.
-        run_unit: `(protocol, key, index, progress) -> Unit`. `progress(share, status)` hears how far a driver is.
-        outcome: `(protocol, units) -> Outcome`.
-        dataset: what is judged on.
-        passes: `protocol -> forward passes` for each example, at most, checks included.
+        images, labels, threat: as given.
+
+    Example:
+        >>> from robustjax.evaluation.protocol.protocols import Threat, pgd
+        >>> from robustjax.runtime import sharding
+        >>> images, labels = np.array([[[[100]]], [[[140]]], [[[255]]]], np.uint8), np.array([0, 1, 1])
+        >>> score = lambda images: 2 * (images[:, 0, 0] - 0.5)
+        >>> network = lambda images: jnp.concatenate([-score(images), score(images)], axis=1)
+        >>> threat = Threat("linf", 0.1)
+        >>> runner = Runner(network, images, labels, threat=threat, batch_size=4, layout=sharding.layout())
+        >>> runner(pgd(threat, num_steps=10), jax.random.key(0)).robust
+        array([ True, False,  True])
     """
 
-    unit_size: Callable[[Protocol], int]
-    examples: Callable[[Protocol], list[slice]]
-    run_unit: Callable[..., Unit]
-    outcome: Callable[[Protocol, list[Unit]], Outcome]
-    dataset: data.Dataset
-    passes: Callable[[Protocol], float]
+    def __init__(
+        self,
+        network: LogitsFn,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        threat: Threat,
+        batch_size: int,
+        layout: Layout,
+        num_draws: int = 0,
+    ):
+        self.images, self.labels, self.threat = images, labels, threat
+        self._batch_size, self._layout, self._num_draws = batch_size, layout, num_draws
+        network = as_partial(network)
+        self._network = layout.replicate(network)
+        # Of several processes each does the whole of what a driver does, on devices of its own.
+        self._driver_network = jax.device_get(self._network) if hosts.several() else self._network
+        self._driver_sharding = None if hosts.several() else layout.batch
+        self._driver_batch_size = min(batch_size, default_batch_size() * layout.num_devices)
+        # Few examples need no full batch; what is drawn for an example does not depend on how many follow it.
+        self._padded_size = min(batch_size, -(-len(labels) // layout.num_devices) * layout.num_devices)
+        self._verify = _compiled_apart(self._verified, layout=layout)
+        self._programs: dict[Any, Callable[..., tuple[Array, float]]] = {}
 
     def __call__(self, protocol: Protocol, key: Key) -> Outcome:
         """Everything at once, nothing stored."""
         indices = range(len(self.examples(protocol)))
         return self.outcome(protocol, [self.run_unit(protocol, key, i, lambda share, status: None) for i in indices])
 
+    def unit_size(self, protocol: Protocol) -> int:
+        """Examples of a unit: a batch, or a driver's chunk of several."""
+        return self._driver_batch_size * BATCHES_PER_CHUNK if protocol.whole else self._batch_size
 
-def make_runner(
-    logits_fn: Callable[..., Array],
-    variables: Any,
-    dataset: data.Dataset,
-    *,
-    epsilon: float,
-    norm: str,
-    batch_size: int,
-    layout: Layout,
-    draws: int = 0,
-) -> Runner:
-    """A `Runner`: `runner(protocol, key) -> Outcome`, or unit by unit.
+    def examples(self, protocol: Protocol) -> list[slice]:
+        """The units in which a protocol runs.
 
-    Args:
-        logits_fn: (variables, images) -> float32 logits [B, K]; (variables, images, key) for a stochastic network.
-        variables: of the network.
-        dataset: to be judged on.
-        epsilon, norm: every adversarial image is checked against them.
-        batch_size: examples at a time, shared by the devices. A driver takes fewer where that is quicker.
-        layout: of the devices.
-        draws: for a stochastic network, how many fresh draws judge each image, never an attack's own. 0 means a
-            deterministic network.
-
-    Example:
-        >>> from robustjax.evaluation.protocol.protocols import Threat, pgd
-        >>> from robustjax.runtime import sharding
-        >>> images = np.array([[[[100]]], [[[140]]], [[[255]]]], np.uint8)
-        >>> dataset = data.Dataset("greys", images, np.array([0, 1, 1], np.int32), 2, ("dark", "light"))
-        >>> score = lambda weight, images: weight * (images[:, 0, 0] - 0.5)
-        >>> logits_fn = lambda weight, images: jnp.concatenate([-score(weight, images), score(weight, images)], axis=1)
-        >>> runner = make_runner(logits_fn, jnp.float32(2.0), dataset, epsilon=0.1, norm="linf", batch_size=4,
-        ...                      layout=sharding.layout())
-        >>> runner(pgd(Threat("linf", 0.1, 2), num_steps=10), jax.random.key(0)).robust
-        array([ True, False,  True])
-    """
-    variables = layout.replicate(variables)
-    # Few examples need no full batch; what is drawn for an example does not depend on how many follow it.
-    padded_size = min(batch_size, -(-len(dataset.labels) // layout.num_devices) * layout.num_devices)
-    driver_batch_size = min(batch_size, default_batch_size() * layout.num_devices)
-    # Of several processes each does the whole of what a driver does, on devices of its own.
-    network = jax.tree_util.Partial(logits_fn, jax.device_get(variables) if hosts.several() else variables)
-    sharding = None if hosts.several() else layout.batch
-
-    def in_batches(images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
-        part = dataset._replace(images=images, labels=labels)
-        for batch in data.batches(part, padded_size):
-            yield layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
-
-    def classify(variables: Any, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:
-        """In how many draws the network is right [B], and what it says most often [B]; in full float32."""
-
-        def draw(arguments: tuple[Key, ...]) -> tuple[Array, Array]:
-            logits = logits_fn(variables, images, *arguments)
-            votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
-            return verify.is_correct(logits, labels).astype(jnp.int32), votes
-
-        with jax.default_matmul_precision("float32"):
-            if draws == 0:
-                right, votes = draw(())
-            else:
-                per_draw = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, draws))
-                right, votes = jax.tree.map(lambda values: jnp.sum(values, axis=0), per_draw)
-        return right, jnp.argmax(votes, axis=-1)
-
-    compiled_apart = partial(_compiled_apart, layout=layout)
-
-    @compiled_apart
-    def judge(variables: Any, key: Key, images: Array, adversarial: Array, labels: Array, epsilon: Array):
-        # The same draws for both, so that an attack that changes nothing changes nothing.
-        clean_right, clean_predictions = classify(variables, key, images, labels)
-        right, predictions = classify(variables, key, adversarial, labels)
-        return {
-            "valid": verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm),
-            "right": right,
-            "clean_right": clean_right,
-            "predictions": predictions,
-            "clean_predictions": clean_predictions,
-        }
-
-    programs: dict[Any, Callable[..., Array]] = {}
-
-    def program(attack: Callable[..., Array]) -> Callable[..., Array]:
-        if attack not in programs:
-
-            def perturb(variables: Any, key: Key, images: Array, labels: Array, options: dict[str, Array]) -> Array:
-                network = jax.tree_util.Partial(logits_fn, variables)
-                return attack(network, key, images, labels, **options)
-
-            programs[attack] = compiled_apart(perturb)
-        return programs[attack]
-
-    def attacked(protocol: Protocol, key: Key, images: np.ndarray, labels: np.ndarray, progress: Callable):
-        """The adversarial images, what an ensemble says of its attacks, and the seconds without compilation."""
-        if protocol.attack is None:
-            return images, {}, 0.0
-        started = time.perf_counter()
-        if protocol.whole:
-            result = protocol.attack(
-                network, key, images, labels,
-                batch_size=driver_batch_size, sharding=sharding, progress=progress, **protocol.options,
-            )  # fmt: skip
-            return result.images, result.by_attack, time.perf_counter() - started
-        (batch,) = in_batches(images, labels)
-        arguments = (variables, key, batch.images, batch.labels, _arrays(protocol.options))
-        moved, seconds = program(protocol.attack)(*arguments)
-        return moved[batch.mask], {}, seconds
-
-    def unit_size(protocol: Protocol) -> int:
-        return driver_batch_size * BATCHES_PER_CHUNK if protocol.whole else batch_size
-
-    def examples(protocol: Protocol) -> list[slice]:
-        size, total = unit_size(protocol), len(dataset.labels)
+        They and what is drawn in them do not depend on how many examples there are, but for the last one's length.
+        """
+        size, total = self.unit_size(protocol), len(self.labels)
         return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
-    def run_unit(protocol: Protocol, key: Key, index: int, progress: Callable[[float, str], None]) -> Unit:
-        rows = examples(protocol)[index]
-        key_attack, key_judge = jax.random.split(jax.random.fold_in(key, index))
-        images, labels = np.asarray(data.to_float(dataset.images[rows])), dataset.labels[rows]
+    def passes(self, protocol: Protocol) -> float:
+        """Forward passes for each example, at most, verification included."""
+        return protocol.passes + 2 * max(self._num_draws, 1)
 
-        def heard(name: str, done: float, robust: int) -> None:
+    def run_unit(self, protocol: Protocol, key: Key, index: int, progress: Callable[[float, str], None]) -> Unit:
+        """Attacks the examples of a unit; `progress(share, status)` is told how far a driver is."""
+        rows = self.examples(protocol)[index]
+        key_attack, _ = self._keys(key, index)
+        images, labels = self._floats(rows), self.labels[rows]
+
+        def report(name: str, done: float, robust: int) -> None:
             progress(done, f"{name}: {robust} of {len(labels)} images left, accuracy {robust / len(labels):.2%}")
 
-        adversarial, by_attack, seconds = attacked(protocol, key_attack, images, labels, heard)
-        radius = np.float32(protocol.options.get("epsilon", epsilon))
-        parts = []
-        pairs = zip(in_batches(images, labels), in_batches(adversarial, labels), strict=True)
+        adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, report)
+        unit = self.verify_unit(protocol, key, index, adversarial, by_attack)
+        return unit._replace(seconds=unit.seconds + seconds)
+
+    def verify_unit(
+        self,
+        protocol: Protocol,
+        key: Key,
+        index: int,
+        adversarial: np.ndarray,
+        by_attack: Mapping[str, np.ndarray] | None = None,
+    ) -> Unit:
+        """Checks and classifies images that an attack has made of the examples of a unit.
+
+        Args:
+            protocol: under which they were made.
+            key: as of :meth:`run_unit`, so that a stochastic network is asked with the same draws.
+            index: of the unit.
+            adversarial: float32 [n, H, W, C], an image for each of its examples.
+            by_attack: of an ensemble, attack's name -> bool [n], what was robust after it.
+
+        Raises:
+            RuntimeError: an image is outside ball or box, so that any figure would be meaningless.
+        """
+        rows = self.examples(protocol)[index]
+        _, key_verify = self._keys(key, index)
+        images, labels = self._floats(rows), self.labels[rows]
+        radius = np.float32(protocol.options.get("epsilon", self.threat.epsilon))
+        parts, seconds = [], 0.0
+        pairs = zip(self._batches(images, labels), self._batches(adversarial, labels), strict=True)
         for i, (batch, moved) in enumerate(pairs):
-            key_batch = jax.random.fold_in(key_judge, i)
-            verdict, spent = judge(variables, key_batch, batch.images, moved.images, batch.labels, radius)
-            parts.append({name: values[batch.mask] for name, values in verdict.items()})
+            key_batch = jax.random.fold_in(key_verify, i)
+            found, spent = self._verify(self._network, key_batch, batch.images, moved.images, batch.labels, radius)
+            parts.append({name: values[batch.mask] for name, values in found.items()})
             seconds += spent
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not (valid := arrays.pop("valid")).all():
             raise RuntimeError(
-                f"an attack returned {np.sum(~valid)} images outside the {norm} ball of {radius:g} or the box, first "
-                f"of example {rows.start + np.argmin(valid)}: its figure would be meaningless"
+                f"an attack returned {np.sum(~valid)} images outside the {self.threat.norm} ball of {radius:g} or the "
+                f"box, first of example {rows.start + np.argmin(valid)}: its figure would be meaningless"
             )
-        arrays |= {f"by_attack.{name}": flags for name, flags in by_attack.items()}
+        arrays |= {f"by_attack.{name}": flags for name, flags in (by_attack or {}).items()}
         return Unit(arrays | {"adversarial": adversarial[: max(NUM_KEPT - rows.start, 0)]}, seconds)
 
-    def outcome(protocol: Protocol, units: list[Unit]) -> Outcome:
-        counts = [rows.stop - rows.start for rows in examples(protocol)]
+    def outcome(self, protocol: Protocol, units: list[Unit]) -> Outcome:
+        """The outcome of a protocol from all of its units."""
+        counts = [rows.stop - rows.start for rows in self.examples(protocol)]
 
         def column(name: str) -> np.ndarray:
             return np.concatenate([unit.arrays[name][:count] for unit, count in zip(units, counts, strict=True)])
@@ -243,7 +208,7 @@ def make_runner(
         ensemble = [name for name in units[0].arrays if name.startswith("by_attack.")]
         return Outcome(
             np.minimum(column("right"), column("clean_right")),
-            max(draws, 1),
+            max(self._num_draws, 1),
             column("clean_predictions"),
             column("predictions"),
             column("adversarial"),
@@ -251,10 +216,85 @@ def make_runner(
             sum(unit.seconds for unit in units),
         )
 
-    def passes(protocol: Protocol) -> float:
-        return protocol.passes + 2 * max(draws, 1)
+    def _keys(self, key: Key, index: int) -> tuple[Key, Key]:
+        """Those of an attack on a unit, and of its verification."""
+        key_attack, key_verify = jax.random.split(jax.random.fold_in(key, index))
+        return key_attack, key_verify
 
-    return Runner(unit_size, examples, run_unit, outcome, dataset, passes)
+    def _floats(self, rows: slice) -> np.ndarray:
+        images = self.images[rows]
+        return np.asarray(data.to_float(images)) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+
+    def _batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+        for batch in data.batches(images, labels, self._padded_size):
+            yield self._layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
+
+    def _attacked(
+        self, protocol: Protocol, key: Key, images: np.ndarray, labels: np.ndarray, progress: Callable
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+        """The adversarial images, what an ensemble says of its attacks, and the seconds without compilation."""
+        if protocol.attack is None:
+            return images, {}, 0.0
+        started = time.perf_counter()
+        if protocol.whole:
+            result = protocol.attack(
+                self._driver_network, key, images, labels, batch_size=self._driver_batch_size,
+                sharding=self._driver_sharding, progress=progress, **protocol.options,
+            )  # fmt: skip
+            return result.images, result.by_attack, time.perf_counter() - started
+        (batch,) = self._batches(images, labels)
+        arguments = (self._network, key, batch.images, batch.labels, _arrays(protocol.options))
+        moved, seconds = self._program(protocol.attack)(*arguments)
+        return moved[batch.mask], {}, seconds
+
+    def _program(self, attack: Callable[..., Array]) -> Callable[..., tuple[Array, float]]:
+        if attack not in self._programs:
+
+            def perturb(network: LogitsFn, key: Key, images: Array, labels: Array, options: dict[str, Array]) -> Array:
+                return attack(network, key, images, labels, **options)
+
+            self._programs[attack] = _compiled_apart(perturb, layout=self._layout)
+        return self._programs[attack]
+
+    def _verified(
+        self, network: LogitsFn, key: Key, images: Array, adversarial: Array, labels: Array, epsilon: Array
+    ) -> dict[str, Array]:
+        # The same draws for both, so that an attack that changes nothing changes nothing.
+        clean_right, clean_predictions = self._classified(network, key, images, labels)
+        right, predictions = self._classified(network, key, adversarial, labels)
+        norm, bounds = self.threat.norm, self.threat.bounds
+        return {
+            "valid": verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm, bounds=bounds),
+            "right": right,
+            "clean_right": clean_right,
+            "predictions": predictions,
+            "clean_predictions": clean_predictions,
+        }
+
+    def _classified(self, network: LogitsFn, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:
+        """In how many draws the network is right [B], and what it says most often [B]; in full float32."""
+
+        def draw(arguments: tuple[Key, ...]) -> tuple[Array, Array]:
+            outputs = network(images, *arguments)
+            logits = getattr(outputs, "logits", outputs)
+            votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
+            return verify.is_correct(logits, labels).astype(jnp.int32), votes
+
+        with jax.default_matmul_precision("float32"):
+            if self._num_draws == 0:
+                right, votes = draw(())
+            else:
+                per_draw = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, self._num_draws))
+                right, votes = jax.tree.map(lambda values: jnp.sum(values, axis=0), per_draw)
+        return right, jnp.argmax(votes, axis=-1)
+
+
+def as_partial(network: LogitsFn) -> jax.tree_util.Partial:
+    """A network as an argument of what is compiled: a ``jax.tree_util.Partial`` stays as it is."""
+    if isinstance(network, jax.tree_util.Partial):
+        return network
+    # A callable object may hold arrays and have no hash, by which a compiled program would know it.
+    return jax.tree_util.Partial(network if inspect.isfunction(network) else lambda *arguments: network(*arguments))
 
 
 def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable[..., tuple[Any, float]]:

@@ -24,37 +24,39 @@ PATIENCE = 5.0
 
 
 class Task(NamedTuple):
-    """One protocol of an evaluation, under a name and with the store of its results."""
+    """One protocol of an evaluation, under a name and with the store of its results, None to store nothing."""
 
     name: str
     protocol: Protocol
-    store: Store
+    store: Store | None
 
 
-def attack_key(seed: int, name: str) -> Key:
-    """The key of an attack: it depends on seed and name, not on which others run."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+def attack_key(key: Key, name: str) -> Key:
+    """The key of an attack: it depends on the evaluation's key and on its name, not on which others run."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def outcomes(runner: Runner, tasks: Sequence[Task], *, seed: int) -> Iterator[Outcome]:
-    """The outcome of each task as soon as it is there; what is stored is read, the rest is run and stored.
+def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True) -> Iterator[Outcome]:
+    """The outcome of each task as soon as it is complete; what is stored is read, the rest is run and stored.
 
-    Prints an estimate of the time before most of it is spent.
+    With `progress`, prints an estimate of the time before most of it is spent.
     """
     work = [[_size(rows) * runner.passes(task.protocol) for rows in runner.examples(task.protocol)] for task in tasks]
-    with Progress("judging", total=sum(map(sum, work)), counted=False, shown=hosts.is_first()) as display:
-        session = _Session(runner, tasks, seed, work, display)
+    shown = progress and hosts.is_first()
+    with Progress("evaluating", total=sum(map(sum, work)), counted=False, shown=shown) as display:
+        session = _Session(runner, tasks, key, work, display)
         known = len(session.stored)
-        if missing := session.missing():
+        missing = session.missing()
+        if missing and progress:
             pace = session.pace()
             left = session.missing()
             drivers = sorted({tasks[t].name for t, _ in left if tasks[t].protocol.whole})
-            most = f" (less as {' and '.join(drivers)} breaks images)" if drivers else ""
+            most = f" (less as {' and '.join(drivers)} succeeds)" if drivers else ""
             seconds = pace * sum(work[t][i] for t, i in left)
-            there = f"; {known} of {known + len(missing)} batches are there" if known else ""
+            there = f"; {known} of {known + len(missing)} batches are stored" if known else ""
             display.say(f"estimated time for what is left: {duration(seconds)}{most}, compilation apart{there}")
-        else:
-            display.say("every batch is there already, and nothing is run again")
+        elif tasks and not missing:
+            display.say("every batch is stored already, and nothing is run again")
         for t, task in enumerate(tasks):
             yield runner.outcome(task.protocol, [session.unit(t, i) for i in range(len(work[t]))])
 
@@ -62,10 +64,10 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, seed: int) -> Iterator[Ou
 class _Session:
     """The units of all tasks by (task, index): those that are stored, and how to come by the others."""
 
-    def __init__(self, runner: Runner, tasks: Sequence[Task], seed: int, work: list[list[float]], display: Progress):
-        self._runner, self._tasks, self._seed, self._work, self._display = runner, tasks, seed, work, display
+    def __init__(self, runner: Runner, tasks: Sequence[Task], key: Key, work: list[list[float]], display: Progress):
+        self._runner, self._tasks, self._key, self._work, self._display = runner, tasks, key, work, display
         self._examples = [runner.examples(task.protocol) for task in tasks]
-        self._marks = fingerprints(runner.dataset.images, runner.dataset.labels)
+        self._marks = fingerprints(runner.images, runner.labels)
         self._finished = 0.0
         self.stored: dict[tuple[int, int], Unit] = {}
         for t, i in self.missing():
@@ -88,9 +90,9 @@ class _Session:
                 self._display.update(self._finished + share * self._work[t][i], f"{place} {status}")
 
             progress(0.0, "")
-            unit = self._runner.run_unit(task.protocol, attack_key(self._seed, task.name), i, progress)
+            unit = self._runner.run_unit(task.protocol, attack_key(self._key, task.name), i, progress)
             arrays = unit.arrays | {"seconds": np.float64(unit.seconds)}
-            if hosts.is_first():
+            if task.store and hosts.is_first():
                 task.store.write(i, self._marks[self._examples[t][i]], arrays)
             self._keep(t, i, unit)
         return self.stored[t, i]
@@ -107,7 +109,7 @@ class _Session:
             if not self._tasks[t].protocol.whole:
                 first.setdefault(t, i)
         if not first:
-            key, idle = attack_key(self._seed, "clean"), lambda share, status: None
+            key, idle = attack_key(self._key, "clean"), lambda share, status: None
             seconds = min(self._runner.run_unit(CLEAN, key, 0, idle).seconds for _ in range(3))
             return _agreed(seconds) / (_size(self._runner.examples(CLEAN)[0]) * self._runner.passes(CLEAN))
         # Clean accuracy says little of what a gradient costs.
@@ -125,8 +127,11 @@ class _Session:
         self._finished += self._work[t][i]
 
     def _read(self, t: int, i: int) -> Unit | None:
+        store = self._tasks[t].store
+        if store is None:
+            return None
         try:
-            arrays = self._tasks[t].store.read(i, self._marks[self._examples[t][i]])
+            arrays = store.read(i, self._marks[self._examples[t][i]])
         except DamagedBatch as damage:
             self._display.say(f"warning: {damage}; it is run again")
             return None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustjax.evaluation.protocol import records
-from robustjax.evaluation.protocol.protocols import Protocol
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.types import InputError
 
@@ -33,9 +33,7 @@ class Point(NamedTuple):
     protocol: Protocol
 
 
-def points(
-    kind: str, protocols: Mapping[str, Protocol], *, epsilon: float, norm: str, image_shape: Sequence[int]
-) -> list[Point]:
+def points(kind: str, protocols: Mapping[str, Protocol], *, threat: Threat, image_shape: Sequence[int]) -> list[Point]:
     """The points of a sweep, attack by attack.
 
     "epsilon": multiples of the run's, and the radius at which every image can be turned into the same grey one, where
@@ -44,14 +42,14 @@ def points(
     Args:
         kind: "epsilon" or "steps".
         protocols: by the attacks' names.
-        epsilon, norm: of the run.
+        threat: of the run.
         image_shape: (H, W, C).
 
     Raises:
         InputError: an attack has no epsilon, or not a number of steps to be set.
 
     Example:
-        >>> swept = points("epsilon", {"fgsm": Protocol(abs, {"epsilon": 0.1})}, epsilon=0.1, norm="linf",
+        >>> swept = points("epsilon", {"fgsm": Protocol(abs, {"epsilon": 0.1})}, threat=Threat("linf", 0.1),
         ...                image_shape=(8, 8, 1))
         >>> [round(point.at, 6) for point in swept]
         [0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.5]
@@ -62,19 +60,19 @@ def points(
         raise InputError(f"--sweep={kind}: {', '.join(without)} has no {option} to sweep; leave it out of --attacks")
     if kind == "steps":
         return [Point(name, count, _steps(base, count)) for name, base in protocols.items() for count in STEPS]
-    radii = sorted({epsilon * multiple for multiple in MULTIPLES} | {grey_radius(norm, image_shape)})
-    return [Point(name, at, _scaled(base, at, at / epsilon)) for name, base in protocols.items() for at in radii]
+    radii = sorted({threat.epsilon * multiple for multiple in MULTIPLES} | {grey_radius(threat, image_shape)})
+    return [Point(name, at, _scaled(base, at, at / threat.epsilon)) for name, base in protocols.items() for at in radii]
 
 
-def grey_radius(norm: str, image_shape: Sequence[int]) -> float:
-    """The epsilon within which every image in [0, 1] has the grey image 0.5.
+def grey_radius(threat: Threat, image_shape: Sequence[int]) -> float:
+    """The epsilon within which every image inside the bounds has the same grey one, in their middle.
 
     Example:
-        >>> grey_radius("l2", (4, 4, 1))
+        >>> grey_radius(Threat("l2", 0.1), (4, 4, 1))
         2.0
     """
-    size = math.prod(image_shape)
-    return {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size}[norm]
+    size, half = math.prod(image_shape), 0.5 * (threat.bounds[1] - threat.bounds[0])
+    return half * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
 
 
 def summary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import Any, NamedTuple
 
@@ -10,24 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
-from robustjax.attacks._autoattack import DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU, checked
-from robustjax.evaluation.verdict import adaptive, examination, probes, red_flags
-from robustjax.evaluation.verdict.adaptive import Hints
+from robustjax.attacks._autoattack import default_batch_size
+from robustjax.attacks.engine import inputs
+from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags
+from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
-from robustjax.evaluation.verdict.trial import BUDGETS, Trial
+from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
+from robustjax.runtime import compiler
 from robustjax.statistics import wilson_interval
 from robustjax.types import Array, InputError, Key, LogitsFn
 
-# Examples by which undeclared randomness is looked for, how often the network is traced anew, and calls of each trace.
-NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
-
 
 class Acceptance(NamedTuple):
-    """How a stochastic network fares on so many fresh draws for each image.
+    """Accuracy of a stochastic network over the draws that decide the verdict.
 
     Attributes:
-        num_draws: m.
+        num_draws: m, of each image.
         expected: accuracy of a single draw, on average.
         interval_95: of `expected`, over examples.
         majority: share of examples that are correct in more than half of the draws.
@@ -42,22 +43,26 @@ class Acceptance(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is left of a network's accuracy, and how far that can be trusted.
+    """A network's accuracy under attack, and how far the figure can be trusted.
+
+    Of a stochastic network `clean`, `autoattack`, `worst_case` and `robust` are by majority of m fresh draws, the same
+    for all images, of which no attack has seen any; a tie is misclassified. Each is decided on one image of each
+    example, so more attacks are not more chances.
 
     Attributes:
-        clean: accuracy as it is; of a stochastic network by majority of fresh draws, like everything below.
-        autoattack: accuracy after AutoAttack ("standard", or "rand" for a stochastic network); with the budget "quick"
-            after APGD on cross-entropy and on the targeted ratio, and Square, of fewer steps and queries.
+        clean: accuracy on the images as given.
+        autoattack: accuracy under AutoAttack ("standard", or "rand" for a stochastic network); with the budget "quick"
+            under APGD on cross-entropy and on the targeted DLR loss, and Square, of fewer steps and queries.
         worst_case: `robust.mean()`.
-        robust: bool [B], correct as it is and broken by no attack that ran.
-        won_by: for each example the first attack that broke it, in the order of `broken`; "clean" where it is
-            misclassified as it is; None where it is robust.
+        robust: bool [B], correctly classified as given and under every attack that ran.
+        won_by: of each example the attack whose image is misclassified, the first in the order of `misclassified_by`
+            (of a stochastic network that of its strongest image); "clean" where it is misclassified as given; None
+            where it is robust.
         flags: by name.
-        broken: attack -> bool [B], what it broke, of the examples that it was run on. Attacks after the first are run
-            on what the direct attacks before them left.
-        strongest: float32 [B, H, W, C], for each example the valid image that was misclassified in most draws.
-        acceptance: "clean" and "worst_case" (the strongest image found of each example, on draws that had no part in
-            finding it) for a stochastic network, else empty.
+        misclassified_by: attack -> bool [B], examples misclassified under it, of those that it was run on; robust
+            examples are never among them. Attacks after the first are run on what the direct attacks before them left.
+        adversarial: float32 [B, H, W, C], of each example the valid image that was misclassified in most draws.
+        acceptance: "clean" and "worst_case" (the images `adversarial`) of a stochastic network, else empty.
         seconds: part -> wall time, compilation included; they sum up to "total".
         seconds_by_attack: the same by attack.
         threat: epsilon, norm, bounds, and the budget.
@@ -69,8 +74,8 @@ class Verdict(NamedTuple):
     robust: np.ndarray
     won_by: list[str | None]
     flags: dict[str, Flag]
-    broken: dict[str, np.ndarray]
-    strongest: np.ndarray
+    misclassified_by: dict[str, np.ndarray]
+    adversarial: np.ndarray
     acceptance: dict[str, Acceptance]
     seconds: dict[str, float]
     seconds_by_attack: dict[str, float]
@@ -93,30 +98,32 @@ def judge(
     """Attacks a network with all that applies to it, and looks for signs that the attacks failed.
 
     Direct attacks come first (AutoAttack's); what they leave is attacked with whatever `hints` declares: through a
-    surrogate's gradient, jointly with auxiliary heads at every weight, by transfer from an undefended twin, averaging
-    over a stochastic network's draws. Every image that an attack returns is checked against ball and box and classified
-    anew; a stochastic network counts as broken where most of a number of fresh draws are misclassified. This is a
-    driver on the host and compiles by itself: call it outside `jit`.
+    surrogate's gradient, jointly with auxiliary heads at several weights, by transfer from an undefended network,
+    averaging over a stochastic network's draws. Every image that an attack returns is verified: checked against ball
+    and box, and classified in a float32 forward pass apart from the attack. A stochastic network's examples go on being
+    attacked until they are misclassified beyond doubt, and the verdict is by majority of fresh draws. This is a driver
+    on the host and compiles by itself: call it outside ``jit``.
 
     Args:
-        logits_fn: images -> logits [B, K], K >= 2, in inference mode; (images, key) -> logits with `hints.stochastic`.
-            Given as `jax.tree_util.Partial(apply, variables)`, the variables are arguments of what is compiled.
+        logits_fn: images -> logits [B, K], K >= 2, or outputs with a field `logits`, in inference mode; with
+            `hints.stochastic`, (images, key) -> the same. Given as ``jax.tree_util.Partial(apply, variables)``, the
+            variables are arguments of what is compiled: others of the same shapes compile nothing.
         key: a typed key.
-        images: float [B, H, W, C] inside bounds.
+        images: float [B, H, W, C] inside bounds; the network is given them as float32.
         labels: integers [B].
         epsilon: radius of the ball, at least 0.
         norm: "linf", "l2" or "l1".
         bounds: box of valid pixels.
-        hints: what the network's author declares.
+        hints: what the author of the network declares.
         budget: "quick", or "full" for the standard numbers of steps, queries and draws.
         progress: print a line for each attack.
 
     Returns:
-        A `Verdict`; `trust.markdown` and `trust.table` put it into words.
+        A :class:`Verdict`; :func:`trust.markdown` and :func:`trust.table` put it into words.
 
     Raises:
-        InputError: for an unknown budget or norm, images outside bounds or not finite, labels that are not classes, or
-            arguments or outputs of the wrong shape.
+        InputError: for an unknown budget or norm, images outside bounds or not finite, labels that are not classes, a
+            legacy key, or functions whose arguments or outputs are not as declared.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -126,20 +133,33 @@ def judge(
         >>> verdict.worst_case, verdict.won_by, verdict.flags["black_box_beats_white_box"].status
         (0.5, ['apgd-ce', None], 'pass')
     """
+    compiler.check()
     started = time.perf_counter()
-    if budget not in BUDGETS:
-        raise InputError(f"budget: expected one of {', '.join(BUDGETS)}, got {budget!r}")
+    if not isinstance(budget, str) or budget not in BUDGETS:
+        raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
     if np.ndim(epsilon):
-        raise InputError(f"epsilon: expected a number, got shape {list(np.shape(epsilon))}")
-    bounds = (float(bounds[0]), float(bounds[1]))
-    images, labels, _ = checked(images, labels, epsilon, norm, bounds)
-    keys = (key,) if hints.stochastic else ()
-    _check(hints, logits_fn, images[:2], labels, keys)
+        raise InputError(f"epsilon must be a number, got shape {list(np.shape(epsilon))}; judge one radius at a time")
+    inputs.check_key(key)
+    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
+    bounds = inputs.box(bounds, images.shape[-1])
+    keys = (key,) if _checked_hints(hints).stochastic else ()
+    outputs = _check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
-    flags = {"randomness": _randomness(logits_fn, key, jnp.asarray(images[:NUM_REPEATED]), hints.stochastic)}
-    declared = (hints.surrogate_fn, hints.auxiliary_fn, hints.undefended_fn, hints.trained_fn)
+    few = images[: diagnostics.NUM_REPEATED]
+    flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
+    flags["batch_dependent"] = (
+        Flag.not_applicable("outputs vary from call to call in any batch")
+        if flags["randomness"].status == "fail"
+        else diagnostics.batch_dependence(probes.as_logits_fn(logits_fn), few, bounds, keys)
+    )
     trial = Trial(
-        Networks(direct, *map(probes.partial, declared)),
+        Networks(
+            direct,
+            probes.as_logits_fn(hints.surrogate_fn),
+            probes.as_pytree(hints.auxiliary_fn),
+            probes.as_logits_fn(hints.undefended_fn),
+            probes.as_logits_fn(hints.trained_fn),
+        ),
         key,
         images,
         labels,
@@ -148,7 +168,7 @@ def judge(
         bounds=bounds,
         stochastic=hints.stochastic,
         budget=BUDGETS[budget],
-        batch_size=DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE,
+        batch_size=default_batch_size(),
         report=print if progress else lambda line: None,
     )
     seconds = {"clean": time.perf_counter() - started}
@@ -156,38 +176,39 @@ def judge(
     def spent(part: str) -> None:
         seconds[part] = time.perf_counter() - started - sum(seconds.values())
 
-    examination.autoattack(trial)
-    autoattack = len(trial.standing()) / len(images)
+    batteries.ensemble(trial)
     spent("autoattack")
     measured = np.flatnonzero(trial.correct)[: trial.budget.num_measured]
-    converged, walked = examination.convergence(trial, measured)
-    flags |= converged | examination.gradients(trial, measured, trouble)
-    found = examination.without_gradients(trial, measured, walked)
+    grid = batteries.pgd_grid(trial, measured) if len(measured) else None
+    by_gradient = batteries.by_gradient(trial)
+    restarted = batteries.restart(trial)
+    flags |= diagnostics.convergence(measured, grid) | diagnostics.gradients(trial, measured, trouble)
+    from_the_image = by_gradient if grid is None else grid.from_the_image()
+    random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
-    outcome = adaptive.battery(trial, np.flatnonzero(trial.correct & ~found.white), measured)
+    adaptive = batteries.adaptive(trial, measured)
     spent("adaptive")
-    flags |= examination.compared(trial, measured, found, outcome)
-    flags["bfloat16_disagrees"] = examination.in_bfloat16(trial, hints.bfloat16_fn)
-    flags["probabilities"] = red_flags.probabilities(trial.logits)
+    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive)
+    decision = trial.decide()
+    flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
+    flags["probabilities"] = red_flags.probabilities(trial.logits, tolerance=1e-2 if outputs.itemsize < 4 else 1e-3)
     flags["invalid_perturbation"] = red_flags.invalid_perturbation(np.concatenate([*trial.valid, np.ones(0, bool)]))
-    robust = np.isin(np.arange(len(images)), trial.standing())
     acceptance = {}
     if hints.stochastic:
-        every = np.arange(len(images))
         acceptance = {
-            "clean": _acceptance(trial.share, trial.judged_draws),
-            "worst_case": _acceptance(trial.classified(every, trial.strongest)[1], trial.judged_draws),
+            "clean": _acceptance(decision.clean_share, trial.num_draws),
+            "worst_case": _acceptance(decision.share, trial.num_draws),
         }
-    spent("judgement")
+    spent("verification")
     return Verdict(
-        clean=float(trial.correct.mean()),
-        autoattack=autoattack,
-        worst_case=float(robust.mean()),
-        robust=robust,
-        won_by=_won_by(trial),
+        clean=float(decision.clean.mean()),
+        autoattack=float(decision.after_ensemble.mean()),
+        worst_case=float(decision.robust.mean()),
+        robust=decision.robust,
+        won_by=decision.won_by,
         flags={name: flags[name] for name in red_flags.NAMES},
-        broken=trial.broken,
-        strongest=trial.strongest,
+        misclassified_by=_misclassified_by(trial, decision),
+        adversarial=decision.adversarial,
         acceptance=acceptance,
         seconds=seconds | {"total": sum(seconds.values())},
         seconds_by_attack=trial.seconds,
@@ -195,38 +216,59 @@ def judge(
     )
 
 
-def _check(hints: Hints, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, keys: tuple[Key, ...]) -> None:
-    """Labels and the shapes of what was declared, against the logits."""
-    expected = jax.eval_shape(lambda points: probes.float_logits(logits_fn(points, *keys)), images).shape
+def _checked_hints(hints: Hints) -> Hints:
+    if not isinstance(hints, Hints):
+        raise InputError(f"hints must be Hints(...), got {type(hints).__name__}")
+    if not isinstance(hints.stochastic, bool | np.bool_):
+        raise InputError(f"hints.stochastic must be True or False, got {hints.stochastic!r}")
+    return hints
+
+
+def _check_functions(
+    hints: Hints, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, keys: tuple[Key, ...]
+) -> np.dtype:
+    """Checks arguments and outputs of the network and of the functions in the hints; returns the network's dtype."""
+    functions = {"logits_fn": logits_fn} | {
+        f"hints.{name}": value for name, value in hints._asdict().items() if name != "stochastic" and value is not None
+    }
+    for name, function in functions.items():
+        if not callable(function):
+            raise InputError(f"{name} must be a function, got {type(function).__name__}")
+        _check_arguments(name, function, images, keys)
+    outputs = jax.eval_shape(logits_fn, images, *keys)
+    expected = jax.eval_shape(probes.float_logits, outputs).shape
+    if expected[0] != len(images):
+        raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
     if np.min(labels) < 0 or np.max(labels) >= expected[1]:
         given = f"{np.min(labels)} to {np.max(labels)}"
-        raise InputError(f"labels: expected classes 0 to {expected[1] - 1}, as there are logits, got {given}")
-    for name, network in hints._asdict().items():
-        if name == "stochastic" or network is None:
+        raise InputError(f"labels must be classes 0 to {expected[1] - 1}, as there are logits, got {given}")
+    for name, function in functions.items():
+        answer = jax.eval_shape(function, images, *keys)
+        if name == "hints.auxiliary_fn":
+            shape = getattr(answer, "shape", ())
+            if not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
+                wanted = f"logits [S, B, K] with B = {expected[0]} and K = {expected[1]}"
+                given = f"shape {list(shape)}" if hasattr(answer, "shape") else type(answer).__name__
+                raise InputError(f"{name} must return {wanted}, got {given}")
             continue
-        outputs = jax.eval_shape(network, images, *keys)
-        shape = getattr(getattr(outputs, "logits", outputs), "shape", ())
-        if name == "auxiliary_fn" and not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
-            wanted = f"logits [S, B, K] with B = {expected[0]} and K = {expected[1]}"
-            raise InputError(f"auxiliary_fn: expected {wanted}, got shape {list(shape)}")
-        if name != "auxiliary_fn" and shape != expected:
-            raise InputError(f"{name}: expected logits {list(expected)} as of logits_fn, got shape {list(shape)}")
+        shape = getattr(getattr(answer, "logits", answer), "shape", None)
+        if shape != expected:
+            given = type(answer).__name__ if shape is None else f"shape {list(shape)}"
+            raise InputError(f"{name} must return logits {list(expected)} as logits_fn does, got {given}")
+    return getattr(outputs, "logits", outputs).dtype
 
 
-def _randomness(logits_fn: LogitsFn, key: Key, images: Array, stochastic: bool) -> Flag:
-    """Calls of the network, traced anew now and then: what Python draws is frozen within a trace."""
-
-    def calls(*keys: tuple) -> np.ndarray:
-        traced = jax.jit(lambda images, *key: probes.float_logits(logits_fn(images, *key)))
-        return np.stack([np.asarray(traced(images, *key)) for key in keys])
-
-    if not stochastic:
-        again = np.concatenate([calls(*[()] * NUM_CALLS) for _ in range(NUM_TRACES)])
-        return red_flags.randomness(again, declared=False)
-    fresh = [(jax.random.fold_in(key, i),) for i in range(NUM_CALLS)]
-    traces = [calls(*fresh, fresh[0]) for _ in range(NUM_TRACES)]
-    same_key = np.concatenate([answers[[0, -1]] for answers in traces])
-    return red_flags.randomness(traces[0][:-1], declared=True, same_key=same_key)
+def _check_arguments(name: str, function: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function without one, such as a builtin
+        return
+    try:
+        signature.bind(images, *keys)
+    except TypeError as error:
+        mend = "leave stochastic out of the hints" if keys else "declare Hints(stochastic=True), or bind the key"
+        wanted = "(images, key), as the hints say stochastic," if keys else "(images)"
+        raise InputError(f"{name} must take {wanted} got {signature}; {mend}") from error
 
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:
@@ -236,19 +278,18 @@ def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ..
         jax.eval_shape(jax.grad(total), images)
     except (TypeError, ValueError, NotImplementedError) as error:
         constant = lambda points, *keys: logits_fn(jax.lax.stop_gradient(points), *keys)  # noqa: E731
-        return jax.tree_util.Partial(constant), str(error).splitlines()[0]
-    return probes.partial(logits_fn), ""
+        return probes.as_logits_fn(constant), str(error).splitlines()[0]
+    return probes.as_logits_fn(logits_fn), ""
 
 
-def _won_by(trial: Trial) -> list[str | None]:
-    won = np.where(trial.correct, None, "clean")
-    for name, broken in trial.broken.items():
-        won = np.where(broken & (won == None), name, won)  # noqa: E711
-    return won.tolist()
+def _misclassified_by(trial: Trial, decision: Decision) -> dict[str, np.ndarray]:
+    """What each attack's images are misclassified on, as far as the decision confirms it."""
+    won_by = np.array(decision.won_by, object)
+    lost = decision.clean & ~decision.robust
+    return {name: lost & (is_misclassified(share) | (won_by == name)) for name, share in trial.shares.items()}
 
 
 def _acceptance(share: np.ndarray, num_draws: int) -> Acceptance:
     expected, n = 1.0 - float(np.mean(share, dtype=np.float64)), len(share)
-    return Acceptance(
-        num_draws, expected, wilson_interval(expected * n, n), float(np.mean(share < 0.5)), float(np.mean(share == 0))
-    )
+    majority, worst = float(np.mean(~is_misclassified(share))), float(np.mean(share == 0))
+    return Acceptance(num_draws, expected, wilson_interval(expected * n, n), majority, worst)

@@ -1,9 +1,10 @@
 """Red flags: signs that a figure of robustness is the attack's failure and not the network's merit.
 
-Each check is a pure function of what an evaluation measured, arrays in, one `Flag` out: here those of a network and its
-gradients, in `comparisons` those of one attack against another. From Athalye et al. 2018 (arXiv 1802.00420), Carlini et
-al. 2019 (arXiv 1902.06705), Croce and Hein 2020 (arXiv 2003.01690), Tramer et al. 2020 (arXiv 2002.08347) and Pintor et
-al. 2022 (arXiv 2106.09947). A clean list proves nothing: it only means that none of the known mistakes was seen.
+Each check is a pure function of what an evaluation measured, arrays in, one :class:`Flag` out: here those of a network
+and its gradients, in :mod:`comparisons` those of one attack against another. From Athalye et al. 2018 (arXiv
+1802.00420), Carlini et al. 2019 (arXiv 1902.06705), Croce and Hein 2020 (arXiv 2003.01690), Tramer et al. 2020 (arXiv
+2002.08347) and Pintor et al. 2022 (arXiv 2106.09947). A clean list proves nothing: it only means that none of the known
+mistakes was seen.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ NAMES = (
     "invalid_perturbation",
     "probabilities",
     "randomness",
+    "batch_dependent",
     *GRADIENTS,
     *CONVERGENCE,
     "black_box_beats_white_box",
@@ -47,7 +49,7 @@ class Flag(NamedTuple):
     Attributes:
         status: "pass", "warn", "fail", or "na" where the check does not apply.
         value: what was measured.
-        threshold: beyond which it counts; noise permitting.
+        threshold: beyond which it counts, where it is also more than noise.
         n: examples it was measured on.
         explanation: what it means here, and what to do.
     """
@@ -80,17 +82,21 @@ def invalid_perturbation(valid: np.ndarray) -> Flag:
     )  # fmt: skip
 
 
-def probabilities(logits: np.ndarray) -> Flag:
-    """Whether outputs [n, K] are probabilities: then cross-entropy applies its softmax twice, and gradients vanish.
+def probabilities(logits: np.ndarray, *, tolerance: float = 1e-3) -> Flag:
+    """Whether outputs are probabilities: then cross-entropy applies its softmax twice, and gradients vanish.
+
+    Args:
+        logits: [n, K].
+        tolerance: of a row's sum, which rounding moves off 1; larger for outputs of 16 bits.
 
     Example:
         >>> probabilities(np.array([[0.9, 0.1], [1.0, 0.0]])).status
         'fail'
     """
     rows = (
-        (np.abs(np.sum(logits, axis=1) - 1.0) < 1e-3)
+        (np.abs(np.sum(logits, axis=1) - 1.0) < tolerance)
         & (np.min(logits, axis=1) >= 0.0)
-        & (np.max(logits, axis=1) <= 1.0 + 1e-6)
+        & (np.max(logits, axis=1) <= 1.0 + tolerance)
     )
     share = _share(rows)
     return Flag(
@@ -100,11 +106,11 @@ def probabilities(logits: np.ndarray) -> Flag:
     )  # fmt: skip
 
 
-def randomness(answers: np.ndarray, *, declared: bool, same_key: np.ndarray | None = None) -> Flag:
-    """Whether logits vary from call to call: answers [R, n, K] of calls on the same images.
+def randomness(outputs: np.ndarray, *, declared: bool, same_key: np.ndarray | None = None) -> Flag:
+    """Whether logits vary from call to call on the same images.
 
     Args:
-        answers: of calls with fresh keys where randomness is declared, else of plain calls.
+        outputs: logits [R, n, K] of R calls, with fresh keys where randomness is declared.
         declared: the network was said to be stochastic.
         same_key: [R, n, K] of calls with one and the same key, for a stochastic network.
 
@@ -112,21 +118,42 @@ def randomness(answers: np.ndarray, *, declared: bool, same_key: np.ndarray | No
         >>> randomness(np.array([[[1.0, 2.0]], [[1.0, 2.1]]]), declared=False).status
         'fail'
     """
-    hidden = answers if same_key is None else same_key
-    value, n = _variation(hidden), answers.shape[1]
+    hidden = outputs if same_key is None else same_key
+    value, n = _variation(hidden), outputs.shape[1]
     if value > 1e-4:
         how = "with one and the same key" if declared else "from call to call, which was not declared"
         return Flag(
             "fail", value, 1e-4, n,
             f"outputs vary {how}: attacks chase noise and successes cannot be repeated; draw everything from the key "
-            "and declare Hints(stochastic=True), so that gradients and judgements average over draws",
+            "and declare Hints(stochastic=True), so that gradients and verification average over draws",
         )  # fmt: skip
     if declared:
         return Flag(
-            "pass", _variation(answers), 1e-4, n,
-            "stochastic, as declared: gradients average over draws, and success is judged on fresh ones",
+            "pass", _variation(outputs), 1e-4, n,
+            "stochastic, as declared: gradients average over draws, and success is verified on fresh draws",
         )  # fmt: skip
     return Flag("pass", value, 1e-4, n, "the same images give the same outputs")
+
+
+def batch_dependent(outputs: np.ndarray) -> Flag:
+    """Whether the logits of an image change with the rest of its batch.
+
+    Args:
+        outputs: logits [R, n, K] of the same images among R different batches, at the same places and with the same
+            key.
+
+    Example:
+        >>> batch_dependent(np.array([[[1.0, 2.0]], [[1.0, 2.1]]])).status
+        'fail'
+    """
+    value = _variation(outputs)
+    return _above(
+        value, 1e-4, outputs.shape[1], "fail",
+        "outputs change with the rest of the batch, so that no accuracy of it is that of single images, and what an "
+        "attack finds in one batch fails in another: use the network in inference mode (BatchNorm with its running "
+        "statistics, train=False)",
+        "outputs do not depend on the rest of the batch",
+    )  # fmt: skip
 
 
 def zero_gradients(zero: np.ndarray) -> Flag:
@@ -139,8 +166,8 @@ def zero_gradients(zero: np.ndarray) -> Flag:
     share = _share(zero)
     explanation = (
         f"{share:.2%} of examples have an input gradient of exactly zero (cross-entropy or margin; at the image, a "
-        "random point, or along an attack), where gradient attacks stand still: look for saturation, or declare a "
-        "surrogate_fn"
+        "random point, or at an attack's result), where gradient-based attacks cannot move: look for saturation, or "
+        "declare a surrogate_fn"
     )
     return _graded(share, len(zero), explanation, "no input gradient is exactly zero")
 
@@ -154,7 +181,8 @@ def nonfinite_gradients(nonfinite: np.ndarray) -> Flag:
     """
     share = _share(nonfinite)
     explanation = (
-        f"{share:.2%} of examples have NaN or infinite input gradients: attacks are blind there; mend or hide them"
+        f"{share:.2%} of examples have NaN or infinite input gradients, which no attack can follow: find the operation "
+        "that makes them"
     )
     return _graded(share, len(nonfinite), explanation, "all input gradients are finite")
 
@@ -176,21 +204,21 @@ def shattered_gradients(cosine: np.ndarray) -> Flag:
     )  # fmt: skip
 
 
-def unbounded_attack_fails(broken: np.ndarray) -> Flag:
-    """Examples broken, bool [n], where anything inside the box is allowed: nothing can be robust then.
+def unbounded_attack_fails(misclassified: np.ndarray) -> Flag:
+    """Examples misclassified, bool [n], where anything inside the box is allowed: nothing can be robust then.
 
-    Warns where more than 2 % stand, fails above 5 % and three examples.
+    Warns where more than 2 % stay robust, fails above 5 % and three examples.
 
     Example:
         >>> unbounded_attack_fails(np.zeros(50, bool)).status
         'fail'
     """
-    n, standing = len(broken), int(np.sum(~broken))
-    accuracy = standing / n
-    status = "fail" if accuracy > 0.05 and standing > 3 else "warn" if accuracy > 0.02 and standing > 1 else "pass"
+    n, robust = len(misclassified), int(np.sum(~misclassified))
+    accuracy = robust / n
+    status = "fail" if accuracy > 0.05 and robust > 3 else "warn" if accuracy > 0.02 and robust > 1 else "pass"
     return Flag(
         status, accuracy, 0.02, n,
-        "attacks that may change everything break everything" if status == "pass" else
+        f"attacks that may change everything succeed on all but {robust} of {n} examples" if status == "pass" else
         f"accuracy stays at {accuracy:.2%} where an attack may change the image into any other: it is the attack that "
         "fails, so gradients are masked",
     )  # fmt: skip
@@ -208,10 +236,12 @@ def loss_and_margin_disagree(loss: np.ndarray, margin: np.ndarray) -> Flag:
     if not moved.any():
         return Flag.not_applicable("the loss moved for no example")
     correlation = float(np.median(_rank_correlation(loss[:, moved], margin[:, moved])))
+    if correlation >= 0.8:
+        return Flag("pass", correlation, 0.8, int(moved.sum()), "the attack's loss and the margin rise together")
     return Flag(
-        "warn" if correlation < 0.8 else "pass", correlation, 0.8, int(moved.sum()),
-        f"the attack's loss and the margin rise together only to a rank correlation of {correlation:.2f}: what is "
-        "climbed is not what misclassifies" if correlation < 0.8 else "the attack's loss and the margin rise together",
+        "warn", correlation, 0.8, int(moved.sum()),
+        f"the attack's loss and the margin rise together only to a rank correlation of {correlation:.2f}: what the "
+        "attack maximizes is not what misclassifies",
     )  # fmt: skip
 
 
@@ -225,8 +255,8 @@ def bfloat16_disagrees(robust: np.ndarray, robust_bfloat16: np.ndarray) -> Flag:
     share = _share(robust != robust_bfloat16)
     return _above(
         share, 0.002, len(robust), "warn",
-        f"bfloat16 and float32 disagree on {share:.2%} of examples: judge in float32",
-        "bfloat16 and float32 agree",
+        f"bfloat16 and float32 disagree on {share:.2%} of examples: evaluate in float32",
+        f"bfloat16 and float32 disagree on {int(np.sum(robust != robust_bfloat16))} of {len(robust)} examples",
     )  # fmt: skip
 
 
@@ -244,13 +274,13 @@ def _graded(share: float, n: int, fires: str, silent: str) -> Flag:
     return Flag("fail" if share > 0.01 else "warn" if share > 0 else "pass", share, 0.01, n, fires if share else silent)
 
 
-def _variation(answers: np.ndarray) -> float:
-    """Largest distance of answers [R, n, K] from the first, in units of the first's size; 1 for another argmax."""
-    first = answers[0].astype(np.float64)
+def _variation(outputs: np.ndarray) -> float:
+    """Largest distance of outputs [R, n, K] from the first, in units of the first's size; 1 for another argmax."""
+    first = outputs[0].astype(np.float64)
     size = np.maximum(np.linalg.norm(first - first.mean(axis=-1, keepdims=True), axis=-1), 1e-12)
-    distance = np.nan_to_num(np.linalg.norm(answers - first, axis=-1) / size)
-    # A tie may be broken either way by the last bit; that alone is no randomness.
-    other = (np.argmax(answers, axis=-1) != np.argmax(first, axis=-1)) & (distance > 1e-6)
+    distance = np.nan_to_num(np.linalg.norm(outputs - first, axis=-1) / size)
+    # The last bit may decide a tie either way; that alone is no randomness.
+    other = (np.argmax(outputs, axis=-1) != np.argmax(first, axis=-1)) & (distance > 1e-6)
     return 1.0 if other.any() else float(np.max(distance))
 
 

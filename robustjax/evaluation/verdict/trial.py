@@ -1,4 +1,10 @@
-"""A network on trial: attacks run in batches of one shape, and none is believed before its images are judged."""
+"""The examples under attack: attacks run in batches of one size, and every image that they return is verified.
+
+Of a stochastic network all images are classified on the same draws while attacks go on, an example always at the same
+place of the same batch: attacks are compared under equal noise, and an attack that changes nothing changes no outcome.
+These draws say which examples the next attack is run on, and never the verdict: :meth:`Trial.decide` does, on draws
+that come after all attacks.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks
+from robustjax.statistics import wilson_interval
 from robustjax.types import Key
+
+# Adversarial images that are kept of each example of a stochastic network, each of another attack.
+NUM_CANDIDATES = 3
 
 
 class Budget(NamedTuple):
     """How much is spent.
 
     Attributes:
-        autoattack: run `attacks.autoattack` as published; otherwise its APGD and Square in the sizes below.
+        autoattack: run :func:`robustjax.attacks.autoattack` as published; otherwise its APGD and Square in the sizes
+            below.
         num_steps: of APGD.
-        num_targets: wrong classes that targeted APGD aims at.
+        num_targets: classes that targeted APGD aims at.
         num_queries: of Square.
         num_random: random points.
         pgd_steps: of the recorded PGD.
         num_measured: examples on which the costlier red flags are measured.
         eot_samples: draws in a gradient, of a stochastic network.
-        judged_draws: fresh draws on which success against a stochastic network is judged.
+        num_draws: draws on which an image is classified, of a stochastic network.
         curve: draws in a gradient at which the convergence of EOT is measured.
     """
 
@@ -40,7 +52,7 @@ class Budget(NamedTuple):
     pgd_steps: int
     num_measured: int
     eot_samples: int
-    judged_draws: int
+    num_draws: int
     curve: tuple[int, ...]
 
 
@@ -50,18 +62,71 @@ BUDGETS = {
 }
 
 
+class Decision(NamedTuple):
+    """What holds of each example after all attacks.
+
+    Attributes:
+        clean: bool [N], correctly classified as given.
+        after_ensemble: bool [N], still so under AutoAttack's attacks.
+        robust: bool [N], still so under all attacks.
+        won_by: the attack whose image is misclassified; "clean" where the example is misclassified as given; None
+            where it is robust.
+        adversarial: float32 [N, H, W, C], the strongest valid image of each example.
+        clean_share, share: float32 [N], share of draws in which the example as given, and the strongest image, is
+            misclassified.
+    """
+
+    clean: np.ndarray
+    after_ensemble: np.ndarray
+    robust: np.ndarray
+    won_by: list[str | None]
+    adversarial: np.ndarray
+    clean_share: np.ndarray
+    share: np.ndarray
+
+
+class StrongestImages:
+    """The strongest valid images of each example so far, each of another attack.
+
+    Attributes:
+        points: float32 [C, N, H, W, C'].
+        share: float32 [C, N], of draws in which they are misclassified; -1 where there is none yet.
+        attack: object [C, N], the attack's name.
+    """
+
+    def __init__(self, images: np.ndarray, number: int):
+        self.points = np.repeat(images[None], number, axis=0)
+        self.share = np.full((number, len(images)), -1.0, np.float32)
+        self.attack = np.full((number, len(images)), None, object)
+
+    def add(self, name: str, rows: np.ndarray, points: np.ndarray, share: np.ndarray) -> None:
+        """Keeps images that are misclassified in more draws than the weakest, or than the same attack's; ties stay."""
+        same = self.attack[:, rows] == name
+        slots = np.where(same.any(axis=0), same.argmax(axis=0), self.share[:, rows].argmin(axis=0))
+        better = share > self.share[slots, rows]
+        places = slots[better], rows[better]
+        self.points[places], self.share[places], self.attack[places] = points[better], share[better], name
+
+    def strongest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each example the image misclassified in most draws [N, H, W, C], and its attack's name [N]."""
+        places = self.share.argmax(axis=0), np.arange(self.share.shape[1])
+        return self.points[places], self.attack[places]
+
+
 class Trial:
     """The examples, and what attacks did to them so far.
 
     Attributes:
-        logits: float32 [N, K], of the images as they are, averaged over draws.
-        share: float32 [N], of draws in which they are misclassified as they are; `correct` where fewer than half are.
-        broken: attack's name -> bool [N], in the order in which they ran. A success is an image inside ball and box
-            that half or more of so many fresh draws misclassify, in a float32 forward pass apart from the attack.
-        seconds: what took how long, compilation included.
-        seen: bool [N], misclassified along a recorded ascent.
-        strongest: float32 [N, H, W, C], the image that was misclassified in most draws, of all attacks.
+        correct: bool [N], correctly classified as given; of a stochastic network by majority of draws.
+        attacked: bool [N], those that attacks are run on: all but those misclassified beyond doubt as given.
+        logits: float32 [N, K], of the images as given, averaged over draws.
+        shares: attack's name -> float32 [N], in the order in which they ran: the share of draws in which the attack's
+            images are misclassified, in a float32 forward pass apart from the attack; 0 for images outside ball or box,
+            and for examples that it was not run on. Of a deterministic network the share is 0 or 1.
+        seconds: attack's name -> wall time, compilation included.
+        seen: bool [N], misclassified at some step of a recorded PGD.
         valid: whether each image that an attack returned was inside ball and box.
+        candidates: the strongest images.
     """
 
     def __init__(
@@ -83,15 +148,18 @@ class Trial:
         self.epsilon, self.norm, self.bounds = epsilon, norm, bounds
         self.stochastic, self.budget, self.report = stochastic, budget, report
         self.eot_samples = budget.eot_samples if stochastic else 0
-        self.judged_draws = budget.judged_draws if stochastic else 0
+        self.num_draws = budget.num_draws if stochastic else 0
         self._key, self._num_keys, self._batch_size = key, 0, min(batch_size, len(images))
-        self.broken: dict[str, np.ndarray] = {}
+        self._draws_key = self.key()
+        self._least_certain = _least_certain(self.num_draws)
+        self.shares: dict[str, np.ndarray] = {}
         self.seconds: dict[str, float] = {}
         self.valid: list[np.ndarray] = []
         self.seen = np.zeros(len(images), bool)
-        self.strongest, self._strongest_share = images.copy(), np.full(len(images), -1.0, np.float32)
-        _, self.share, self.logits = self.classified(np.arange(len(images)), images)
-        self.correct = self.share < 0.5
+        self.candidates = StrongestImages(images, NUM_CANDIDATES if stochastic else 1)
+        self._of_ensemble = self.candidates.strongest()
+        _, share, self.logits = self.classified(np.arange(len(images)), images)
+        self.correct, self.attacked = ~is_misclassified(share), ~self.certainly_misclassified(share)
         wrong = np.where(np.arange(self.logits.shape[1]) == labels[:, None], -np.inf, self.logits)
         self._ranked = np.argsort(-wrong, axis=1, kind="stable")[:, :-1].astype(np.int32)
 
@@ -100,19 +168,28 @@ class Trial:
         return self.logits.shape[1]
 
     def key(self) -> Key:
-        """A fresh one."""
+        """Returns a new PRNG key."""
         self._num_keys += 1
         return jax.random.fold_in(self._key, self._num_keys)
 
     def network_keys(self) -> tuple[Key, ...]:
-        """What the network is called with besides images."""
+        """The arguments of the network after the images."""
         return (self.key(),) if self.stochastic else ()
 
-    def goal(self, rows: np.ndarray, *, view: str, loss: str, own: float = 1.0, heads: float = 0.0, target: int = 0):
-        """What is climbed, for some examples; `target` is the rank of the wrong class to aim at."""
+    def goal(
+        self,
+        rows: np.ndarray,
+        *,
+        view: str,
+        loss: str,
+        logits_weight: float = 1.0,
+        heads_weight: float = 0.0,
+        target: int = 0,
+    ) -> Goal:
+        """What an attack maximizes for some examples; `target` is the rank of the wrong class to aim at."""
         return Goal(
-            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(own),
-            jnp.float32(heads), self._ranked[rows, min(target, self.num_classes - 2)],
+            jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
+            jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
         )  # fmt: skip
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
@@ -125,78 +202,142 @@ class Trial:
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     def classified(
-        self, rows: np.ndarray, points: np.ndarray, *, network: Any = None, epsilon: float | None = None
+        self,
+        rows: np.ndarray,
+        points: np.ndarray,
+        *,
+        key: Key | None = None,
+        network: Any = None,
+        epsilon: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images of some examples: whether valid, the share of fresh draws misclassified, and mean logits."""
-        place = np.zeros(len(self.images), int)
-        place[rows] = np.arange(len(rows))
-        key = self.key()
-        return self.over(
-            rows,
+        """Classifies images of some examples, an example always at the same place of the same batch.
+
+        Args:
+            rows: of the examples.
+            points: their images.
+            key: of the draws; by default that of the draws common to all attacks.
+            network: by default the one under evaluation.
+            epsilon: radius in which images are valid; by default that of the verdict.
+
+        Returns:
+            Whether each is valid, the share of draws misclassified, and the mean logits.
+        """
+        key = self._draws_key if key is None else key
+        everything = self.images.copy()
+        everything[rows] = points
+        every_row = np.arange(len(self.images))
+        batches = every_row[np.isin(every_row // self._batch_size, rows // self._batch_size)]
+        valid, share, logits = self.over(
+            batches,
             lambda some: probes.classify(
-                self.networks.direct if network is None else network, jax.random.fold_in(key, int(some[0])),
-                self.images[some], points[place[some]], self.labels[some],
+                self.networks.direct if network is None else network,
+                jax.random.fold_in(key, int(some[0])), self.images[some], everything[some], self.labels[some],
                 jnp.float32(self.epsilon if epsilon is None else epsilon),
-                num_draws=self.judged_draws, norm=self.norm, bounds=self.bounds,
+                num_draws=self.num_draws, norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
+        place = np.searchsorted(batches, rows)
+        num_draws = max(self.num_draws, 1)
+        share = np.rint(share * num_draws) / num_draws  # exact, for a tie must be one
+        return valid[place], share[place].astype(np.float32), logits[place]
 
-    def standing(self, *names: str) -> np.ndarray:
-        """Indices of the examples that are correct as they are and not broken by these attacks (by default, by any)."""
-        broken = [self.broken[name] for name in names or self.broken]
-        return np.flatnonzero(self.correct & ~np.logical_or.reduce([np.zeros_like(self.correct), *broken]))
+    def certainly_misclassified(self, share: np.ndarray) -> np.ndarray:
+        """Where the share of draws misclassified is so large that chance alone does not explain a majority.
+
+        Other examples go on being attacked. Of a deterministic network this is plain misclassification.
+        """
+        return share >= self._least_certain
+
+    def strongest_share(self, *names: str) -> np.ndarray:
+        """The largest share of draws misclassified under these attacks (by default, all), float32 [N]."""
+        zeros = np.zeros(len(self.images), np.float32)
+        return np.max([zeros, *(self.shares[name] for name in names or self.shares)], axis=0)
+
+    def remaining(self, *names: str) -> np.ndarray:
+        """Indices of the examples to attack that these attacks (by default, all) left."""
+        return np.flatnonzero(self.attacked & ~self.certainly_misclassified(self.strongest_share(*names)))
+
+    def left(self, rows: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """Those of some examples that an attack left."""
+        return rows[~self.certainly_misclassified(share[rows])]
 
     def submit(self, name: str, rows: np.ndarray, points: np.ndarray, *, epsilon: float | None = None) -> np.ndarray:
-        """Judges an attack's images; returns which examples it broke, bool [N].
+        """Verifies an attack's images; returns the share of draws misclassified, float32 [N], 0 for other examples.
 
-        They count for the verdict under `name` unless the radius is larger than the one on trial.
+        They count for the verdict under `name` unless the radius is larger than the verdict's.
         """
-        broken = np.zeros(len(self.images), bool)
+        shares = np.zeros(len(self.images), np.float32)
         radius = self.epsilon if epsilon is None else epsilon
         if len(rows):
             valid, share, _ = self.classified(rows, points, epsilon=radius)
             self.valid.append(valid)
-            broken[rows] = valid & (share >= 0.5) & self.correct[rows]
+            shares[rows] = np.where(valid, share, 0.0)
             if radius <= self.epsilon:
-                stronger = valid & (share > self._strongest_share[rows])
-                self.strongest[rows[stronger]] = points[stronger]
-                self._strongest_share[rows[stronger]] = share[stronger]
+                self.candidates.add(name, rows[valid], points[valid], share[valid])
         if radius <= self.epsilon:
-            self.broken[name] = self.broken.get(name, np.zeros_like(broken)) | broken
-        return broken
+            self.shares[name] = np.maximum(self.shares.get(name, np.zeros_like(shares)), shares)
+        return shares
 
-    def timed(self, name: str, rows: np.ndarray, started: float, broken: np.ndarray) -> None:
-        """Books an attack's time and tells who listens."""
+    def end_ensemble(self) -> None:
+        """Marks the end of AutoAttack's attacks: the strongest images so far are theirs."""
+        self._of_ensemble = self.candidates.strongest()
+
+    def decide(self) -> Decision:
+        """Classifies examples and strongest images on draws that no attack has seen and that nothing was chosen by.
+
+        Of a stochastic network two sets of fresh draws serve, each common to all images: the first chooses the
+        strongest candidate of each example, the second decides, so that only one image of each is put to the test and
+        more attacks are not more chances. An example misclassified beyond doubt as given was not attacked, and counts
+        as misclassified.
+        """
+        every, choice, final = np.arange(len(self.images)), self.key(), self.key()
+        if self.stochastic:
+            shares = np.stack([self.classified(every, points, key=choice)[1] for points in self.candidates.points])
+            self.candidates.share = np.where(self.candidates.share < 0, np.float32(-1.0), shares)
+        points, attack = self.candidates.strongest()
+        of_ensemble, attack_of_ensemble = self._of_ensemble
+        clean_share, ensemble_share, share = (
+            self.classified(every, images, key=final)[1] for images in (self.images, of_ensemble, points)
+        )
+        clean = self.attacked & ~is_misclassified(clean_share)
+        robust = clean & ~is_misclassified(share)
+        after_ensemble = robust | (clean & ~is_misclassified(ensemble_share))
+        won_by = np.where(after_ensemble, attack, attack_of_ensemble)
+        won_by[~clean], won_by[robust] = "clean", None
+        return Decision(clean, after_ensemble, robust, won_by.tolist(), points, clean_share, share)
+
+    def timed(self, name: str, rows: np.ndarray, started: float, share: np.ndarray) -> None:
+        """Records an attack's time and reports what it did."""
         seconds = time.perf_counter() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.report(f"{name}: broke {int(broken.sum())} of {len(rows)} examples in {seconds:.1f} s")
+        count = int(np.sum(is_misclassified(share[rows])))
+        self.report(f"{name}: {count} of {len(rows)} examples misclassified, {seconds:.1f} s")
 
-    def apgd(self, name: str, rows: np.ndarray, *, epsilon: float | None = None, **goal: Any) -> np.ndarray:
-        """APGD towards a goal; which examples it broke, bool [N]."""
+    def apgd(self, name: str, rows: np.ndarray, **goal: Any) -> np.ndarray:
+        """APGD on a goal; the share of draws misclassified, float32 [N]."""
         started, key = time.perf_counter(), self.key()
-        radius = self.epsilon if epsilon is None else epsilon
         points = self.images[:0] if not len(rows) else self.over(
             rows,
             lambda some: probes.apgd(
                 self.networks, key, some, self.images[some], self.labels[some], self.goal(some, **goal),
-                jnp.float32(radius), num_steps=self.budget.num_steps, eot_samples=self.eot_samples, norm=self.norm,
-                bounds=self.bounds,
+                jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=self.eot_samples,
+                norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
-        broken = self.submit(name, rows, points, epsilon=radius)
-        self.timed(name, rows, started, broken)
-        return broken
+        share = self.submit(name, rows, points)
+        self.timed(name, rows, started, share)
+        return share
 
-    def targeted(self, name: str, rows: np.ndarray, *, view: str, epsilon: float | None = None) -> np.ndarray:
+    def targeted(self, name: str, rows: np.ndarray, *, view: str) -> np.ndarray:
         """APGD towards the likeliest wrong classes one after the other, each on what the former left."""
-        broken = np.zeros(len(self.images), bool)
+        share = np.zeros(len(self.images), np.float32)
         for target in range(min(self.budget.num_targets, self.num_classes - 1)):
-            left = rows[~broken[rows]]
-            broken |= self.apgd(name, left, epsilon=epsilon, view=view, loss="targeted", target=target)
-        return broken
+            rows = self.left(rows, share)
+            share = np.maximum(share, self.apgd(name, rows, view=view, loss="targeted", target=target))
+        return share
 
     def square(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Square; which examples it broke, bool [N]."""
+        """Square; the share of draws misclassified, float32 [N]."""
         started, key = time.perf_counter(), self.key()
         points = self.images[:0] if not len(rows) else self.over(
             rows,
@@ -205,12 +346,12 @@ class Trial:
                 num_queries=self.budget.num_queries, eot_samples=self.eot_samples, norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
-        broken = self.submit(name, rows, points)
-        self.timed(name, rows, started, broken)
-        return broken
+        share = self.submit(name, rows, points)
+        self.timed(name, rows, started, share)
+        return share
 
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Random points of the ball; which examples they broke, bool [N]."""
+        """Random points of the ball; the share of draws misclassified, float32 [N]."""
         started, key = time.perf_counter(), self.key()
         points = self.images[:0] if not len(rows) else self.over(
             rows,
@@ -220,11 +361,11 @@ class Trial:
                 norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
-        broken = self.submit(name, rows, points)
-        self.timed(name, rows, started, broken)
-        return broken
+        share = self.submit(name, rows, points)
+        self.timed(name, rows, started, share)
+        return share
 
-    def ascend(
+    def recorded_pgd(
         self,
         name: str,
         rows: np.ndarray,
@@ -234,26 +375,49 @@ class Trial:
         epsilon: float | None = None,
         num_draws: int | None = None,
         frozen: bool = False,
-    ) -> tuple[np.ndarray, probes.Ascent]:
-        """Recorded PGD on cross-entropy, its step in units of epsilon; which examples it broke, bool [N]."""
+    ) -> tuple[np.ndarray, probes.RecordedPGD]:
+        """Recorded PGD on cross-entropy; the share of draws misclassified, float32 [N], and the record.
+
+        Args:
+            name, rows, epsilon: as in :meth:`submit`.
+            step_size: in units of epsilon.
+            num_steps: at most `probes.MAX_STEPS`.
+            num_draws: in each gradient, of a stochastic network; by default the budget's.
+            frozen: use one draw throughout.
+        """
         started, key = time.perf_counter(), self.key()
         radius = self.epsilon if epsilon is None else epsilon
-        ascent = self.over(
+        record = self.over(
             rows,
-            lambda some: probes.ascend(
+            lambda some: probes.recorded_pgd(
                 self.networks, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
                 self.goal(some, view="direct", loss="ce"), jnp.float32(radius), jnp.float32(step_size * radius),
                 jnp.int32(num_steps), jnp.int32(num_draws or self.eot_samples), jnp.bool_(frozen),
                 stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
-        broken = self.submit(name, rows, ascent.images, epsilon=radius)
+        record = probes.RecordedPGD(record.images, *(values[:, : num_steps + 1] for values in record[1:]))
+        share = self.submit(name, rows, record.images, epsilon=radius)
         if radius <= self.epsilon:
-            self.seen[rows] |= ascent.broken[:, -1]
-        self.timed(name, rows, started, broken)
-        return broken, ascent
+            self.seen[rows] |= record.misclassified[:, -1]
+        self.timed(name, rows, started, share)
+        return share, record
 
     def whole_box(self) -> float:
-        """A radius that reaches from any image in the box to any other."""
-        side, size = self.bounds[1] - self.bounds[0], self.images[0].size
-        return side * {"linf": 1.0, "l2": size**0.5, "l1": float(size)}[self.norm]
+        """A radius within which every image of the box lies."""
+        low, high = map(np.asarray, self.bounds)
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[self.norm]
+        return float(np.linalg.norm(np.broadcast_to(high - low, self.images.shape[1:]).ravel(), order))
+
+
+def _least_certain(num_draws: int) -> float:
+    """The least share of so many draws whose 95 % interval lies above one half; 1 for a deterministic network.
+
+    Example:
+        >>> _least_certain(0), _least_certain(20), _least_certain(100)
+        (1.0, 0.75, 0.6)
+    """
+    if num_draws == 0:
+        return 1.0
+    counts = range(num_draws + 1)
+    return next((count / num_draws for count in counts if wilson_interval(count, num_draws)[0] > 0.5), 1.0)

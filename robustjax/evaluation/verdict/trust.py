@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustjax.evaluation.verdict._judge import Verdict
+from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "na": "dim"}
@@ -27,8 +28,8 @@ def sentence(verdict: Verdict) -> str:
     low, high = wilson_interval(robust, n)
     threat = f"{verdict.threat['norm']} epsilon {verdict.threat['epsilon']:.4g}"
     figure = (
-        f"{verdict.worst_case:.2%} of {n:,} examples (95 % interval {low:.2%} to {high:.2%}) withstand everything that "
-        f"was tried within {threat}"
+        f"{verdict.worst_case:.2%} of {n:,} examples (95 % interval {low:.2%} to {high:.2%}) are robust against "
+        f"everything that was tried within {threat}"
     )
     fired = {
         status: [name for name, flag in verdict.flags.items() if flag.status == status] for status in ("fail", "warn")
@@ -44,8 +45,8 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
     """A verdict as plain data.
 
     Args:
-        verdict: of `judge`.
-        protocol: records of the evaluation that the paper describes, as `records.record` returns them.
+        verdict: of :func:`robustjax.evaluation.judge`.
+        protocol: records of the evaluation that the paper describes, as :func:`records.record` returns them.
     """
     robust, n = int(verdict.robust.sum()), len(verdict.robust)
     return {
@@ -61,11 +62,11 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
         "flags": {name: {"name": name, **flag._asdict()} for name, flag in verdict.flags.items()},
         "attacks": {
             name: {
-                "broken": int(broken.sum()),
+                "misclassified": int(misclassified.sum()),
                 "won": verdict.won_by.count(name),
                 "seconds": round(verdict.seconds_by_attack.get(name, 0.0), 3),
             }
-            for name, broken in verdict.broken.items()
+            for name, misclassified in verdict.misclassified_by.items()
         },
         "seconds": {part: round(seconds, 3) for part, seconds in verdict.seconds.items()},
         "caveat": CAVEAT,
@@ -75,7 +76,7 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
 
 
 def markdown(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> str:
-    """A verdict as a Markdown page; arguments as `to_json`."""
+    """A verdict as a Markdown page; arguments as of :func:`to_json`."""
     parts = [f"# Verdict\n\n{sentence(verdict)}\n\n{CAVEAT}\n"]
     for title, headings, rows in _tables(verdict, protocol):
         lines = [f"## {title}\n", _line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
@@ -84,7 +85,7 @@ def markdown(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> st
 
 
 def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
-    """A verdict for the terminal, to be printed by a `rich.console.Console`; arguments as `to_json`."""
+    """A verdict for the terminal, to be printed by a ``rich.console.Console``; arguments as of :func:`to_json`."""
     tables = []
     for title, headings, rows in _tables(verdict, protocol):
         shown = Table(title=title, title_justify="left")
@@ -98,23 +99,20 @@ def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group
 
 
 def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
-    """`folder/trust.json` and `trust.md`, each whole or not at all; returns the path of the first.
+    """Writes ``folder/trust.json`` and ``trust.md``, each whole or not at all; returns the path of the first.
 
     Args:
         folder: of the records of an evaluation.
-        verdict, protocol: as `to_json`.
-        **conditions: what else the report says of itself, such as `**records.conditions()`; plain data.
+        verdict, protocol: as of :func:`to_json`.
+        **conditions: what else the report says of itself, such as ``**records.conditions()``; plain data.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
         "trust.md": markdown(verdict, protocol=protocol),
     }
     for name, text in texts.items():
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+        files.write(folder / name, text)
     return folder / "trust.json"
 
 
@@ -138,13 +136,13 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
             for name, part in verdict.acceptance.items()
         ]  # fmt: skip
         headings = ["on fresh draws", "expected", "95 % interval", "majority vote", "every draw", "draws"]
-        parts.append(("Accuracy over the network's own draws", headings, rows))
+        parts.append(("Accuracy over the draws of the network", headings, rows))
     attacks = [
-        [name, str(int(broken.sum())), str(verdict.won_by.count(name)),
+        [name, str(int(misclassified.sum())), str(verdict.won_by.count(name)),
          f"{verdict.seconds_by_attack[name]:.1f}" if name in verdict.seconds_by_attack else ""]
-        for name, broken in verdict.broken.items()
+        for name, misclassified in verdict.misclassified_by.items()
     ]  # fmt: skip
-    parts.append(("Attacks", ["attack", "examples broken", "of these first", "seconds"], attacks))
+    parts.append(("Attacks", ["attack", "examples misclassified", "of these first", "seconds"], attacks))
     flags = [
         [name, flag.status, "" if flag.value is None else f"{flag.value:.4g}",
          "" if flag.threshold is None else f"{flag.threshold:.4g}", str(flag.n), flag.explanation]

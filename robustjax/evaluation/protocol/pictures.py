@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 # Names of classes longer than this are cut in titles.
 MAX_NAME = 10
@@ -38,6 +37,8 @@ def save_examples(
         epsilon: the radius of the ball.
     """
     count = len(images)
+    from matplotlib.figure import Figure  # not at the top: it takes a second, and most evaluations draw nothing
+
     figure = Figure(figsize=(1.25 * count + 1.2, 4.9), dpi=130, layout="constrained")
     figure.suptitle(title, fontsize=10)
     delta = adversarial - images
@@ -73,11 +74,13 @@ def save_sweep(
         path: of the PNG.
         curves: attack's name -> points (strength, accuracy, lower and upper end of the interval), by rising strength.
         quantity: what the strength is.
-        marked: the strength at which the network is judged otherwise, up to which the axis is linear; or None. It is
+        marked: the strength of the run's own threat, up to which the axis is linear; or None. It is
             logarithmic from there on.
         chance: accuracy of guessing.
         title: above everything.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), dpi=130, layout="constrained")
     axis = figure.subplots()
     for i, (name, points) in enumerate(curves.items()):

@@ -1,0 +1,89 @@
+"""The pytest plugin of mutants.py: chooses and orders tests, and says of each what it needed and how it ended.
+
+Reads JSON from the file that MUTANTS_JOB names: `order`, node ids to run one after the other, or null for all;
+`measure`, whether coverage is told which test runs; `result`, where to write node id -> [outcome, seconds].
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = json.loads(Path(os.environ["MUTANTS_JOB"]).read_text())
+SHARED = "shared by "  # context of a fixture that several tests share
+outcomes: dict[str, list] = {}
+fixtures: dict[str, list[str]] = {}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keeps the tests that were asked for, in their order."""
+    if JOB["order"] is not None:
+        place = {name: i for i, name in enumerate(JOB["order"])}
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in place])
+        items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Coverage counts for this test, and nothing that an earlier test left in a cache hides a line from it."""
+    if JOB["measure"]:
+        _forget()
+        shared = getattr(item, "_fixtureinfo", None)
+        shared = [] if shared is None else [one for found in shared.name2fixturedefs.values() for one in found]
+        fixtures[item.nodeid] = [_name(one) for one in shared if one.scope != "function"]
+        _context(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        if JOB["measure"]:
+            _context("")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """What several tests share is covered by each of them."""
+    if not JOB["measure"] or fixturedef.scope == "function":
+        return (yield)
+    _context(_name(fixturedef))
+    try:
+        return (yield)
+    finally:
+        _context(getattr(request, "_pyfuncitem", request.node).nodeid)
+
+
+def pytest_runtest_logreport(report):
+    """Adds the phases of a test together."""
+    outcome, seconds = outcomes.get(report.nodeid, ["passed", 0.0])
+    outcomes[report.nodeid] = [report.outcome if outcome == "passed" else outcome, round(seconds + report.duration, 3)]
+
+
+def pytest_sessionfinish():
+    """Writes what was found."""
+    Path(JOB["result"]).write_text(json.dumps({"tests": outcomes, "fixtures": fixtures}))
+
+
+def _name(fixturedef) -> str:
+    return f"{SHARED}{fixturedef.baseid}::{fixturedef.argname}"
+
+
+def _context(name: str) -> None:
+    import coverage
+
+    coverage.Coverage.current().switch_context(name)
+
+
+def _forget() -> None:
+    """Empties the caches of jax and of the modules in the working folder."""
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    here = os.getcwd() + os.sep
+    for module in list(sys.modules.values()):
+        if str(getattr(module, "__file__", None) or "").startswith(here):
+            for value in list(vars(module).values()):
+                if isinstance(value, functools._lru_cache_wrapper):
+                    value.cache_clear()

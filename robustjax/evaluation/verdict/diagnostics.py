@@ -1,0 +1,189 @@
+"""From measurements to flags: what the network's outputs and gradients do, and how the attacks compare.
+
+The rules themselves are in :mod:`red_flags` and :mod:`comparisons`; here is what each of them is given.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax.attacks import geometry
+from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict import comparisons, probes, red_flags
+from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid
+from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.evaluation.verdict.trial import Trial
+from robustjax.types import Array, Key, LogitsFn
+
+# Examples on which outputs are compared; how often the network is traced anew, and calls of each trace.
+NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
+
+
+def randomness(logits_fn: LogitsFn, key: Key, images: Array, *, stochastic: bool) -> Flag:
+    """The flag of outputs that vary without being declared to; traced anew, because a trace freezes Python's draws."""
+
+    def calls(*keys: tuple) -> np.ndarray:
+        traced = jax.jit(lambda images, *key: probes.float_logits(logits_fn(images, *key)))
+        return np.stack([np.asarray(traced(images, *key)) for key in keys])
+
+    if not stochastic:
+        return red_flags.randomness(
+            np.concatenate([calls(*[()] * NUM_CALLS) for _ in range(NUM_TRACES)]), declared=False
+        )
+    keys = [(jax.random.fold_in(key, i),) for i in range(NUM_CALLS)]
+    traces = [calls(*keys, keys[0]) for _ in range(NUM_TRACES)]
+    same_key = np.concatenate([outputs[[0, -1]] for outputs in traces])
+    return red_flags.randomness(traces[0][:-1], declared=True, same_key=same_key)
+
+
+def batch_dependence(network: object, images: np.ndarray, bounds: geometry.Bounds, keys: tuple[Key, ...]) -> Flag:
+    """The flag of outputs that change with the rest of the batch.
+
+    The images stay at their places in batches of one size, and their key is the same, so that the noise of a stochastic
+    network, which may depend on both, is the same too.
+
+    Args:
+        network: as in :class:`probes.Networks`.
+        images: float32 [n, H, W, C].
+        bounds: of valid pixels.
+        keys: the network's arguments after the images.
+    """
+    low, high = map(np.asarray, bounds)
+    # Other images, of other brightness and contrast, than any statistics over the batch would be used to.
+    noise = np.random.default_rng(0).uniform(low, high, images.shape).astype(images.dtype)
+    companies = (images, noise, (low + 0.1 * (noise - low)).astype(images.dtype))
+    outputs = [
+        np.asarray(probes.compute_logits(network, np.concatenate([images, company]), *keys))[: len(images)]
+        for company in companies
+    ]
+    return red_flags.batch_dependent(np.stack(outputs))
+
+
+def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
+    """The flags of gradients at the images, at random points and at the strongest images so far.
+
+    Args:
+        trial: the examples.
+        rows: those to look at.
+        trouble: why the network cannot be differentiated, or "".
+    """
+    if not len(rows):
+        return dict.fromkeys(red_flags.GRADIENTS, Flag.not_applicable("no example is classified correctly"))
+    key, network_keys = trial.key(), trial.network_keys()
+    noise = geometry.get(trial.norm).random_start(key, jnp.asarray(trial.images), jnp.float32(trial.epsilon))
+    low, high = (np.asarray(wall, np.float32) for wall in trial.bounds)
+    random = np.clip(trial.images + np.asarray(noise, np.float32), low, high)
+    found = [
+        trial.over(
+            rows,
+            lambda some, place=place, loss=loss: probes.gradients(
+                trial.networks, place[some], trial.labels[some], trial.goal(some, view="direct", loss=loss),
+                *network_keys,
+            ),
+        )
+        for place in (trial.images, random, trial.candidates.strongest()[0]) for loss in ("ce", "margin")
+    ]  # fmt: skip
+    zero, nonfinite = (np.logical_or.reduce(column) for column in zip(*found, strict=True))
+    flags = {
+        "zero_gradients": red_flags.zero_gradients(zero),
+        "nonfinite_gradients": red_flags.nonfinite_gradients(nonfinite),
+    }
+    if trouble:
+        explanation = f"the network cannot be differentiated ({trouble}): declare a surrogate_fn"
+        flags["zero_gradients"] = flags["zero_gradients"]._replace(explanation=explanation)
+    # Short against the ball, and long against the rounding of pixels.
+    length = max(0.1 * trial.epsilon, 1e-4 * trial.whole_box())
+    cosine = trial.over(
+        rows,
+        lambda some: probes.directional_agreement(
+            trial.networks, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
+            trial.goal(some, view="direct", loss="margin"), jnp.float32(length), *network_keys, norm=trial.norm,
+        ),
+    )  # fmt: skip
+    return flags | {"shattered_gradients": red_flags.shattered_gradients(cosine)}
+
+
+def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
+    """The flags of PGD with its options varied, on the measured examples `rows`; without a grid they do not apply."""
+    if grid is None:
+        return dict.fromkeys(red_flags.CONVERGENCE, Flag.not_applicable("no example is classified correctly"))
+    by_size = {size: is_misclassified(share[rows]) for size, share in grid.by_step_size.items()}
+    return {
+        "one_step_beats_many": comparisons.one_step_beats_many(is_misclassified(grid.one_step[rows]), by_size[0.1]),
+        "more_steps_help": comparisons.more_steps_help(grid.by_steps[:, rows], grid.late_rise),
+        "step_size_sensitive": comparisons.step_size_sensitive({f"{size:g}": hit for size, hit in by_size.items()}),
+        "accuracy_rises_with_epsilon": comparisons.accuracy_rises_with_epsilon(
+            is_misclassified(grid.by_radius[:, rows])
+        ),
+        "unbounded_attack_fails": red_flags.unbounded_attack_fails(is_misclassified(grid.unbounded[rows])),
+        "loss_and_margin_disagree": red_flags.loss_and_margin_disagree(grid.record.loss.T, grid.record.margin.T),
+    }
+
+
+def attacks(
+    trial: Trial, rows: np.ndarray, grid: PGDGrid | None, by_gradient: np.ndarray, restarted: np.ndarray,
+    random: np.ndarray, adaptive: AdaptiveResults,
+) -> dict[str, Flag]:  # fmt: skip
+    """The flags of attacks that should find nothing beyond what direct gradient-based attacks find.
+
+    Of a stochastic network the former count only where images are misclassified beyond doubt, the latter where they are
+    by majority: with many attacks, some images are misclassified in most draws by chance.
+
+    Args:
+        trial: the examples.
+        rows: the measured ones.
+        grid: PGD's results on them; None without measured examples.
+        by_gradient: shares [N] of direct gradient-based attacks, before the restart.
+        restarted, random: shares [N] of :func:`batteries.restart` and :func:`batteries.random_search`.
+        adaptive: shares of adaptive attacks.
+    """
+    missing, certain = Flag.not_applicable, trial.certainly_misclassified
+    direct = is_misclassified(np.maximum(by_gradient, restarted))
+    flags = {
+        "more_restarts_help": missing("no example is classified correctly"),
+        "random_search_succeeds": missing("no example is classified correctly"),
+        "transfer_beats_white_box": missing("no undefended_fn and no trained_fn declared"),
+        "auxiliary_attack_helps": missing("no auxiliary_fn declared"),
+        "surrogate_helps": missing("no surrogate_fn declared"),
+        "silent_success": missing("the draws of an attack's steps are not those on which its images are verified"),
+    } | dict.fromkeys(red_flags.STOCHASTIC, missing("the network is not declared as stochastic"))
+    if grid is not None:
+        from_the_image, before = is_misclassified(grid.from_the_image()), is_misclassified(by_gradient)
+        flags["more_restarts_help"] = comparisons.more_restarts_help(before, before | certain(restarted))
+        flags["random_search_succeeds"] = comparisons.random_search_succeeds(
+            certain(random)[rows], from_the_image[rows]
+        )
+    # What an attack with a random start finds where any random point does is no merit of the gradient.
+    flags["black_box_beats_white_box"] = comparisons.black_box_beats_white_box(
+        certain(trial.shares["square"]), direct & ~certain(random)
+    )
+    if adaptive.surrogate is not None:
+        flags["surrogate_helps"] = comparisons.surrogate_helps(certain(adaptive.surrogate), direct)
+    if adaptive.auxiliary is not None:
+        flags["auxiliary_attack_helps"] = comparisons.auxiliary_attack_helps(
+            certain(adaptive.auxiliary), direct | is_misclassified(adaptive.control)
+        )
+    if adaptive.transfer is not None:
+        flags["transfer_beats_white_box"] = comparisons.transfer_beats_white_box(certain(adaptive.transfer), direct)
+    if adaptive.curve is not None:
+        curve = is_misclassified(adaptive.curve)
+        flags["eot_not_converged"] = comparisons.eot_not_converged(curve)
+        flags["frozen_key_resists"] = comparisons.frozen_key_resists(adaptive.frozen, curve[-1])
+    if not trial.stochastic:
+        found = is_misclassified(trial.strongest_share())
+        flags["silent_success"] = comparisons.silent_success(trial.seen & trial.correct, found)
+    return flags
+
+
+def bfloat16(trial: Trial, bfloat16_fn: LogitsFn | None, adversarial: np.ndarray) -> Flag:
+    """The flag of outcomes that depend on the precision: the strongest images, classified in both."""
+    if bfloat16_fn is None:
+        return Flag.not_applicable("no bfloat16_fn declared")
+    every = np.arange(len(trial.images))
+    robust, other = (
+        ~is_misclassified(trial.classified(every, adversarial, network=network)[1])
+        for network in (trial.networks.direct, probes.as_logits_fn(bfloat16_fn))
+    )
+    return red_flags.bfloat16_disagrees(robust, other)

@@ -1,0 +1,82 @@
+"""The one judge of success: ties, NaN, majority of draws, votes, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.attacks import verify
+from robustjax.types import InputError, Outputs
+
+IMAGES = jnp.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
+LABELS = jnp.array([0, 0, 0, 1])
+BALL = {"epsilon": 0.25, "norm": "linf"}
+
+
+def identity(images):
+    return images
+
+
+def test_a_deterministic_network_is_right_or_wrong_and_ties_go_to_the_first_class(key):
+    found = verify.verify(identity, key, IMAGES, IMAGES, LABELS, **BALL)
+    np.testing.assert_array_equal(found.share, [0, 1, 0, 1])
+    np.testing.assert_array_equal(found.votes, [[1, 0], [0, 1], [1, 0], [1, 0]])
+    np.testing.assert_array_equal(found.logits, IMAGES)
+    np.testing.assert_array_equal(found.misclassified, [False, True, False, True])
+
+
+def test_success_is_a_valid_image_that_is_misclassified(key):
+    points = jnp.array([[0.1, 0.9], [0.1, 0.9], [0.45, 0.55], [0.5, jnp.nan]])
+    found = verify.verify(identity, key, IMAGES, points, LABELS, **BALL)
+    np.testing.assert_array_equal(found.misclassified, True)
+    np.testing.assert_array_equal(found.valid, [False, True, True, False])
+    np.testing.assert_array_equal(found.success, [False, True, True, False])
+
+
+@pytest.mark.parametrize(("wrong", "misclassified"), [(1, False), (2, True), (3, True)])
+def test_half_of_the_draws_wrong_is_misclassified(wrong, misclassified, key):
+    """Four draws, of which so many are wrong, whichever keys these have."""
+    keys = jax.random.split(key, 4)
+
+    def network(images, key):
+        number = jnp.argmax(jax.random.key_data(keys)[:, 1] == jax.random.key_data(key)[1])
+        return jnp.where(number < wrong, jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])) + 0 * images
+
+    found = verify.verify(network, key, IMAGES, IMAGES, jnp.zeros(4, jnp.int32), **BALL, num_draws=4)
+    np.testing.assert_allclose(found.share, wrong / 4)
+    np.testing.assert_array_equal(found.votes, [[4 - wrong, wrong]] * 4)
+    np.testing.assert_array_equal(found.misclassified, misclassified)
+    np.testing.assert_allclose(found.logits, [[1 - wrong / 4, wrong / 4]] * 4)
+
+
+def test_the_same_key_asks_the_same_draws(key):
+    def deaf(images, key):
+        return jax.random.normal(key, (images.shape[0], 3))
+
+    first, again = (verify.verify(deaf, key, IMAGES, p, LABELS, **BALL, num_draws=7) for p in (IMAGES, IMAGES * 0.9))
+    other = verify.verify(deaf, jax.random.key(1), IMAGES, IMAGES, LABELS, **BALL, num_draws=7)
+    np.testing.assert_array_equal(first.share, again.share)
+    assert not np.array_equal(first.logits, other.logits)
+
+
+def test_it_is_a_pure_function_in_full_precision_and_reads_outputs(key):
+    seen = []
+
+    def network(images):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return Outputs(images, {}, {})
+
+    found = jax.jit(lambda images: verify.verify(network, key, images, images, LABELS, **BALL))(IMAGES)
+    np.testing.assert_array_equal(found.share, [0, 1, 0, 1])
+    assert seen == ["float32"] and jax.config.jax_default_matmul_precision is None
+    with pytest.raises(
+        InputError, match=r"logits_fn must return float logits \[4, K\] with K >= 2, got float32 \[4, 1\]"
+    ):
+        verify.verify(lambda images: images[:, :1], key, IMAGES, IMAGES, LABELS, **BALL)
+
+
+def test_half_precision_is_measured_in_float32():
+    images = jnp.full((2, 3), 0.5, jnp.bfloat16)
+    points = images + jnp.array([[0.0625], [0.0664]], jnp.bfloat16)
+    np.testing.assert_array_equal(verify.is_valid(images, points, epsilon=0.0625), [True, False])
+    assert jnp.max(points[0] - images[0]) == jnp.bfloat16(0.0625)

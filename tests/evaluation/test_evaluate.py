@@ -1,0 +1,115 @@
+"""`evaluate` on networks whose every answer is known, and what it keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import evaluation
+from robustjax.evaluation import Hints, Threat
+from robustjax.evaluation.protocol import runner
+from robustjax.types import InputError, Outputs
+
+LEVELS = np.array([20, 90, 120, 140, 200, 250, 130, 108], np.float32) / 255
+IMAGES = np.tile(LEVELS.reshape(8, 1, 1, 1), (1, 2, 2, 1))
+LABELS = (LEVELS > 0.5).astype(np.int64)
+
+
+def network(images):
+    score = images.mean(axis=(1, 2, 3)) - 0.5
+    return jnp.stack([-score, score], axis=1)
+
+
+def evaluate(logits_fn=network, **options):
+    options = {"threat": Threat("linf", 0.1), "attacks": ("clean", "pgd20"), "batch_size": 4, **options}
+    return evaluation.evaluate(logits_fn, jax.random.key(0), IMAGES, LABELS, **options)
+
+
+def test_records_hold_the_closed_form_and_the_contracts_fields():
+    result = evaluate()
+    clean, attacked = result.records
+    assert clean["accuracy"] == 1.0
+    np.testing.assert_array_equal(attacked["robust"], np.abs(LEVELS - 0.5) > 0.1)
+    assert result.worst_case["robust"] == attacked["robust"] and result.worst_case["attack"] == "worst_case"
+    fields = {"attack", "norm", "epsilon", "num_steps", "num_restarts", "num_examples", "accuracy", "robust"}
+    assert fields | {"seconds", "commit", "versions", "hardware"} <= attacked.keys()
+
+
+def test_several_threats_have_a_record_each_and_one_worst_case(tmp_path):
+    threats = [Threat("linf", 0.02), Threat("l2", 0.2)]  # the second is linf 0.1 for four equal pixels
+    result = evaluate(threat=threats, attacks=("pgd20",))
+    assert [(record["norm"], record["epsilon"]) for record in result.records] == [("linf", 0.02), ("l2", 0.2)]
+    np.testing.assert_array_equal(result.worst_case["robust"], np.abs(LEVELS - 0.5) > 0.1)
+    assert result.worst_case["threats"] == [{"norm": "linf", "epsilon": 0.02}, {"norm": "l2", "epsilon": 0.2}]
+    result.save(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"pgd20-linf-0.02.json", "pgd20-l2-0.2.json", "worst_case.json"}
+    assert "l2 0.2" in text(result.table())
+
+
+def text(table):
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_networks_may_return_outputs_and_callables_need_no_hash():
+    class Model:
+        __hash__ = None
+
+        def __call__(self, images):
+            return Outputs(network(images), {}, {})
+
+    assert evaluate(Model()).worst_case["robust"] == evaluate().worst_case["robust"]
+
+
+def test_bounds_are_the_threats_own():
+    wide = evaluation.evaluate(
+        lambda images: network((images + 1) / 2), jax.random.key(0), 2 * IMAGES - 1, LABELS,
+        threat=Threat("linf", 0.2, (-1.0, 1.0)), attacks=("pgd20",), batch_size=4,
+    )  # fmt: skip
+    assert wide.worst_case["robust"] == evaluate().worst_case["robust"]
+
+
+def test_a_folder_keeps_results_under_the_networks_own_program(tmp_path, monkeypatch):
+    first = evaluate(folder=tmp_path)
+    units = []
+    run_unit = runner.Runner.run_unit
+    monkeypatch.setattr(runner.Runner, "run_unit", lambda *problem: units.append(1) or run_unit(*problem))
+    assert evaluate(folder=tmp_path).records[1]["robust"] == first.records[1]["robust"] and not units
+    evaluate(lambda images: 2 * network(images), folder=tmp_path)
+    assert len(units) == 4
+
+
+def test_a_stochastic_network_is_classified_on_fresh_draws():
+    def noisy(images, key):
+        return network(images) * jnp.where(jax.random.bernoulli(key, 0.8, (images.shape[0], 1)), 1.0, -1.0)
+
+    (clean,) = evaluate(noisy, hints=Hints(stochastic=True), num_draws=400, attacks=("clean",)).records
+    assert clean["num_draws"] == 400 and abs(clean["accuracy"] - 0.8) < 0.04 and clean["majority_vote"] == 1.0
+
+
+def test_a_verdict_is_one_of_the_records():
+    result = evaluate(attacks=("clean", "adaptive"))
+    assert result.records[-1]["attack"] == "adaptive" and result.verdict.worst_case == result.records[-1]["accuracy"]
+    np.testing.assert_array_equal(result.records[-1]["robust"], np.abs(LEVELS - 0.5) > 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": ("pgd21",)}, "pgd21"),
+        ({"threat": Threat("linf2", 0.1)}, "linf2"),
+        ({"threat": Threat("linf", -0.1)}, "epsilon"),
+        ({"threat": []}, "threat"),
+        ({"batch_size": 3}, "batch_size must be divisible by the 4 devices"),
+        ({"threat": Threat("linf", 0.1, (0.0, 0.2))}, "images"),
+    ],
+)
+def test_wrong_input_is_one_line(options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate(**options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,187 @@
+"""benchmarks/mutants.py on toys: what it makes, and whether it tells tests that notice from tests that do not."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+TOY = b'''"""A toy with one of everything: 1 + 1 here is text."""
+
+import typing
+
+import numpy as np
+
+if typing.TYPE_CHECKING:
+    Number = int | float
+FACTOR = 3.0  # 2 + 2 here is a comment
+SEED = 7
+
+
+def scaled(x: "1 + 1", *, least=0, whole: bool = False) -> float:
+    """Doctest text, which is none of its business.
+
+    >>> scaled(2.0)
+    6.0
+    """
+    if not isinstance(x, float):
+        raise TypeError(f"must be above {1 + 1}, got {x}" + "9")
+    value = (
+        FACTOR * x  # the * of this comment - or its -
+        + least
+    )
+    if x < least or whole and x != -1:
+        value = min(value, -x)
+    return value if x >= 0 else -value
+
+
+def chosen(a, b):
+    rows = np.where(a > b, a, b - 1)
+    rows -= np.sum(rows[:, 0:-1], axis=-1) / 2
+    mask = (a == b) & ~(b <= 0)
+    return rows, mask, " ".join(["x"] + ["y"]), np.random.default_rng([1, 2]).permutation(3).argmin()
+'''
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("mutants", HERE / "benchmarks" / "mutants.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutants"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["mutants"]
+
+
+def test_every_rule_gives_another_valid_program_and_changes_nothing_else(program):
+    made = program.generate("toy.py", TOY)
+    assert {mutant.rule for mutant in made} == {
+        *("constant", "sign", "term", "comparison", "extreme", "logic", "negation", "branch")
+    }
+    trees = set()
+    for mutant in made:
+        changed = mutant.applied(TOY)
+        assert TOY[mutant.start : mutant.stop].decode() == mutant.before
+        assert changed.startswith(TOY[: mutant.start]) and changed.endswith(TOY[mutant.stop :])
+        line = TOY.decode().splitlines()[mutant.line - 1]
+        assert line[mutant.column - 1 :].startswith(mutant.before.splitlines()[0])
+        trees.add(ast.dump(ast.parse(changed)))
+    assert len(trees) == len(made) and ast.dump(ast.parse(TOY)) not in trees
+    texts = [f"{mutant.line}: {' '.join(mutant.before.split())} -> {mutant.after}" for mutant in made]
+    for wanted in (
+        "9: 3.0 -> 4.5",
+        "13: 0 -> 1",
+        "13: False -> True",
+        "22: * -> /",
+        "23: + -> -",
+        "25: < -> >=",
+        "25: and -> or",
+        "26: min -> max",
+        "26: -x -> (x)",
+        "27: value if x >= 0 else -value -> (-value) if (x >= 0) else (value)",
+        "31: b - 1 -> (b)",
+        "32: -= -> +=",
+        "32: -1 -> 0",
+        "33: & -> |",
+        "33: ~(b <= 0) -> (b <= 0)",
+        "34: argmin -> argmax",
+    ):
+        assert wanted in texts
+    # Neither text nor types, messages, imports and comments.
+    assert not {mutant.line for mutant in made} & {1, 3, 5, 7, 8, 14, 15, 16, 17, 18, 19, 20}
+
+
+def test_of_this_library_every_mutant_is_a_valid_program(program):
+    sources = program.read_sources(HERE)
+    assert {"robustjax/attacks/_apgd.py", "robustjax/objectives.py", "robustjax/training/step.py"} <= set(sources)
+    assert "robustjax/training/loop.py" not in sources
+    drawn = program.choose(sources, 100, 0)
+    assert len(drawn) == 100 == len({tuple(mutant.record().values()) for mutant in drawn})
+    for mutant in drawn:
+        compile(mutant.applied(sources[mutant.file]), mutant.file, "exec")
+
+
+def test_the_draw_depends_on_the_seed_alone_and_every_file_has_its_part(program):
+    sources = {f"{name}.py": TOY.replace(b"FACTOR", name.encode().upper()) for name in ("one", "two", "three")}
+    drawn = program.choose(sources, 30, 1)
+    assert drawn == program.choose(dict(reversed(sources.items())), 30, 1) == sorted(drawn)
+    assert drawn != program.choose(sources, 30, 2)
+    assert all(sum(mutant.file == file for mutant in drawn) == 10 for file in sources)
+    assert set(program.choose(sources, 15, 1)) < set(drawn)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A package with a bug to be noticed, one that nobody can notice, one that nobody does."""
+    (tmp_path / "project" / "toy").mkdir(parents=True)
+    (tmp_path / "project" / "tests").mkdir()
+    root = tmp_path / "project"
+    (root / "toy" / "__init__.py").write_text("")
+    (root / "toy" / "code.py").write_text(
+        "def largest(a, b):\n"
+        "    return a if a > b else b\n\n\n"
+        "def count(n):\n"
+        "    i = 0\n"
+        "    while i != n:\n"
+        "        i += 1\n"
+        "    return i * 2\n\n\n"
+        "def unseen(a):\n"
+        "    return a + 1\n"
+    )
+    (root / "tests" / "test_code.py").write_text(
+        "import pytest\nfrom toy.code import count, largest\n\n\n"
+        "@pytest.fixture(scope='module')\ndef counted():\n    return count(3)\n\n\n"
+        "def test_largest():\n    assert largest(1, 2) == largest(2, 1) == 2\n\n\n"
+        "def test_count(counted):\n    assert counted == 6\n\n\n"
+        "def test_broken():\n    assert largest(2, 2) == 3\n"
+    )
+    return root
+
+
+def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, project, tmp_path, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in project.rglob("*.py")}
+    wanted = [(2, ">", ">="), (2, ">", "<="), (9, "2", "3"), (13, "+", "-")]
+
+    def drawn(sources, count, seed):
+        made = program.generate("toy/code.py", sources["toy/code.py"])
+        return [mutant for mutant in made if (mutant.line, mutant.before, mutant.after) in wanted]
+
+    monkeypatch.setattr(program, "choose", drawn)
+
+    def run(**changes):
+        records = program.Records(project / "results")
+        options = {"patterns": ["toy/**.py"], "count": 9, "seed": 0, "jobs": 2, "again": False} | changes
+        program.run(project, records, tmp_path / "coverage.json", **options)
+        return program.Records(project / "results"), capsys.readouterr().out
+
+    records, printed = run()
+    found = {(record["line"], record["before"], record["after"]): record for record in records.all}
+    assert {place: record["outcome"] for place, record in found.items()} == dict(
+        zip(wanted, ("survived", "killed", "killed", "uncovered"), strict=True)
+    )
+    assert found[2, ">", "<="]["by"] == "tests/test_code.py::test_largest"
+    assert found[9, "2", "3"]["by"] == "tests/test_code.py::test_count"  # by way of its fixture
+    assert "left out: tests/test_code.py::test_broken" in printed
+    assert {path: path.read_bytes() for path in project.rglob("*.py")} == before
+    assert not any(program.Path(program.tempfile.gettempdir()).glob(f"mutants*/copy0/{project.name}"))
+
+    # Nothing is run twice, unless it is asked for, or the file is another one.
+    assert "of which 0 are to be run" in run()[1]
+    sources = program.read_sources(project, ["toy/**.py"])
+    (project / "results" / "mutants_equivalent.json").write_text(
+        '[{"file": "toy/code.py", "code": "return a if a > b else b", "rule": "comparison", "before": ">",'
+        ' "after": ">=", "reason": "Of two equal numbers either is the larger one."}]'
+    )
+    text = "\n".join(program.report(program.Records(project / "results"), sources))
+    assert "all                   2           0           1           0           1" in text
+    assert "toy/code.py:13:14: sign: + -> - (uncovered)\n    return a + 1" in text
+    assert "Of two equal numbers either is the larger one." in text
+    monkeypatch.setattr(program, "FACTOR", 0.0)
+    monkeypatch.setattr(program, "PATIENCE", 0.01)  # in which no Python starts
+    records, printed = run(again=True)
+    assert "of which 2 are to be run" in printed
+    assert sorted(record["outcome"] for record in records.all) == ["killed", "killed", "timeout", "uncovered"]
+    sources["toy/code.py"] += b"\n"
+    assert "4 records are of older files." in program.report(program.Records(project / "results"), sources)

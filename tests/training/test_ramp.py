@@ -1,0 +1,47 @@
+"""The epsilon that the attack of a training step sees, step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import attacks, build, config, data
+
+STEPS_PER_EPOCH, SIZE = 4, 8
+
+
+def lengths_seen(monkeypatch, steps, **changes):
+    """epsilon and step size at each of the steps, as the attack is given them."""
+    seen = []
+
+    def watching(logits_fn, key, images, labels, *, epsilon, step_size, **_):
+        jax.debug.callback(lambda *lengths: seen.append(tuple(map(float, lengths))), epsilon, step_size)
+        return images
+
+    monkeypatch.setattr(attacks, "pgd", watching)
+    settings = config.base()
+    settings.data.train_examples = STEPS_PER_EPOCH * SIZE
+    settings.train.batch_size = SIZE
+    settings.model.name = "small_cnn"
+    settings.attack.update({"epsilon": 0.2, "step_size": 0.05, **changes})
+    dataset = build.datasets(settings)[0]
+    module = build.model(settings, dataset.num_classes)
+    state = build.initial_state(settings, module, dataset.image_shape)()
+    step = jax.jit(build.training_step(settings, module, STEPS_PER_EPOCH))
+    images, labels = data.to_float(dataset.images[:SIZE]), jnp.asarray(dataset.labels[:SIZE])
+    for at in steps:
+        jax.block_until_ready(step(state._replace(step=jnp.full_like(state.step, at)), images, labels))
+        jax.effects_barrier()
+    return np.array(seen)
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "warmup_steps"),
+    [(0.0, 0), (0.25, 1), (1.0, 4), (2.5, 10)],
+)
+def test_lengths_grow_evenly_until_the_warmup_is_over(warmup_epochs, warmup_steps, monkeypatch):
+    steps = (0, 1, 2, 3, 4, 8, 9, 10, 11, 1000)
+    seen = lengths_seen(monkeypatch, steps, warmup_epochs=warmup_epochs)
+    scale = np.array([min(1.0, (at + 1) / warmup_steps) if warmup_steps else 1.0 for at in steps])
+    assert scale[-1] == 1.0
+    np.testing.assert_allclose(seen, np.stack([0.2 * scale, 0.05 * scale], axis=1), rtol=1e-6)
