@@ -103,9 +103,7 @@ def base() -> Config:
     config.train.num_epochs = 30
     config.train.batch_size = 128  # over all devices
     config.train.accumulation = 1  # micro-batches that a batch is cut into, for memory; BatchNorm sees each by itself
-    config.train.ema_decay = (
-        0.0  # of an exponential moving average of the weights, which is then what is judged; 0: off
-    )
+    config.train.ema_decay = 0.0  # of a moving average of the weights, which is then evaluated (EMA); 0: off
     config.train.log_every_steps = 100  # a line of metrics.jsonl
     config.train.keep_checkpoints = 2  # newest ones kept, besides the best by robust validation accuracy
     config.train.on_nonfinite = "stop"  # or "halve": back to the last validated checkpoint at half the learning rate

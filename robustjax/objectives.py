@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks.losses import cross_entropy, kl
-from robustjax.types import Array, Outputs
-
-# (view -> logits [B, K], labels [B]) -> [B]
-Term = Callable[[Mapping[str, Array], Array], Array]
+from robustjax.types import Array, Outputs, Term
 
 
 class Objective(NamedTuple):

@@ -26,6 +26,11 @@ LogitsFn = Callable[..., Any]
 LossFn = Callable[[Any, Array], Array]
 
 
+# (view -> logits [B, K], labels [B]) -> [B]: an objective's loss, or what a training attack climbs. The views are the
+# images that an update passes through the network, "natural" and "adversarial".
+Term = Callable[[Mapping[str, Array], Array], Array]
+
+
 class Attack(Protocol):
     """An attack whose options are bound: images in, images of the same shape out."""
 
@@ -75,8 +80,8 @@ class Guard(Protocol):
     ) -> tuple[Array, Mapping[str, Array]]: ...
 
 
-class Defense(Protocol):
-    """Chooses guards for a network that knows nothing of defenses but its own sites."""
+class Guards(Protocol):
+    """Chooses guards for a network that knows its sites and no defense, as :class:`robustjax.defenses.Defense` does."""
 
     def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
         """Site -> guard module, for a network's sites by role: "activation", "late", "final"."""

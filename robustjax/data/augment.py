@@ -14,7 +14,7 @@ from robustjax.types import Array, InputError, Key
 
 def _check_size(name: str, value: int) -> None:
     if value < 0:
-        raise InputError(f"{name}: expected a number of pixels >= 0, received {value}")
+        raise InputError(f"{name} must be at least 0 pixels, got {value}")
 
 
 def random_crop(key: Key, images: Array, *, padding: int) -> Array:

@@ -61,13 +61,13 @@ def _idx(file: File, rank: int) -> np.ndarray:
     try:
         content = gzip.decompress(file.content)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file.name}: expected a whole gzip file, received {_reason(error)}") from error
+        raise InputError(f"{file.name} must be a whole gzip file, got {_reason(error)}") from error
     header = 4 * (1 + rank)
     if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
-        raise InputError(f"{file.name}: expected an IDX file of unsigned bytes with {rank} dimensions")
+        raise InputError(f"{file.name} must be an IDX file of unsigned bytes with {rank} dimensions")
     shape = struct.unpack(f">{rank}I", content[4:header])
     if len(content) != header + math.prod(shape):
-        raise InputError(f"{file.name}: expected {shape} bytes after the header, received {len(content) - header}")
+        raise InputError(f"{file.name} must hold {shape} bytes after the header, got {len(content) - header}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -81,20 +81,20 @@ def _cifar(file: File, batches: dict[str, list[str]], labels: list[str]) -> dict
             members = {PurePosixPath(member.name).name: member for member in tar if member.isfile()}
             content = {name: tar.extractfile(members[name]).read() for name in wanted & members.keys()}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file.name}: expected a whole tar.gz archive, received {_reason(error)}") from error
+        raise InputError(f"{file.name} must be a whole tar.gz archive, got {_reason(error)}") from error
 
     def split_columns(split: str, names: list[str]) -> Columns:
         missing = [name for name in names if name not in content]
         if missing:
             raise InputError(
-                f"{file.name}: expected the binary version, with {', '.join(names)}; received an archive without "
+                f"{file.name} must be the binary version, with {', '.join(names)}, got an archive without "
                 f"{', '.join(missing)}"
             )
         size = len(labels) + 3 * 32 * 32
         for name in names:
             if not content[name] or len(content[name]) % size:
                 raise InputError(
-                    f"{file.name}: expected records of {size} bytes in {name}, received {len(content[name])} bytes"
+                    f"{file.name} must hold records of {size} bytes in {name}, got {len(content[name])} bytes"
                 )
         records = np.frombuffer(b"".join(content[name] for name in names), np.uint8).reshape(-1, size)
         return {
@@ -113,9 +113,9 @@ def _svhn(file: File, split: str) -> Columns:
         arrays = scipy_io.loadmat(io.BytesIO(file.content), variable_names=("X", "y"))
         images, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64)
     except Exception as error:  # whatever SciPy's parser raises on bytes that are not a MATLAB file
-        raise InputError(f"{file.name}: expected a MATLAB file with X and y, received {_reason(error)}") from error
+        raise InputError(f"{file.name} must be a MATLAB file with X and y, got {_reason(error)}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"{file.name}: expected X uint8 [32, 32, 3, N], received {images.dtype} {images.shape}")
+        raise InputError(f"{file.name} must hold X, uint8 [32, 32, 3, N], got {images.dtype} {images.shape}")
     return {
         "id": [f"{split}_{index:06d}" for index in range(len(labels))],
         "image": images.transpose(3, 0, 1, 2),

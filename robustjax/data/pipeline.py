@@ -22,7 +22,7 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
     [200, 160]
     """
     if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, received {batch_size}")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         count = len(labels[part])

@@ -56,7 +56,7 @@ def prepare(
     if name not in KNOWN:
         nearest = difflib.get_close_matches(name, KNOWN, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"data set: expected one of {', '.join(KNOWN)}, received {name!r}{hint}")
+        raise InputError(f"data set must be one of {', '.join(KNOWN)}, got {name!r}{hint}")
     known = KNOWN[name]
     directory = resolve_data_dir(data_dir)
     folder = directory / name / known.version
@@ -85,7 +85,7 @@ def _check_destination(folder: Path) -> None:
         raise InputError(f"{folder}: already there, and nothing is overwritten; delete it to prepare it again")
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: expected a folder that can be written, for {folder}; give another --data_dir")
+        raise InputError(f"{existing} must be a folder that can be written, for {folder}; give another --data_dir")
 
 
 def _open(known: Known, archive: str) -> list[File]:
@@ -100,8 +100,8 @@ def _open(known: Known, archive: str) -> list[File]:
         paths = {path.name: path for path in given}
         if sorted(paths) != sorted(wanted):
             raise InputError(
-                f"--archive: expected {', '.join(wanted)} (separated by commas, or the folder that holds them), "
-                f"received {archive!r}"
+                f"--archive must be {', '.join(wanted)} (separated by commas, or the folder that holds them), "
+                f"got {archive!r}"
             )
     files = []
     for filename in wanted:
@@ -136,7 +136,7 @@ def _verify(known: Known, files: list[File], accepted: Sequence[str]) -> None:
     """The archives are the originals, or the user has said that these are meant."""
     digests = [hashlib.sha256(file.content).hexdigest() for file in files]
     differing = [
-        f"{file.name}: expected SHA-256 {original.sha256} ({original.size} bytes), received {digest} "
+        f"{file.name} must have SHA-256 {original.sha256} ({original.size} bytes), got {digest} "
         f"({len(file.content)} bytes)"
         for file, original, digest in zip(files, known.archives, digests, strict=True)
         if digest not in (original.sha256, *accepted)
@@ -152,16 +152,14 @@ def _check_columns(name: str, split: str, columns: Columns, known: Known) -> Non
     """What the archives hold is what the table promises, as far as records and features depend on it."""
     count, *shape = columns["image"].shape
     if tuple(shape) != known.image_shape or not count:
-        raise InputError(
-            f"{name}, {split}: expected images of shape {known.image_shape}, received {count} of {tuple(shape)}"
-        )
+        raise InputError(f"{name}, {split}: images must be of shape {known.image_shape}, got {count} of {tuple(shape)}")
     for key, names in known.class_names.items():
         labels = columns[key]
         if len(labels) != count:
-            raise InputError(f"{name}, {split}: expected as many labels as images ({count}), received {len(labels)}")
+            raise InputError(f"{name}, {split}: labels must be as many as images ({count}), got {len(labels)}")
         if labels.min() < 0 or labels.max() >= len(names):
             raise InputError(
-                f"{name}, {split}: expected {key} in 0..{len(names) - 1}, received {labels.min()}..{labels.max()}"
+                f"{name}, {split}: {key} must be in 0..{len(names) - 1}, got {labels.min()}..{labels.max()}"
             )
 
 

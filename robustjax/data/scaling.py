@@ -35,7 +35,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     [[0, 0, 1, 255]]
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError(f"expected 8 or 16 bits a channel, got an image of mode {image.mode}")
+        raise ValueError(f"images must have 8 or 16 bits a channel, got one of mode {image.mode}")
     if image.mode.startswith("I"):  # 16 bits of grey; older versions of Pillow open them as 32-bit integers
         image = Image.fromarray((np.asarray(image).astype(np.int32) // 256).astype(np.uint8))
     if image.mode in ("P", "PA"):

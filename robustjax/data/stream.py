@@ -71,7 +71,7 @@ def open_stream(
         image, label = source.example(int(indices[index]), draws if random_resized_crop else None)
         if image.shape != shape:
             raise InputError(
-                f"{name}: expected images of one size, {shape[:2]} as the first, received {image.shape[:2]} in record "
+                f"{name}: images must be of one size, {shape[:2]} as the first, got {image.shape[:2]} in record "
                 f"{indices[index]}; set data.image_size"
             )
         return image, label

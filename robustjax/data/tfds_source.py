@@ -72,7 +72,7 @@ def _open(name: str, data_dir: str | os.PathLike | None) -> tuple[Path, Any, tup
 
     import tensorflow_datasets as tfds  # half a second, and the embedded digits do without
 
-    with _blaming(f"{folder}: expected a readable tfds data set"):
+    with _blaming(f"{folder} must be a readable tfds data set"):
         _check_classes(json.loads((folder / "features.json").read_text()))
         builder = tfds.builder_from_directory(folder)
         return folder, builder, tuple(builder.info.splits)
@@ -90,11 +90,11 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
 
     import tensorflow_datasets as tfds
 
-    with _blaming(f"{folder}: expected a readable tfds data set"):
+    with _blaming(f"{folder} must be a readable tfds data set"):
         features = dict(builder.info.features)
     for path in builder.info.splits[split].filepaths:
         if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
-            raise InputError(f"{folder}: expected its files inside it, received {path}")
+            raise InputError(f"{folder} must hold its files, got {path}")
     image_key, label_key = _supervised_keys(builder.info.supervised_keys)
     image, label = features.get(image_key), features.get(label_key)
     if not (
@@ -110,12 +110,12 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
             f"label, got the features {received}"
         )
     where = f"{folder}, split {split!r}"
-    with _blaming(f"{where}: expected ArrayRecord files with examples"):
+    with _blaming(f"{where} must be ArrayRecord files with examples"):
         # The images stay encoded: tfds would decode them more slowly, and with OpenCV wherever that is installed.
         records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
         size = sum(os.path.getsize(path) for path in builder.info.splits[split].filepaths)
     if len(records) > size:
-        raise InputError(f"{where}: expected {len(records)} records, received files of {size} bytes in all")
+        raise InputError(f"{where} must hold {len(records)} records, got files of {size} bytes in all")
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         files = [folder / "features.json", *builder.info.splits[split].filepaths]
@@ -128,13 +128,13 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
             with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
                 examples = records.__getitems__(chunk)
             for position, (index, example) in enumerate(zip(chunk, examples, strict=True), start):
-                with _blaming(f"{where}, record {index}: expected an encoded image"):
+                with _blaming(f"{where}, record {index} must be an encoded image"):
                     pixels = _decode(example[image_key], image.shape[-1], image_size)
                 if images is None:
                     images = np.empty((len(indices), *pixels.shape), np.uint8)
                 if pixels.shape != images.shape[1:]:
                     raise InputError(
-                        f"{where}: expected images of one size, {images.shape[1:3]} as the first, received "
+                        f"{where}: images must be of one size, {images.shape[1:3]} as the first, got "
                         f"{pixels.shape[:2]} in record {index}"
                     )
                 images[position], labels[position] = pixels, example[label_key]
@@ -144,7 +144,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     def read_one(index: int, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
         with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
             example = records[index]
-        with _blaming(f"{where}, record {index}: expected an encoded image"):
+        with _blaming(f"{where}, record {index} must be an encoded image"):
             pixels = _decode(example[image_key], image.shape[-1], image_size, draws)
         check_labels(example[label_key], example[label_key])
         return pixels, example[label_key]
@@ -152,7 +152,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     def check_labels(least: int, most: int) -> None:
         if least < 0 or most >= label.num_classes:
             raise InputError(
-                f"{where}: expected labels in 0..{label.num_classes - 1}, received {least}..{most} "
+                f"{where}: labels must be in 0..{label.num_classes - 1}, got {least}..{most} "
                 "(-1 marks examples without a label)"
             )
 

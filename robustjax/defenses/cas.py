@@ -79,7 +79,16 @@ def defense(*, beta: float = 2.0) -> Defense:
 
 
 class CAS(nn.Module):
-    """A guard that holds the classifier."""
+    """A guard that scales each channel by its weight for one class in a linear classifier that it holds.
+
+    In training the class is the true label; in inference, where labels are None, it is the classifier's own prediction.
+    The classifier's logits are returned as the head "probe" in both.
+
+    Attributes:
+        num_classes: K, of the classifier.
+        mode: "active"; "surrogate", where the gradient takes the column by softmax instead of argmax; or "off", where
+            the features pass unchanged and the classifier still answers.
+    """
 
     num_classes: int
     mode: Mode = "active"

@@ -53,9 +53,9 @@ def importance(
 
     .. math:: g_c = \sum_{h,w} \frac{\partial (a_{(1)} + \dots + a_{(k)})}{\partial z_{hwc}}
 
-    where :math:`a_{(1)} \ge a_{(2)} \ge \dots` are the probe's logits; in training the true label's logit stands for
-    the first of them, also where the label is ranked second and so counts twice. Differentiable in features and in
-    whatever `probe_fn` closes over.
+    where :math:`a_{(1)} \ge a_{(2)} \ge \dots` are the probe's logits; in training the true label's logit takes the
+    place of the first of them, also where the label is ranked second and so counts twice. Differentiable in features
+    and in whatever `probe_fn` closes over.
 
     Args:
         probe_fn: float32 features like those given -> logits [B, K], each example's its own function.
@@ -174,7 +174,19 @@ def defense(*, beta: float = 2.0, top_k: int = 2, importance: Importance = "soft
 
 
 class CIFS(nn.Module):
-    """A guard that holds the probe; `hidden` is the width of its hidden layer, None for a linear probe."""
+    """A guard that scales each channel by its importance to the likeliest classes of a probe that it holds.
+
+    In training the true label takes the place of the probe's likeliest class; in inference, where labels are None, the
+    probe's own `top_k` classes count. The probe's logits are returned as the head "probe" in both.
+
+    Attributes:
+        num_classes: K, of the probe.
+        hidden: width of the probe's hidden layer; None: the probe is linear.
+        top_k: how many classes count.
+        importance: function from a channel's relevance to its factor, as for :func:`select`.
+        mode: "active"; "surrogate", where the mask's gradient reaches the features; or "off", where the features pass
+            unchanged and the probe still answers.
+    """
 
     num_classes: int
     hidden: int | None = None

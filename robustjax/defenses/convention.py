@@ -1,7 +1,7 @@
 """What every defense says of itself, as data: where it guards, what it trains, and what an adversary should know.
 
-A defense is a `Defense`; its guards are modules with the call of `robustjax.types.Guard`. Networks know sites and call
-whatever guards them; they know no defense.
+A defense is a :class:`Defense`; its guards are modules with the call of :class:`robustjax.types.Guard`. Networks know
+sites and call whatever guards them; they know no defense.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from robustjax.types import Array, InputError, Outputs
+from robustjax.types import Array, InputError, Outputs, Term
 
 # "active": the defense as published. "surrogate": the same outputs with a gradient that is of use to an attacker.
 # "off": features pass unchanged, heads still answer. Parameters are the same in all three.
@@ -17,9 +17,6 @@ Mode = Literal["active", "surrogate", "off"]
 
 # The images that an update sees, by name ("natural", "adversarial"), and what the network makes of them.
 Views = Mapping[str, Outputs]
-
-# (view -> logits [B, K], labels) -> [B]: an objective's loss, or what an attack climbs.
-Term = Callable[[Mapping[str, Array], Array], Array]
 
 
 def own_loss(views: Views, labels: Array, *, term: Term) -> Array:

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robustjax.defenses.convention import Defense, Mode, Term, Views, own_loss
+from robustjax.defenses.convention import Defense, Mode, Views, own_loss
 from robustjax.layers import BatchNorm, conv2d
 from robustjax.ops import global_average_pool, straight_through
-from robustjax.types import Array, InputError, Key
+from robustjax.types import Array, InputError, Key, Term
 
 
 def separate(
@@ -163,7 +163,22 @@ def defense(
 
 
 class FSR(nn.Module):
-    """A guard that holds the two networks and the linear head that the three kinds of features share."""
+    """A guard that separates the last feature map by a mask and recalibrates what the mask drops.
+
+    It holds two networks of three convolutions, "separation" (the mask's scores) and "recalibration" (the correction),
+    and the linear head "auxiliary" that the three kinds of features share.
+
+    In training, Gumbel noise from the rng stream "defense" is added to the scores, and the networks' BatchNorm uses and
+    updates the batch's statistics; in inference there is no noise, and the running statistics are used. The labels are
+    not used.
+
+    Attributes:
+        num_classes: K, of the head.
+        temperature: of the mask, as for :func:`separate`.
+        width: channels inside the two networks.
+        mode: "active"; "surrogate", where the gradient takes the mask at temperature 1; or "off", where the features
+            pass unchanged and the head still answers.
+    """
 
     num_classes: int
     temperature: float = 0.1

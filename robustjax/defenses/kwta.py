@@ -15,7 +15,7 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
     """Keeps the k = round(fraction n) largest of the n entries of each example's map, exactly k; zeroes the rest.
 
     Of equal entries the earlier ones win. The gradient reaches the winners only and jumps with every change of winners:
-    attacks on surrogate or estimated gradients break it (Tramer et al. 2020, arXiv 2002.08347). The same in training
+    attacks on surrogate or estimated gradients defeat it (Tramer et al. 2020, arXiv 2002.08347). The same in training
     and inference. `fraction = 1` is the plain network; after a ReLU, so is any fraction of at least the share of
     positive entries.
 
@@ -83,7 +83,12 @@ def defense(*, fraction: float = 0.2) -> Defense:
 
 
 class KWTA(nn.Module):
-    """A guard that lets the winners of each map through."""
+    """A guard that lets the winners of each map through, the same in training and in inference; it holds nothing.
+
+    Attributes:
+        fraction: of the entries of each map that are kept, as for :func:`k_winners`.
+        mode: "active"; "surrogate", whose gradient is that of the identity; or "off", where all entries pass.
+    """
 
     fraction: float
     mode: Mode = "active"

@@ -18,7 +18,7 @@ Sampler = Literal["multinomial", "bernoulli"]
 
 
 def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Array:
-    r"""Keeps the activations that a lottery weighted by their magnitudes draws, rescaled; zeroes the rest.
+    r"""Keeps activations drawn with probabilities proportional to their magnitudes, rescaled; zeroes the rest.
 
     Of the n entries of one example's map, r = round(fraction n) are drawn with replacement with probabilities
     :math:`p_j = |h_j| / \sum_k |h_k|`; an entry that is drawn at all becomes
@@ -26,9 +26,10 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
     .. math:: \frac{h_j}{1 - (1 - p_j)^r}
 
     and every other 0, so the expectation is h. Mask and scale are constants for the gradient. Published for inference
-    with an already trained network, without fine-tuning. Dhillon and Carlini (arXiv 2010.00071) break it with
-    `ops.bpda` and the identity, so judge it by more than its own gradient. As `fraction` grows, the plain network
-    returns.
+    with an already trained network, without fine-tuning. As `fraction` grows, the plain network returns.
+
+    Dhillon and Carlini's erratum (arXiv 2010.00071) defeats it with the identity as backward pass
+    (:func:`robustjax.ops.bpda`), so its own gradient is not enough to evaluate it.
 
     Args:
         key: every example draws from its own part of it.
@@ -127,7 +128,15 @@ def defense(*, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Defen
 
 
 class SAP(nn.Module):
-    """A guard that prunes at inference and does nothing in training: the paper's networks are trained dense."""
+    """A guard that prunes at inference and does nothing in training: the paper's networks are trained dense.
+
+    It holds nothing. In inference it draws from the rng stream "defense", anew in every call.
+
+    Attributes:
+        fraction: draws for each entry of the map, as for :func:`prune`.
+        sampler: "multinomial" or "bernoulli", as for :func:`prune`.
+        mode: "active"; "surrogate", whose gradient is that of the identity; or "off", where all entries pass.
+    """
 
     fraction: float
     sampler: Sampler

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robustjax.defenses.convention import Defense, Term, Tracker, Views, own_loss
-from robustjax.types import Array, InputError
+from robustjax.defenses.convention import Defense, Tracker, Views, own_loss
+from robustjax.types import Array, InputError, Term
 
 
 def sensitivity(benign: Array, adversarial: Array) -> Array:

@@ -94,7 +94,7 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
         Traceback (most recent call last):
         ...
         robustjax.types.InputError: state dict is not a WideResNet of robustbench with 3 classes: misshapen fc.bias
-        (expected (3,), received (4,))
+        (must be (3,), got (4,))
     """
     return read(state_dict, source)[:2]
 
@@ -199,14 +199,14 @@ def _unwrapped(state_dict: Any) -> dict[str, Any]:
         InputError: it is no mapping, or its arrays lie under a key that we do not know.
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(entry, str) for entry in state_dict):
-        raise InputError(f"state dict: expected a mapping from names to arrays, received {type(state_dict).__name__}")
+        raise InputError(f"state dict must be a mapping from names to arrays, got {type(state_dict).__name__}")
     inner = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), None)
     if inner is not None:
         return _unwrapped(state_dict[inner])
     holding = [key for key, value in state_dict.items() if isinstance(value, Mapping) and _holds_arrays(value)]
     if holding:
         keys = " or ".join(f"checkpoint[{key!r}]" for key in holding)
-        raise InputError(f"state dict: expected names of arrays, received a checkpoint that holds them; give {keys}")
+        raise InputError(f"state dict must hold arrays by name, got a checkpoint that holds one; give {keys}")
     return {entry: value for entry, value in state_dict.items() if not entry.endswith("num_batches_tracked")}
 
 
@@ -341,7 +341,7 @@ def _values(
         found = getattr(entries[entry], "shape", None)
         if found is None or tuple(found) != shape:
             received = type(entries[entry]).__name__ if found is None else tuple(found)
-            misshapen.append(f"{entry} (expected {shape}, received {received})")
+            misshapen.append(f"{entry} (must be {shape}, got {received})")
             continue
         values[entry] = _float32(entry, entries[entry])
         if not np.isfinite(values[entry]).all():

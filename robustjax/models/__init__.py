@@ -1,4 +1,4 @@
-"""Networks in flax.linen: `create(name, ...)`, then `init` and `apply`, which returns `types.Outputs`."""
+"""Networks in flax.linen: :func:`create`, then `init` and `apply`, which returns :class:`robustjax.types.Outputs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustjax.models.layers import Network, per_channel
 from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN
 from robustjax.models.vgg import VGG16
-from robustjax.types import Defense, InputError
+from robustjax.types import Guards, InputError
 
 
 def _resnet20(**options: Any) -> Network:
@@ -56,13 +56,13 @@ OWN_OPTIONS = {
 }
 
 
-def create(name: str, *, num_classes: int = 10, defense: Defense | None = None, **options: Any) -> Network:
+def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, **options: Any) -> Network:
     """A network by its name.
 
     Args:
         name: one of `NAMES`.
         num_classes: K, at least 2.
-        defense: guards some of the network's sites.
+        defense: guards some of the network's sites; of :func:`robustjax.defenses.create`.
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
             ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width; preact_resnet18 takes
             final_norm, vgg16 takes classifier_widths and classifier_norm, each as in its class.

@@ -25,9 +25,9 @@ class Network(nn.Module):
 
     Attributes:
         num_classes: K, at least 2.
-        mean, std: subtracted from and divided into the pixels by the first layer; one number, or one per channel.
+        mean, std: the first layer subtracts mean from the pixels and divides by std; one number, or one per channel.
         dtype: of the computation, "float32" or "bfloat16"; parameters, statistics and logits are float32.
-        guards: site -> module obeying `types.Guard`.
+        guards: site -> module with the call of :class:`robustjax.types.Guard`; None: no guards.
     """
 
     num_classes: int = 10

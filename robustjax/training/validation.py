@@ -28,7 +28,7 @@ def make_validation(
     """`(variables, key) -> accuracies by attack`, over the whole data set, compiled once.
 
     Args:
-        module: the network, judged in inference mode and in float32; attacks see it in its own dtype.
+        module: the network, evaluated in inference mode and in float32; attacks see it in its own dtype.
         attacks: by the name under which the accuracy is reported; None for clean accuracy.
         dataset: validation split.
         batch_size: examples at a time, shared by the devices.
@@ -44,10 +44,10 @@ def make_validation(
         def logits(network: Any, points: jax.Array) -> jax.Array:
             return network.apply(variables, points, train=False, rngs={"defense": key_defense}).logits
 
-        judged, attacked = partial(logits, exact), partial(logits, module)
+        evaluated, attacked = partial(logits, exact), partial(logits, module)
         images = data.to_float(batch.images)
         right = {
-            name: survives(judged, attack, key_attack, images, batch.labels, attacked_fn=attacked)
+            name: survives(evaluated, attack, key_attack, images, batch.labels, attacked_fn=attacked)
             for name, attack in attacks.items()
         }
         return {name: jnp.sum(flags & batch.mask) for name, flags in right.items()}

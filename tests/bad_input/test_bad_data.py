@@ -133,9 +133,9 @@ def wrong_archives():
         yield name, "cifar10", {"cifar-10-binary.tar.gz": tar((path, b"x"))}, "data_batch_1.bin"
     for size in (1, 3072, 3074):
         content = tar(*((batch, bytes(size)) for batch in BATCHES))
-        yield f"records of {size}", "cifar10", {"cifar-10-binary.tar.gz": content}, f"received {size} bytes"
+        yield f"records of {size}", "cifar10", {"cifar-10-binary.tar.gz": content}, f"got {size} bytes"
     labels = tar(*((batch, b"\x0a" + bytes(3072)) for batch in BATCHES))
-    yield "class 10", "cifar10", {"cifar-10-binary.tar.gz": labels}, "received 10..10"
+    yield "class 10", "cifar10", {"cifar-10-binary.tar.gz": labels}, "got 10..10"
 
 
 WRONG_ARCHIVES = list(wrong_archives())

@@ -270,7 +270,7 @@ def _spoil(name, kind):
             "short": {others[0]: gzip.compress(gzip.decompress(archives[others[0]])[:-3])},
             "no bytes": {first: gzip.compress(b"\0\0")},
         }
-        messages = {"fewer labels": "(15), received 14", "class 10": "received 1..10", "other shape": "(20, 20, 1)"}
+        messages = {"fewer labels": "(15), got 14", "class 10": "got 1..10", "other shape": "(20, 20, 1)"}
         return archives | spoilt[kind], messages.get(kind, "ubyte.gz")
     if name == "svhn_cropped":
         buffer = io.BytesIO()

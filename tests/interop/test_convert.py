@@ -154,7 +154,7 @@ def test_every_missing_surplus_and_misshapen_entry_is_named(layout):
     shapes = {name: state_dict[name].shape for name in names}
     assert refusal(broken, source).partition(" classes: ")[2] == (
         f"missing {', '.join(f'{name} {shapes[name]}' for name in missing)}; surplus layer9.weight; misshapen "
-        + ", ".join(f"{name} (expected {shapes[name]}, received {(*shapes[name], 1)})" for name in misshapen)
+        + ", ".join(f"{name} (must be {shapes[name]}, got {(*shapes[name], 1)})" for name in misshapen)
     )
 
 
@@ -168,7 +168,7 @@ def test_all_problems_are_named_at_once(cifs):
         "state dict is not a ResNet of cifs with 5 classes: "
         "missing bn1.weight (4,), layer2.1.conv2.weight (8, 8, 3, 3); "
         "surplus epoch, layer4.2.conv1.weight; "
-        "misshapen layer4.1.Probe.Probe.1.weight (expected (5, 16), received (16, 5)); "
+        "misshapen layer4.1.Probe.Probe.1.weight (must be (5, 16), got (16, 5)); "
         "not finite layer1.0.bn1.running_var"
     )
 
@@ -308,7 +308,7 @@ def test_constants_of_normalisation_are_read_or_named():
 
 def test_wrong_arguments_are_named(cifs):
     assert "source must be one of cas, cifs, fsr, robustbench, got 'trades'" in refusal(cifs, "trades")
-    assert "expected a mapping from names to arrays, received list" in refusal([1, 2])
+    assert "must be a mapping from names to arrays, got list" in refusal([1, 2])
     assert "no entry is one of" in refusal({})
     assert "linear.bias must hold real numbers" in refusal(cifs | {"linear.bias": np.array(["a"] * K)})
 
