@@ -11,7 +11,8 @@ from robustjax.evaluation import Hints, judge
 from robustjax.evaluation.verdict import diagnostics, probes
 from robustjax.evaluation.verdict.hints import hints_of
 from robustjax.evaluation.verdict.probes import Networks
-from robustjax.evaluation.verdict.trial import BUDGETS, StrongestImages, Trial
+from robustjax.evaluation.verdict.strongest import StrongestImages
+from robustjax.evaluation.verdict.trial import BUDGETS, Trial
 
 IMAGES, LABELS = toys.digits()[1]
 

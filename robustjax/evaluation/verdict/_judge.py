@@ -239,9 +239,7 @@ def _check_functions(
     expected = jax.eval_shape(probes.float_logits, outputs).shape
     if expected[0] != len(images):
         raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
-    if np.min(labels) < 0 or np.max(labels) >= expected[1]:
-        given = f"{np.min(labels)} to {np.max(labels)}"
-        raise InputError(f"labels must be classes 0 to {expected[1] - 1}, as there are logits, got {given}")
+    inputs.labels_in_range(labels, expected[1])
     for name, function in functions.items():
         answer = jax.eval_shape(function, images, *keys)
         if name == "hints.auxiliary_fn":
@@ -249,12 +247,14 @@ def _check_functions(
             if not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
                 wanted = f"logits [S, B, K] with B = {expected[0]} and K = {expected[1]}"
                 given = f"shape {list(shape)}" if hasattr(answer, "shape") else type(answer).__name__
-                raise InputError(f"{name} must return {wanted}, got {given}")
+                raise InputError(f"{name} must return {wanted}, got {given}; stack the heads on the first axis")
             continue
         shape = getattr(getattr(answer, "logits", answer), "shape", None)
         if shape != expected:
             given = type(answer).__name__ if shape is None else f"shape {list(shape)}"
-            raise InputError(f"{name} must return logits {list(expected)} as logits_fn does, got {given}")
+            raise InputError(
+                f"{name} must return logits {list(expected)} as logits_fn does, got {given}; give it the same classes"
+            )
     return getattr(outputs, "logits", outputs).dtype
 
 
