@@ -11,8 +11,8 @@ caught.
 
 A mutant meets the tests whose execution reaches its line, the quickest first, until one fails. They run in a copy of
 the checkout, so the files here can be worked on meanwhile. Which tests reach which lines is measured once and kept in
-the user's cache folder; what has changed since is measured again. A run of tests that takes longer than `FACTOR` times
-its usual time and `PATIENCE` seconds counts as having noticed.
+the user's cache folder; what has changed since is measured again. A test that takes longer than `FACTOR` times its
+usual time and `PATIENCE` seconds counts as having noticed.
 
 results/mutants.json has a record after every mutant, by the digest of its file: the same command goes on where it was,
 and a mutant is not run twice unless its file has changed or, with `--again`, it was not killed.
@@ -84,7 +84,8 @@ APART = (
     "tests/test_launch",
     "tests/test_mutants",
 )
-FACTOR, PATIENCE = 6.0, 60.0  # a test run's limit: times its usual seconds, and seconds more
+FACTOR, PATIENCE = 6.0, 30.0  # a test's limit: times its usual seconds, and seconds more
+START = 120.0  # seconds that Python and the tests may take to load
 EXAMPLES = "examples"  # the unit of measurement that is not a file of tests but the doctests of the sources
 
 OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*", "&": "|", "|": "&", "and": "or", "or": "and"}
@@ -470,14 +471,13 @@ class Copies:
         copy: Path,
         paths: Sequence[str],
         *,
-        order: list[str] | None = None,
-        limit: float | None = None,
+        limits: dict[str, float] | None = None,
         data: Path | None = None,
     ) -> tuple[int | None, dict[str, Any]]:
-        """Exit status, None where the limit was reached, and what the plugin reports, empty where it could not."""
+        """Exit status, None after much more than all limits, and what the plugin reports, empty where it could not."""
         work = Path(tempfile.mkdtemp(dir=self.folder))
         job, result = work / "job.json", work / "result.json"
-        job.write_text(json.dumps({"order": order, "measure": data is not None, "result": str(result)}))
+        job.write_text(json.dumps({"limits": limits, "measure": data is not None, "result": str(result)}))
         settings = work / "coveragerc"
         settings.write_text(f"[run]\nsource = {copy}\n")
         covered = ["coverage", "run", f"--rcfile={settings}", f"--data-file={data}", "-m"] if data else []
@@ -498,7 +498,7 @@ class Copies:
             )
         self.running.add(running)
         try:
-            status = running.wait(limit)
+            status = running.wait(None if limits is None else sum(limits.values()) + START)
         except subprocess.TimeoutExpired:
             status = None
         finally:
@@ -808,8 +808,8 @@ def _meet(
     try:
         changed.write_bytes(mutant.applied(source))
         paths = list(dict.fromkeys(name.partition("::")[0] for name in tests))
-        limit = FACTOR * sum(tests.values()) + PATIENCE
-        status, report = copies.pytest(copy, paths, order=list(tests), limit=limit)
+        limits = {name: FACTOR * seconds + PATIENCE for name, seconds in tests.items()}
+        status, report = copies.pytest(copy, paths, limits=limits)
     finally:
         changed.write_bytes(source)
     seconds = time.monotonic() - began
@@ -817,9 +817,9 @@ def _meet(
         return "timeout", None, seconds
     if status == 0:
         return "survived", None, seconds
-    failed = [name for name, (outcome, _) in report.get("tests", {}).items() if outcome == "failed"]
-    if failed:
-        return "killed", failed[0], seconds
+    for name, (outcome, _) in report.get("tests", {}).items():
+        if outcome in ("failed", "timeout"):
+            return "killed" if outcome == "failed" else outcome, name, seconds
     if status in (2, 3, 4) or (status < 0 and status != -signal.SIGKILL):
         return "killed", "import" if status > 0 else f"signal {-status}", seconds
     raise RuntimeError(f"{mutant}: no test ran, exit status {status}: {_last_lines(report)}")

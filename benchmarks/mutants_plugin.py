@@ -1,7 +1,8 @@
 """The pytest plugin of mutants.py: chooses and orders tests, and says of each what it needed and how it ended.
 
-Reads JSON from the file that MUTANTS_JOB names: `order`, node ids to run one after the other, or null for all;
-`measure`, whether coverage is told which test runs; `result`, where to write node id -> [outcome, seconds].
+Reads JSON from the file that MUTANTS_JOB names: `limits`, node id -> seconds of the tests to run one after the other,
+or null for all without limits; `measure`, whether coverage is told which test runs; `result`, where to write
+node id -> [outcome, seconds].
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,8 @@ fixtures: dict[str, list[str]] = {}
 
 def pytest_collection_modifyitems(config, items):
     """Keeps the tests that were asked for, in their order."""
-    if JOB["order"] is not None:
-        place = {name: i for i, name in enumerate(JOB["order"])}
+    if JOB["limits"] is not None:
+        place = {name: i for i, name in enumerate(JOB["limits"])}
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in place])
         items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
 
@@ -37,9 +39,14 @@ def pytest_runtest_protocol(item):
         shared = [] if shared is None else [one for found in shared.name2fixturedefs.values() for one in found]
         fixtures[item.nodeid] = [_name(one) for one in shared if one.scope != "function"]
         _context(item.nodeid)
+    limit = (JOB["limits"] or {}).get(item.nodeid)
+    timer = threading.Timer(limit or 0.0, _give_up, [item.nodeid, limit])
+    if limit is not None:
+        timer.start()
     try:
         return (yield)
     finally:
+        timer.cancel()
         if JOB["measure"]:
             _context("")
 
@@ -64,6 +71,17 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish():
     """Writes what was found."""
+    _write()
+
+
+def _give_up(name: str, limit: float) -> None:
+    """Ends the process: what runs too long may never come back to Python."""
+    outcomes[name] = ["timeout", limit]
+    _write()
+    os._exit(124)
+
+
+def _write() -> None:
     Path(JOB["result"]).write_text(json.dumps({"tests": outcomes, "fixtures": fixtures}))
 
 
