@@ -58,16 +58,16 @@ def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
 
 
 def test_compiled_programs_are_kept_for_the_next_start(trained, tmp_path):
-    def judge(seed, **environment):  # each with a seed of its own, or nothing would be left to run
+    def evaluate(seed, **environment):  # each with a seed of its own, or nothing would be left to run
         arguments = ("evaluate", f"--workdir={trained}", "--attacks=fgsm", "--num_examples=100", f"--seed={seed}")
         done = run(*arguments, **environment)
         assert done.returncode == 0 and "nothing is run again" not in done.stdout, done.stderr
         return sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/robustjax/*/jit_*-cache"))
 
-    kept = judge(1, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert any("jit_judge" in path.name for path, _ in kept) and any("jit_perturb" in path.name for path, _ in kept)
-    assert judge(2, XDG_CACHE_HOME=str(tmp_path / "cache")) == kept
-    assert judge(3, XDG_CACHE_HOME=str(tmp_path / "none"), JAX_COMPILATION_CACHE_DIR="") == kept
+    kept = evaluate(1, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert any("verified" in path.name for path, _ in kept) and any("jit_perturb" in path.name for path, _ in kept)
+    assert evaluate(2, XDG_CACHE_HOME=str(tmp_path / "cache")) == kept
+    assert evaluate(3, XDG_CACHE_HOME=str(tmp_path / "none"), JAX_COMPILATION_CACHE_DIR="") == kept
 
 
 def test_an_evaluation_writes_records_a_table_and_a_picture(trained):
