@@ -377,7 +377,7 @@ def test_the_driver_does_not_warn_of_what_is_fine():
     """Warnings are errors here. A network in bfloat16, one that jumps, one without any slope, outputs near 0 and 1."""
     half = lambda images: network(images.astype(jnp.bfloat16)).astype(jnp.float32)  # noqa: E731
     jumping = lambda images: jnp.round(4 * network(images))  # noqa: E731
-    flat = lambda images: 0 * network(images) + jnp.arange(5.0)  # noqa: E731
+    flat = lambda images: 0 * network(images) + jnp.arange(5.0)[None]  # noqa: E731
     squashed = lambda images: jax.nn.sigmoid(network(images))  # noqa: E731
     for fine in (half, jumping, flat, squashed):
         _attacked(fine)
