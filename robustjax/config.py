@@ -230,7 +230,7 @@ def _override_problems(arguments: list[str]) -> Iterator[str]:
         kind = types.get(path)
         if value is None and kind is not bool:  # `--config.seed 1`
             value = arguments[i + 1] if i + 1 < len(arguments) else None
-        if kind not in parsers or value is None or negated:
+        if kind is None or kind not in parsers or value is None or negated:
             continue
         try:
             parsers[kind].parse(value)

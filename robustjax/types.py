@@ -8,14 +8,17 @@ Every room agrees with its neighbours through the aliases below, so a newcomer c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
+import numpy as np
 
 # A ml_collections.ConfigDict: its keys are read as attributes, which its own annotations do not allow.
 Config = Any
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray  # on the devices or on the host
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)  # either, and the same wherever it stands
 Key = jax.Array  # a typed key: jax.random.key(seed)
 
 # images -> outputs, or (images, key) -> outputs when the network is stochastic. The outputs are logits [B, K], or any
@@ -37,12 +40,12 @@ class Attack(Protocol):
     def __call__(self, logits_fn: LogitsFn, key: Key, images: Array, labels: Array) -> Array: ...
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[ArrayT]):
     """Images [B, H, W, C], integer labels [B], and a boolean mask [B] that is False where an example is padding."""
 
-    images: Array
-    labels: Array
-    mask: Array
+    images: ArrayT
+    labels: ArrayT
+    mask: ArrayT
 
 
 class Outputs(NamedTuple):

@@ -21,7 +21,7 @@ from robustjax.attacks.engine.lanes import Stage
 from robustjax.attacks.engine.search import likeliest_wrong
 from robustjax.runtime import compiler
 from robustjax.runtime.progress import Progress
-from robustjax.types import Array, InputError, Key, LogitsFn
+from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -53,10 +53,10 @@ class AutoAttackResult(NamedTuple):
 def autoattack(
     logits_fn: LogitsFn,
     key: Key,
-    images: Array,
-    labels: Array,
+    images: AnyArray,
+    labels: AnyArray,
     *,
-    epsilon: Array | float,
+    epsilon: AnyArray | float,
     norm: str = "linf",
     version: str | Sequence[str] = "standard",
     batch_size: int | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -43,8 +45,11 @@ def momentum(
         Array([[-0.1,  0.1]], dtype=float32)
     """
     direction = geometry.get(norm).steepest
-    steepest = optax.stateless(lambda gradient, points: -direction(-gradient, points, bounds))
-    return optax.chain(optax.trace(decay), steepest, optax.scale(-step_size))
+
+    def steepest(gradient: Any, points: Any) -> Any:  # to optax they are pytrees, here arrays
+        return -direction(-gradient, points, bounds)
+
+    return optax.chain(optax.trace(decay), optax.stateless(steepest), optax.scale(-step_size))
 
 
 def optimized_pgd(

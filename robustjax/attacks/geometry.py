@@ -34,9 +34,9 @@ class Geometry(NamedTuple):
         norm: ``(delta) -> [B]``.
     """
 
-    random_start: Callable[[Key, Array, Array], Array]
+    random_start: Callable[[Key, Array, Array | float], Array]
     steepest: Callable[[Array, Array, Bounds], Array]
-    project: Callable[[Array, Array, Array, Bounds], Array]
+    project: Callable[[Array, Array, Array | float, Bounds], Array]
     norm: Callable[[Array], Array]
 
 
@@ -85,7 +85,7 @@ def _pixel_axes(delta: Array) -> tuple[int, ...]:
     return tuple(range(1, delta.ndim))
 
 
-def _linf_random_start(key: Key, images: Array, epsilon: Array) -> Array:
+def _linf_random_start(key: Key, images: Array, epsilon: Array | float) -> Array:
     return per_example(epsilon, images) * jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
 
 
@@ -94,7 +94,7 @@ def _linf_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
     return jnp.sign(gradient)
 
 
-def _linf_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) -> Array:
+def _linf_project(images: Array, points: Array, epsilon: Array | float, bounds: Bounds) -> Array:
     radius, (low, high) = per_example(epsilon, images), walls(bounds, images)
     return jnp.clip(points, jnp.maximum(images - radius, low), jnp.minimum(images + radius, high))
 
@@ -111,7 +111,7 @@ def _unit_l2(delta: Array) -> Array:
     return scaled / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
 
-def _l2_random_start(key: Key, images: Array, epsilon: Array) -> Array:
+def _l2_random_start(key: Key, images: Array, epsilon: Array | float) -> Array:
     key_direction, key_radius = jax.random.split(key)
     direction = _unit_l2(jax.random.normal(key_direction, images.shape, images.dtype))
     uniform = jax.random.uniform(key_radius, images.shape[:1], images.dtype)
@@ -124,7 +124,7 @@ def _l2_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
     return _unit_l2(gradient)
 
 
-def _l2_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) -> Array:
+def _l2_project(images: Array, points: Array, epsilon: Array | float, bounds: Bounds) -> Array:
     # Clipping towards a box that holds the image only shrinks every coordinate of delta, so ball, then box, is in both.
     delta = points - images
     shrink = jnp.minimum(1.0, per_example(epsilon, images) / per_example(_at_least_tiny(_l2_norm(delta)), images))
@@ -135,7 +135,7 @@ def _l2_norm(delta: Array) -> Array:
     return jnp.sqrt(jnp.sum(delta**2, axis=_pixel_axes(delta)))
 
 
-def _l1_random_start(key: Key, images: Array, epsilon: Array) -> Array:
+def _l1_random_start(key: Key, images: Array, epsilon: Array | float) -> Array:
     # n exponentials divided by the sum of n + 1 are uniform in the simplex with its interior; signs make it the ball.
     key_magnitude, key_sign, key_slack = jax.random.split(key, 3)
     magnitude = jax.random.exponential(key_magnitude, images.shape, images.dtype)
@@ -157,7 +157,7 @@ def _l1_steepest(gradient: Array, images: Array, bounds: Bounds) -> Array:
     return jnp.sign(gradient) * chosen.reshape(images.shape).astype(images.dtype) / per_example(total, images)
 
 
-def _l1_project(images: Array, points: Array, epsilon: Array, bounds: Bounds) -> Array:
+def _l1_project(images: Array, points: Array, epsilon: Array | float, bounds: Bounds) -> Array:
     """The nearest point of ball and box together (Croce and Hein 2021, arXiv 2103.01208).
 
     It is ``sign(d) * clip(|d| - t, 0, room)`` for the smallest t >= 0 that brings the sum of magnitudes down to

@@ -43,12 +43,14 @@ def read_mnist(files: Sequence[File]) -> dict[str, Columns]:
 def read_cifar10(files: Sequence[File]) -> dict[str, Columns]:
     """CIFAR-10's binary version: one tar.gz with five training batches and a test batch."""
     train = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    return _cifar(*files, {"train": train, "test": ["test_batch.bin"]}, labels=["label"])
+    (archive,) = files
+    return _cifar(archive, {"train": train, "test": ["test_batch.bin"]}, labels=["label"])
 
 
 def read_cifar100(files: Sequence[File]) -> dict[str, Columns]:
     """CIFAR-100's binary version: one tar.gz; every record starts with the coarse and the fine label."""
-    return _cifar(*files, {"train": ["train.bin"], "test": ["test.bin"]}, labels=["coarse_label", "label"])
+    (archive,) = files
+    return _cifar(archive, {"train": ["train.bin"], "test": ["test.bin"]}, labels=["coarse_label", "label"])
 
 
 def read_svhn(files: Sequence[File]) -> dict[str, Columns]:
@@ -79,7 +81,11 @@ def _cifar(file: File, batches: dict[str, list[str]], labels: list[str]) -> dict
         # memory, so no path in the archive can lead anywhere.
         with tarfile.open(fileobj=io.BytesIO(gzip.decompress(file.content)), mode="r:") as tar:
             members = {PurePosixPath(member.name).name: member for member in tar if member.isfile()}
-            content = {name: tar.extractfile(members[name]).read() for name in wanted & members.keys()}
+            content = {
+                name: member.read()
+                for name in wanted & members.keys()
+                if (member := tar.extractfile(members[name])) is not None
+            }
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file.name} must be a whole tar.gz archive, got {_reason(error)}") from error
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax.types import Array, Batch, InputError
+from robustjax.types import AnyArray, Array, Batch, InputError
 
 
-def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch[np.ndarray]]:
     """Examples in order, cut into batches of one fixed size: images, labels and a bool mask, all NumPy.
 
     The last batch is filled up with black images of class 0 whose mask is False: averages over a batch weigh by the
@@ -34,7 +34,7 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
         )
 
 
-def to_float(images: Array) -> Array:
+def to_float(images: AnyArray) -> Array:
     """Images as networks and attacks take them: x / 255 up to the last bit, float32 in [0, 1], from uint8 in 0..255.
 
     >>> to_float(np.array([0, 255], np.uint8))

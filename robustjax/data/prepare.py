@@ -175,7 +175,7 @@ def _write(folder: Path, name: str, known: Known, splits: dict[str, Columns]) ->
             **({"id": tfds.features.Text()} if "id" in splits["train"] else {}),
         }
     )
-    features.save_config(folder)
+    features.save_config(str(folder))
     split_infos = []
     for split, columns in splits.items():
         count = len(columns["image"])

@@ -57,7 +57,7 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     return _scaled(image, (left, top, left + side, top + side), size)
 
 
-def random_resized_crop(image: Image.Image, size: int, draws: Sequence[float]) -> np.ndarray:
+def random_resized_crop(image: Image.Image, size: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:
     """A part of 8 to 100 % of an image's area, of a shape between 3:4 and 4:3 (Szegedy et al. 2015, arXiv 1409.4842).
 
     Ten attempts; if none fits the image, `centre_crop`.

@@ -181,6 +181,6 @@ def _digits(split: str) -> tfds_source.Source:
     return tfds_source.Source(
         num_examples=len(chosen),
         label_names=tuple("0123456789"),
-        example=lambda index, draws: (images[chosen[index]], labels[chosen[index]]),
+        example=lambda index, draws: (images[chosen[index]], int(labels[chosen[index]])),
         read=lambda indices: (images[chosen[indices]], labels[chosen[indices]].astype(np.int32)),
     )

@@ -100,7 +100,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     if not (
         isinstance(image, tfds.features.Image)
         and image.np_dtype in (np.uint8, np.uint16)
-        and image.shape[-1] in (1, 3, 4)
+        and image.shape[-1] in (1, 3, 4)  # pyright: ignore[reportIndexIssue] - tfds wraps a tuple
         and isinstance(label, tfds.features.ClassLabel)
         and label.num_classes
     ):
@@ -109,6 +109,8 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
             f"{folder} must be image classification, with an 8-bit or 16-bit image of 1, 3 or 4 channels and a class "
             f"label, got the features {received}"
         )
+    num_classes = label.num_classes
+    channels = image.shape[-1]  # pyright: ignore[reportIndexIssue] - tfds wraps a tuple
     where = f"{folder}, split {split!r}"
     with _blaming(f"{where} must be ArrayRecord files with examples"):
         # The images stay encoded: tfds would decode them more slowly, and with OpenCV wherever that is installed.
@@ -129,7 +131,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
                 examples = records.__getitems__(chunk)
             for position, (index, example) in enumerate(zip(chunk, examples, strict=True), start):
                 with _blaming(f"{where}, record {index} must be an encoded image"):
-                    pixels = _decode(example[image_key], image.shape[-1], image_size)
+                    pixels = _decode(example[image_key], channels, image_size)
                 if images is None:
                     images = np.empty((len(indices), *pixels.shape), np.uint8)
                 if pixels.shape != images.shape[1:]:
@@ -139,20 +141,21 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
                     )
                 images[position], labels[position] = pixels, example[label_key]
         check_labels(labels.min(), labels.max())
+        assert images is not None  # without examples, labels.min() has raised
         return images, labels
 
     def read_one(index: int, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
         with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
             example = records[index]
         with _blaming(f"{where}, record {index} must be an encoded image"):
-            pixels = _decode(example[image_key], image.shape[-1], image_size, draws)
+            pixels = _decode(example[image_key], channels, image_size, draws)
         check_labels(example[label_key], example[label_key])
         return pixels, example[label_key]
 
     def check_labels(least: int, most: int) -> None:
-        if least < 0 or most >= label.num_classes:
+        if least < 0 or most >= num_classes:
             raise InputError(
-                f"{where}: labels must be in 0..{label.num_classes - 1}, got {least}..{most} "
+                f"{where}: labels must be in 0..{num_classes - 1}, got {least}..{most} "
                 "(-1 marks examples without a label)"
             )
 

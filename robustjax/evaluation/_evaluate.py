@@ -22,7 +22,7 @@ from robustjax.evaluation.verdict._judge import Verdict, judge
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.runtime import hosts, sharding
-from robustjax.types import Array, InputError, Key, LogitsFn
+from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn
 
 # Draws over which attacks average a stochastic network, and fresh ones on which each of its images is classified.
 EOT_SAMPLES, NUM_DRAWS = 20, 10
@@ -155,8 +155,8 @@ class Evaluation(NamedTuple):
 def evaluate(
     logits_fn: LogitsFn,
     key: Key,
-    images: Array,
-    labels: Array,
+    images: AnyArray,
+    labels: AnyArray,
     *,
     threat: Threat | Sequence[Threat],
     attacks: Sequence[str] = DEFAULT_ATTACKS,
@@ -227,8 +227,8 @@ def evaluate(
         network=network,
         hints=hints,
         adaptive_fn=logits_fn,
-        images=images,
-        labels=labels,
+        images=np.asarray(images),
+        labels=np.asarray(labels),
         num_classes=num_classes,
         key=key,
         batch_size=batch_size,

@@ -143,7 +143,7 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
             raise InputError(f"networks of {source!r} do not normalise, this one has mean {module.mean}")
         shape = CONSTANTS["mu", "sigma"](leaves[stem].shape[2])
         for name, values in (("mu", module.mean), ("sigma", module.std)):
-            state_dict[name] = np.broadcast_to(np.float32(values).reshape(1, -1, 1, 1), shape).copy()
+            state_dict[name] = np.broadcast_to(np.asarray(values, np.float32).reshape(1, -1, 1, 1), shape).copy()
     return state_dict
 
 
@@ -165,7 +165,8 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
 
     expected = {entry: tuple(leaves[path][axis] for axis in AXES[len(leaves[path])]) for entry, path in names.items()}
     expected |= {entry: leaves[path] for entry, path in folded.items()}
-    expected |= {entry: CONSTANTS[constants](channels) for entry in constants}
+    if constants:
+        expected |= {entry: CONSTANTS[constants](channels) for entry in constants}
     twins = {
         dead + entry.removeprefix(alive) for dead, alive in layout.dead for entry in expected if entry.startswith(alive)
     }
@@ -267,12 +268,12 @@ def _normaliser(others: dict[str, Any]) -> tuple[dict[str, Any], Normaliser | No
             pair = name, f"{layer}.{std}" if layer else std
             if last == mean and pair[1] in others:
                 found[layer] = Normaliser(" and ".join(pair), *(_float32(part, others[part]) for part in pair))
-    first, *more = found.values() or (None,)
-    for other in more:
-        if not (np.array_equal(first.mean, other.mean) and np.array_equal(first.std, other.std)):
-            raise InputError(f"state dict normalises in several ways, by {first.names} and by {other.names}")
+    layers = list(found.values())
+    for other in layers[1:]:
+        if not (np.array_equal(layers[0].mean, other.mean) and np.array_equal(layers[0].std, other.std)):
+            raise InputError(f"state dict normalises in several ways, by {layers[0].names} and by {other.names}")
     used = {name for normaliser in found.values() for name in normaliser.names.split(" and ")}
-    return {name: value for name, value in others.items() if name not in used}, first
+    return {name: value for name, value in others.items() if name not in used}, layers[0] if layers else None
 
 
 def _network(
@@ -280,7 +281,7 @@ def _network(
 ) -> tuple[Network, dict[str, int]]:
     """The network that shapes describe, and the options of its defense."""
     fields = layout.read(shapes)
-    last_width = fields.get("widths", fields.get("classifier_widths"))[-1]
+    last_width = fields["widths" if "widths" in fields else "classifier_widths"][-1]
     plain = layout.network(num_classes=_count_classes(shapes, layout.head, last_width), **fields)
     if source.defense is None:
         return plain, {}

@@ -63,7 +63,7 @@ def _array(data: memoryview, entry: dict[str, Any]) -> np.ndarray:
 
 def _read_torch(path: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] - an extra, which need not be installed
     except ImportError as error:
         raise InputError(
             f"{path} is read by PyTorch, which is not installed; install torch, or save the weights as .safetensors"

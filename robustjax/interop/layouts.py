@@ -170,7 +170,8 @@ def _vgg_rows(theirs: Callable[[int, int], tuple[str, str]], classifier: tuple[t
 
 
 def _vgg_cas(group: int, i: int) -> tuple[str, str]:
-    return tuple(f"layer{group}.{i}.{part}" for part in (("conv", "bn") if group == 5 else ("0", "1")))
+    conv, norm = ("conv", "bn") if group == 5 else ("0", "1")
+    return f"layer{group}.{i}.{conv}", f"layer{group}.{i}.{norm}"
 
 
 def _vgg_fsr(group: int, i: int) -> tuple[str, str]:

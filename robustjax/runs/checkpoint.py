@@ -70,7 +70,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def _in_first(self, work: Callable[[], None], what: object) -> None:
+    def _in_first(self, work: Callable[[], object], what: object) -> None:
         """Writes in the first process; WriteError in all where it fails."""
 
         def write() -> None:
@@ -205,7 +205,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if not steps:
             raise InputError(f"{self.directory.parent} holds no checkpoint; train first, or give another --workdir")
         if name in ("best", "last"):
-            return self.best() if name == "best" else steps[-1]
+            best = self._best(steps) if name == "best" else None
+            return steps[-1] if best is None else best  # the newest where nothing was validated
         if not name.isdecimal() or int(name) not in steps:
             raise InputError(f"checkpoint must be best, last or one of {', '.join(map(str, steps))}, got {name!r}")
         return int(name)
@@ -230,8 +231,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         # Neither a second Ctrl-C waits, nor one process of several for others that may be gone.
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        validated = [step for step in steps if self._metrics[step] is not None]
-        return max(validated, key=lambda step: (self._metrics[step][BEST_BY], step), default=None)
+        ranks = {step: (found[BEST_BY], step) for step in steps if (found := self._metrics[step]) is not None}
+        return max(ranks, key=ranks.__getitem__, default=None)
 
     def _metrics_of(self, step: int) -> dict[str, float] | None:
         try:
@@ -280,7 +281,7 @@ def _form(array: np.ndarray) -> str:
 
 
 def _crc(array: np.ndarray) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):08x}"
 
 
 def _by_name(tree: Any) -> Iterator[tuple[str, Any]]:

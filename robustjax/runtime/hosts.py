@@ -138,6 +138,6 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
     return results[0]
 
 
-def first_only(work: Callable[[], None], *, error: type[Exception] = InputError) -> None:
+def first_only(work: Callable[[], object], *, error: type[Exception] = InputError) -> None:
     """Does work in the first process, and goes on in all of them when it is done, or fails in all with `error`."""
     together(work if is_first() else lambda: None, error=error)

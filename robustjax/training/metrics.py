@@ -11,7 +11,9 @@ from typing import Any
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+
+# protobuf makes these classes at import, where a type checker does not see them.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from robustjax.runtime import files
 
@@ -38,7 +40,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         # tensorboardX's SummaryWriter writes from a thread, which a full disk kills; then the run would hang.
         with files.writing(f"TensorBoard's file in {workdir}"):
             self._events = EventsWriter(str(Path(workdir) / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        session = SessionLog(status=SessionLog.START)
         self._event(step=after_step + 1, session_log=session)  # hides what an earlier process wrote past this step
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
@@ -65,7 +67,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def _event(self, **content: Any) -> None:
         with files.writing("TensorBoard's file"):
-            self._events.write_event(event_pb2.Event(wall_time=time.time(), **content))
+            self._events.write_event(Event(wall_time=time.time(), **content))
             self._events.flush()
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from robustjax.types import Array, Config
+from robustjax.types import Config
 
 
 def _constant(config: Config, total: int, per_epoch: int) -> optax.Schedule:
@@ -52,7 +53,7 @@ def create(
         warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
         whole = optax.join_schedules([warmup, after], [warmup_steps])
 
-    def schedule(step: Array | int) -> Array:
+    def schedule(step: ArrayLike) -> ArrayLike:
         return whole(jnp.asarray(step, jnp.float32))  # optax mixes integers and floats, which strict promotion refuses
 
     transform = optax.chain(

@@ -15,7 +15,7 @@ from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import Objective
 from robustjax.runtime.sharding import Layout
 from robustjax.training.state import TrainState
-from robustjax.types import Array, Key, Outputs
+from robustjax.types import AnyArray, Array, Key, Outputs
 
 # (key, float images) -> float images
 Augment = Callable[[Key, Array], Array]
@@ -88,6 +88,8 @@ def make_step(
 
     def maximise(state: TrainState, key: Key, images: Array, labels: Array) -> Array:
         key_attack, key_defense = jax.random.split(key)
+        inner = objective.inner
+        assert attack is not None and inner is not None  # an objective that is trained with an attack has this term
 
         def outputs_fn(points: Array) -> Outputs:
             return apply(state.variables, points, None, key_defense, attack_statistics)[0]
@@ -95,7 +97,7 @@ def make_step(
         fixed = {"natural": outputs_fn(images)} if "natural" in objective.inner_views else {}
 
         def loss(outputs: Outputs, labels: Array) -> Array:
-            return climbed({**fixed, "adversarial": outputs}, labels, term=objective.inner)
+            return climbed({**fixed, "adversarial": outputs}, labels, term=inner)
 
         return jax.lax.stop_gradient(attack(outputs_fn, key_attack, images, labels, loss=loss, scale=ramp(state.step)))
 
@@ -179,7 +181,7 @@ def per_device(step: Step, layout: Layout) -> Step:
     return jax.shard_map(step, mesh=layout.mesh, in_specs=(whole, part, part), out_specs=whole, check_vma=False)
 
 
-def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array, Array, int], TrainState]:
+def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array, AnyArray, int], TrainState]:
     """Several steps in one compiled loop: `(state, all images, all labels, order [L, B], count) -> state`.
 
     The state is donated. The data set stays on the device as it is (uint8) and `order` says which examples make a

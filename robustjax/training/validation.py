@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def make_validation(
     exact = module.clone(dtype="float32")
 
     @jax.jit
-    def count(variables: Any, key: Key, batch: Batch) -> dict[str, jax.Array]:
+    def count(variables: Any, key: Key, batch: Batch[jax.Array]) -> dict[str, jax.Array]:
         key_attack, key_defense = jax.random.split(key)
 
         def logits(network: Any, points: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def at_chance(accuracy: float, labels: np.ndarray) -> bool:
     return wilson_interval(accuracy * len(labels), len(labels))[0] <= guess_accuracy(labels)
 
 
-def catastrophic_overfitting(history: list[Mapping[str, float]]) -> bool:
+def catastrophic_overfitting(history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the newest of a run's validations shows catastrophic overfitting: FGSM accuracy far above PGD accuracy,
     which has fallen well below its own best.
 

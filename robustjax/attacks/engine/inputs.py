@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from robustjax.attacks import geometry, losses
 from robustjax.ops import straight_through
-from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
+from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 
 # Losses that take logits and integer labels. `losses.kl` also takes distributions as labels.
 INTEGER_LABEL_LOSSES = (losses.cross_entropy, losses.margin, losses.dlr)
@@ -110,9 +111,9 @@ def check(
 
 
 def on_host(
-    images: Array,
-    labels: Array,
-    epsilon: Array | float,
+    images: AnyArray,
+    labels: AnyArray,
+    epsilon: AnyArray | float,
     norm: str,
     bounds: geometry.Bounds,
     *,
@@ -163,7 +164,7 @@ def at_least(least: int, **counts: Any) -> None:
         robustjax.types.InputError: num_steps must be at least 1, got 0; give an integer from 1
     """
     for name, value in counts.items():
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         try:
             fine = operator.index(value) >= least
@@ -201,7 +202,7 @@ def check_key(key: Key) -> None:
     _key(key, None)
 
 
-def labels_in_range(labels: Array, num_classes: int | None) -> None:
+def labels_in_range(labels: AnyArray, num_classes: int | None) -> None:
     """Refuses concrete labels below 0 or, where it is known, from the number of classes."""
     if not _is_concrete(labels) or labels.size == 0:
         return
@@ -263,7 +264,7 @@ def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:
     return straight_through(jnp.where(too_far, jnp.nextafter(constant, given), constant), nearest)
 
 
-def _images(images: Any, num_axes: int | None) -> Array:
+def _images(images: Any, num_axes: int | None) -> AnyArray:
     """Images as an array of JAX or NumPy; refused by rank and dtype."""
     if not hasattr(images, "dtype"):
         images = np.asarray(images)
@@ -280,7 +281,7 @@ def _images(images: Any, num_axes: int | None) -> Array:
     return images
 
 
-def _in_box(images: Array, bounds: geometry.Bounds) -> None:
+def _in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
     """Refuses concrete images outside the box, or not finite."""
     if not _is_concrete(images) or images.size == 0:
         return
@@ -395,7 +396,7 @@ def _unwrapped(loss: Any) -> Callable:
 
 def _is_concrete(values: Any) -> bool:
     """Whether values can be read here and now: not traced, and on devices of this process."""
-    return not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
+    return not isinstance(values, Tracer) and getattr(values, "is_fully_addressable", True)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -105,7 +105,7 @@ class Driver(NamedTuple):
     num_lanes: int
     sharding: jax.sharding.NamedSharding | None
 
-    def decide(self, points: np.ndarray) -> Verified:
+    def decide(self, points: np.ndarray) -> Verified[np.ndarray]:
         """What the network makes of one point for each image, in the end.
 
         Every call has the same draws, none of which an attack has seen. So points that differ from the images by
@@ -120,7 +120,7 @@ class Driver(NamedTuple):
             stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._on_devices,
         )  # fmt: skip
 
-    def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Iterator[Report]:
+    def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Generator[Report, None, None]:
         """Runs a stage on the images with these indices."""
         size = self._size(len(indices))
         num_lanes = min(self.num_lanes, -(-len(indices) // size))
@@ -202,7 +202,7 @@ class Driver(NamedTuple):
         found = self._verified(jax.random.fold_in(self._key("check"), call), rows, points, num_draws)
         return points, np.where(found.valid, found.share, 0.0)
 
-    def _verified(self, key: Key, rows: np.ndarray, points: np.ndarray, num_draws: int) -> Verified:
+    def _verified(self, key: Key, rows: np.ndarray, points: np.ndarray, num_draws: int) -> Verified[np.ndarray]:
         """:func:`verify.verify` of points for the images of these rows, compiled for one size."""
         size, parts = self._size(len(self.images)), []
         for start in range(0, len(rows), size):
@@ -272,7 +272,7 @@ def _taken(tree: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(lambda values: np.asarray(values)[rows], tree)
 
 
-def _blank(search: Search, images: Array, labels: Array, targets: Array, epsilon: Array) -> Any:
+def _blank(search: Search, images: np.ndarray, labels: np.ndarray, targets: np.ndarray, epsilon: np.ndarray) -> Any:
     """A state for every row to be begun over."""
 
     def begin(images: Array, labels: Array, targets: Array, epsilon: Array) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def merged(iterators: Sequence[Iterator]) -> Iterator:
+def merged(iterators: Sequence[Iterator]) -> Generator[Any, None, None]:
     """What the iterators yield, as it comes; each runs in a thread until all end, one raises, or this is closed."""
     if len(iterators) < 2:
         yield from itertools.chain(*iterators)

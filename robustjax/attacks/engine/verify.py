@@ -11,7 +11,7 @@ rules, for everybody:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.inputs import logits_of
-from robustjax.types import Array, Attack, Key, LogitsFn
+from robustjax.types import Array, ArrayT, Attack, Key, LogitsFn
 
 
-class Verified(NamedTuple):
+class Verified(NamedTuple, Generic[ArrayT]):
     """What a network makes of an attack's images.
 
     Attributes:
@@ -32,23 +32,23 @@ class Verified(NamedTuple):
         votes: int32 [B, K], how many draws predict each class.
     """
 
-    valid: Array
-    share: Array
-    logits: Array
-    votes: Array
+    valid: ArrayT
+    share: ArrayT
+    logits: ArrayT
+    votes: ArrayT
 
     @property
-    def misclassified(self) -> Array:
+    def misclassified(self) -> ArrayT:
         """bool [B], whether at least half of the draws are misclassified."""
         return is_misclassified(self.share)
 
     @property
-    def success(self) -> Array:
+    def success(self) -> ArrayT:
         """bool [B], whether the image is valid and misclassified."""
         return self.valid & self.misclassified
 
 
-def is_misclassified(share: Array) -> Array:
+def is_misclassified(share: ArrayT) -> ArrayT:
     """The majority rule, bool like `share`: misclassified where half or more of the draws are, so also on a tie.
 
     Example:
@@ -70,7 +70,7 @@ def verify(
     norm: str,
     bounds: geometry.Bounds = (0.0, 1.0),
     num_draws: int = 0,
-) -> Verified:
+) -> Verified[Array]:
     """Re-checks ball, box and class of an attack's images, in full float32 as far as the network's own dtype allows.
 
     Pure: call it under ``jit``. Calls with the same key and shape use the same draws, so an attack that changes nothing

@@ -122,7 +122,7 @@ class Runner:
         # Few examples need no full batch; what is drawn for an example does not depend on how many follow it.
         self._padded_size = min(batch_size, -(-len(labels) // layout.num_devices) * layout.num_devices)
         self._verify = _compiled_apart(self._verified, layout=layout)
-        self._programs: dict[Any, Callable[..., tuple[Array, float]]] = {}
+        self._programs: dict[Any, Callable[..., tuple[np.ndarray, float]]] = {}
 
     def __call__(self, protocol: Protocol, key: Key) -> Outcome:
         """Everything at once, nothing stored."""
@@ -247,7 +247,7 @@ class Runner:
         moved, seconds = self._program(protocol.attack)(*arguments)
         return moved[batch.mask], {}, seconds
 
-    def _program(self, attack: Callable[..., Array]) -> Callable[..., tuple[Array, float]]:
+    def _program(self, attack: Callable[..., Array]) -> Callable[..., tuple[np.ndarray, float]]:
         if attack not in self._programs:
 
             def perturb(network: LogitsFn, key: Key, images: Array, labels: Array, options: dict[str, Array]) -> Array:
@@ -314,6 +314,6 @@ def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable
     return call
 
 
-def _arrays(options: Mapping[str, float]) -> dict[str, np.ndarray]:
+def _arrays(options: Mapping[str, float]) -> dict[str, np.int32 | np.float32]:
     """Numbers as arguments of a compiled program: counts stay integers."""
     return {name: np.int32(value) if isinstance(value, int) else np.float32(value) for name, value in options.items()}

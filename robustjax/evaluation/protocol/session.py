@@ -91,7 +91,7 @@ class _Session:
 
             progress(0.0, "")
             unit = self._runner.run_unit(task.protocol, attack_key(self._key, task.name), i, progress)
-            arrays = unit.arrays | {"seconds": np.float64(unit.seconds)}
+            arrays = unit.arrays | {"seconds": np.array(unit.seconds, np.float64)}
             if task.store and hosts.is_first():
                 task.store.write(i, self._marks[self._examples[t][i]], arrays)
             self._keep(t, i, unit)

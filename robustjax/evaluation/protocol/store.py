@@ -70,7 +70,8 @@ class Store(NamedTuple):
             WriteError: the disk takes no more.
         """
         packed = io.BytesIO()
-        np.savez(packed, examples=examples, **arrays)
+        # NumPy's stub takes any of them for its option allow_pickle, which no array is called.
+        np.savez(packed, examples=examples, **arrays)  # pyright: ignore[reportArgumentType]
         content = packed.getvalue()
         files.write(self._path(index), hashlib.sha256(content).digest() + content)
 
@@ -106,7 +107,7 @@ def fingerprints(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """A checksum of each example, image and label, uint32 [N]."""
     return np.array(
         [
-            zlib.crc32(np.int64(label).tobytes(), zlib.crc32(np.ascontiguousarray(image)))
+            zlib.crc32(np.int64(label).tobytes(), zlib.crc32(np.ascontiguousarray(image).data))
             for image, label in zip(images, labels, strict=True)
         ],
         np.uint32,

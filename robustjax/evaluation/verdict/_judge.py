@@ -21,7 +21,7 @@ from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
 from robustjax.runtime import compiler
 from robustjax.statistics import wilson_interval
-from robustjax.types import Array, InputError, Key, LogitsFn
+from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 
 class Acceptance(NamedTuple):
@@ -85,8 +85,8 @@ class Verdict(NamedTuple):
 def judge(
     logits_fn: LogitsFn,
     key: Key,
-    images: Array,
-    labels: Array,
+    images: AnyArray,
+    labels: AnyArray,
     *,
     epsilon: float,
     norm: str = "linf",

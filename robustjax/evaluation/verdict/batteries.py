@@ -73,7 +73,7 @@ class PGDGrid(NamedTuple):
     unbounded: np.ndarray
     by_steps: np.ndarray
     late_rise: np.ndarray
-    record: RecordedPGD
+    record: RecordedPGD[np.ndarray]
 
     def from_the_image(self) -> np.ndarray:
         """The largest share of those attacks, all of which start at the image, that stay inside the verdict's ball."""
@@ -217,7 +217,7 @@ def adaptive(trial: Trial, measured: np.ndarray) -> AdaptiveResults:
     return AdaptiveResults(surrogate, auxiliary, control, transfer, frozen, curve)
 
 
-def _late_rise(record: RecordedPGD) -> np.ndarray:
+def _late_rise(record: RecordedPGD[np.ndarray]) -> np.ndarray:
     loss = np.maximum.accumulate(record.loss[~record.misclassified[:, -1]], axis=1)
     rise, steps = loss[:, -1] - loss[:, 0], loss.shape[1] - 1
     return ((loss[:, -1] - loss[:, -1 - steps // 10]) / np.where(rise > 0, rise, 1.0))[rise > 0]

@@ -161,13 +161,13 @@ def attacks(
     )
     if adaptive.surrogate is not None:
         flags["surrogate_helps"] = comparisons.surrogate_helps(certain(adaptive.surrogate), direct)
-    if adaptive.auxiliary is not None:
+    if adaptive.auxiliary is not None and adaptive.control is not None:  # both or neither
         flags["auxiliary_attack_helps"] = comparisons.auxiliary_attack_helps(
             certain(adaptive.auxiliary), direct | is_misclassified(adaptive.control)
         )
     if adaptive.transfer is not None:
         flags["transfer_beats_white_box"] = comparisons.transfer_beats_white_box(certain(adaptive.transfer), direct)
-    if adaptive.curve is not None:
+    if adaptive.curve is not None and adaptive.frozen is not None:  # both or neither
         curve = is_misclassified(adaptive.curve)
         flags["eot_not_converged"] = comparisons.eot_not_converged(curve)
         flags["frozen_key_resists"] = comparisons.frozen_key_resists(adaptive.frozen, curve[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from robustjax import attacks
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine import verify
 from robustjax.attacks.engine.best import Best
-from robustjax.types import Array, InputError, Key
+from robustjax.types import Array, ArrayT, InputError, Key
 
 LOSSES = ("ce", "margin", "dlr", "targeted")
 # The most steps of a recorded PGD.
@@ -77,7 +77,7 @@ class ViewOutputs(NamedTuple):
     goal: Goal
 
 
-class RecordedPGD(NamedTuple):
+class RecordedPGD(NamedTuple, Generic[ArrayT]):
     """The result of a PGD whose iterates are recorded. T + 1 columns; after the last step they repeat.
 
     Attributes:
@@ -86,10 +86,10 @@ class RecordedPGD(NamedTuple):
         loss, margin: float32 [B, T + 1], of each iterate.
     """
 
-    images: Array
-    misclassified: Array
-    loss: Array
-    margin: Array
+    images: ArrayT
+    misclassified: ArrayT
+    loss: ArrayT
+    margin: ArrayT
 
 
 def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
@@ -173,7 +173,7 @@ def square(
 def recorded_pgd(
     networks: Networks, key: Key, images: Array, labels: Array, goal: Goal, epsilon: Array, step_size: Array,
     num_steps: Array, num_draws: Array, frozen: Array, *, stochastic: bool, norm: str, bounds: geometry.Bounds,
-) -> RecordedPGD:  # fmt: skip
+) -> RecordedPGD[Array]:  # fmt: skip
     """PGD that starts at the image, recorded, in full float32; everything but the norm is traced.
 
     Args:

@@ -348,7 +348,7 @@ class Trial:
         epsilon: float | None = None,
         num_draws: int | None = None,
         frozen: bool = False,
-    ) -> tuple[np.ndarray, probes.RecordedPGD]:
+    ) -> tuple[np.ndarray, probes.RecordedPGD[np.ndarray]]:
         """Recorded PGD on cross-entropy; the share of draws misclassified, float32 [N], and the record.
 
         Args:

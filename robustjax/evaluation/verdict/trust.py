@@ -92,8 +92,8 @@ def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group
         for heading in headings:
             shown.add_column(heading, justify="right" if heading in ("accuracy", "value", "seconds", "n") else "left")
         for row in rows:
-            status = next((cell for cell in row if cell in STYLES), None)
-            shown.add_row(*map(escape, row), style=STYLES.get(status))
+            style = next((STYLES[cell] for cell in row if cell in STYLES), None)
+            shown.add_row(*map(escape, row), style=style)
         tables.append(shown)
     return Group(*tables, sentence(verdict), CAVEAT)
 
