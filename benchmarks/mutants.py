@@ -675,12 +675,15 @@ class Records:
         """How many mutants of a file each test function has killed."""
         return Counter(_function(record["by"]) for record in self.all if record["file"] == file and record["by"])
 
-    def reason(self, record: dict[str, Any], code: str) -> str | None:
-        """Why no test can tell a mutant from the original, where that is known."""
-        for entry in self.equivalent:
-            if entry["code"] == code and all(entry[key] == record[key] for key in ("file", "rule", "before", "after")):
-                return entry["reason"]
-        return None
+    def reason(self, record: dict[str, Any], line: str) -> str | None:
+        """Why no test can tell a mutant from the original, where that is known.
+
+        An entry names the line of code and the place `at` in it, as the line's number changes with other lines.
+        """
+        code = line.strip()
+        place = {"code": code, "at": record["column"] - 1 - line.index(code)}
+        place |= {key: record[key] for key in ("file", "rule", "before", "after")}
+        return next((entry["reason"] for entry in self.equivalent if place.items() <= entry.items()), None)
 
 
 def report(records: Records, sources: dict[str, bytes]) -> list[str]:
@@ -693,9 +696,9 @@ def report(records: Records, sources: dict[str, bytes]) -> list[str]:
         if source is None or digest(source) != record["source"]:
             older += source is not None
             continue
-        code = source.decode().splitlines()[record["line"] - 1].strip()
-        outcome, reason = record["outcome"], None
-        if outcome in ("survived", "uncovered") and (reason := records.reason(record, code)):
+        line = source.decode().splitlines()[record["line"] - 1]
+        outcome, code, reason = record["outcome"], line.strip(), None
+        if outcome in ("survived", "uncovered") and (reason := records.reason(record, line)):
             outcome = "equivalent"
         table.setdefault(record["file"], Counter())[outcome] += 1
         what = "{file}:{line}:{column}: {rule}: {before} -> {after}".format(**record)

@@ -173,7 +173,7 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
     assert "of which 2 are to be run" in run(again=True)[1]
     sources = program.read_sources(project, ["toy/**.py"])
     (project / "results" / "mutants_equivalent.json").write_text(
-        '[{"file": "toy/code.py", "code": "return a if a > b else b", "rule": "comparison", "before": ">",'
+        '[{"file": "toy/code.py", "code": "return a if a > b else b", "at": 14, "rule": "comparison", "before": ">",'
         ' "after": ">=", "reason": "Of two equal numbers either is the larger one."}]'
     )
     text = "\n".join(program.report(program.Records(project / "results"), sources))

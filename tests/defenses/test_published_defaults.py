@@ -1,0 +1,60 @@
+"""What a defense is without options: the values of the papers, by what they do."""
+
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import defenses
+from robustjax.types import Outputs
+
+PUBLISHED = {
+    "cas": {"beta": 2.0},
+    "cifs": {"beta": 2.0, "top_k": 2, "importance": "softmax", "hidden": 128},
+    "fsr": {"temperature": 0.1, "separation_weight": 1.0, "recalibration_weight": 1.0, "width": 64},
+    "sap": {"fraction": 1.0, "sampler": "multinomial"},
+    "sns": {"weight": 1.0, "fraction": 0.1, "refresh_steps": 100},  # ours: the paper's are not public
+    "kwta": {"fraction": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", sorted(defenses.DEFENSES))
+def test_options_have_the_published_values(name):
+    parameters = inspect.signature(defenses.DEFENSES[name]).parameters
+    assert {option: parameter.default for option, parameter in parameters.items()} == PUBLISHED[name]
+
+
+def value(logits, labels):
+    return logits["natural"][:, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("cas", {}, 1 + 2 * (3 + 8) / 2),
+        ("cas", {"beta": 0.5}, 1 + 0.5 * (3 + 8) / 2),
+        ("cifs", {}, 1 + 2 * (3 + 8) / 2),
+        ("cifs", {"beta": 0.5}, (1 + 0.5 * (3 + 8) / 2) * 3 / 1.5),
+        ("cifs", {"beta": 0.0}, 3.0),
+    ],
+)
+def test_heads_weigh_beta_times_their_mean(name, options, wanted):
+    outputs = Outputs(jnp.array([[1.0]]), {"probe": jnp.array([[[3.0]], [[8.0]]])}, {})
+    found = defenses.create(name, **options).loss({"natural": outputs}, jnp.array([0]), term=value)
+    np.testing.assert_allclose(found, [wanted], rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [48, 300])
+def test_probes_begin_uniform_within_the_root_of_their_inputs(channels):
+    """As PyTorch begins its linear layers: in CAS these are the channels' first factors too."""
+    for name in ("cas", "cifs"):
+        (guard,) = defenses.create(name).guards({"late": ("site",)}, 10).values()
+        variables = guard.init(jax.random.key(0), jnp.ones((2, 3, 3, channels)), jnp.zeros(2, jnp.int32))
+        (weights,) = (array for array in jax.tree.leaves(variables["params"]) if array.ndim == 2)
+        assert weights.shape == (channels, 10)
+        bound = 1 / math.sqrt(channels)
+        assert 0.97 * bound < float(jnp.max(weights)) <= bound and -bound <= float(jnp.min(weights)) < -0.97 * bound
+        np.testing.assert_allclose(jnp.std(weights), bound / math.sqrt(3), rtol=0.1)
