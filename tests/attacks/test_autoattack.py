@@ -329,11 +329,14 @@ def test_two_classes_another_box_and_images_that_are_not_square(key):
     np.testing.assert_array_equal(result.robust, np.arange(16) >= 8)
 
 
-def test_the_bar_shows_images_left_and_accuracy(key, capsys):
+def test_the_bar_shows_images_left_and_accuracy(key, capsys, monkeypatch):
     distances, labels = toys.linear_distances("linf")
-    quick(toys.linear, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-t"], progress=True)
-    printed = capsys.readouterr().out
-    assert "0 images left, accuracy 0.00%" in printed and "ETA" in printed
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
+        quick(toys.linear, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-t"], progress=True)
+        printed = capsys.readouterr().out
+        assert "0 images left, accuracy 0.00%" in printed and ("ETA" in printed) == terminal
     quick(toys.linear, key, toys.IMAGES, labels, epsilon=2 * distances, version=["apgd-t"])
     assert capsys.readouterr().out == ""
 
