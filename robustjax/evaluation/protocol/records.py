@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.protocol.protocols import GIVEN_TO_DRIVERS, Protocol
 from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.runtime import files
@@ -44,7 +45,7 @@ def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
         (0.4, 0.5, 0.25, [True, True, False, False])
     """
     total = len(right)
-    robust, accuracy = 2 * right > num_draws, float(right.sum() / (num_draws * total))
+    robust, accuracy = ~is_misclassified(1.0 - right / num_draws), float(right.sum() / (num_draws * total))
     of_draws = {
         "num_draws": num_draws,
         "majority_vote": float(robust.mean()),

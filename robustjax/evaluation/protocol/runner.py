@@ -64,8 +64,8 @@ class Outcome(NamedTuple):
 
     @property
     def robust(self) -> np.ndarray:
-        """bool [N]: right in more than half of the draws."""
-        return 2 * self.right > self.num_draws
+        """bool [N]: not misclassified, by the majority of the draws."""
+        return ~verify.is_misclassified(1.0 - self.right / self.num_draws)
 
 
 class Runner:
@@ -259,34 +259,23 @@ class Runner:
     def _verified(
         self, network: LogitsFn, key: Key, images: Array, adversarial: Array, labels: Array, epsilon: Array
     ) -> dict[str, Array]:
+        threat = {"epsilon": epsilon, "norm": self.threat.norm, "bounds": self.threat.bounds}
         # The same draws for both, so that an attack that changes nothing changes nothing.
-        clean_right, clean_predictions = self._classified(network, key, images, labels)
-        right, predictions = self._classified(network, key, adversarial, labels)
-        norm, bounds = self.threat.norm, self.threat.bounds
+        clean, moved = (
+            verify.verify(network, key, images, points, labels, num_draws=self._num_draws, **threat)
+            for points in (images, adversarial)
+        )
         return {
-            "valid": verify.is_valid(images, adversarial, epsilon=epsilon, norm=norm, bounds=bounds),
-            "right": right,
-            "clean_right": clean_right,
-            "predictions": predictions,
-            "clean_predictions": clean_predictions,
+            "valid": moved.valid,
+            "right": self._right_draws(moved.share),
+            "clean_right": self._right_draws(clean.share),
+            "predictions": jnp.argmax(moved.votes, axis=-1),
+            "clean_predictions": jnp.argmax(clean.votes, axis=-1),
         }
 
-    def _classified(self, network: LogitsFn, key: Key, images: Array, labels: Array) -> tuple[Array, Array]:
-        """In how many draws the network is right [B], and what it says most often [B]; in full float32."""
-
-        def draw(arguments: tuple[Key, ...]) -> tuple[Array, Array]:
-            outputs = network(images, *arguments)
-            logits = getattr(outputs, "logits", outputs)
-            votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
-            return verify.is_correct(logits, labels).astype(jnp.int32), votes
-
-        with jax.default_matmul_precision("float32"):
-            if self._num_draws == 0:
-                right, votes = draw(())
-            else:
-                per_draw = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, self._num_draws))
-                right, votes = jax.tree.map(lambda values: jnp.sum(values, axis=0), per_draw)
-        return right, jnp.argmax(votes, axis=-1)
+    def _right_draws(self, misclassified_share: Array) -> Array:
+        """In how many draws the network is right, int32 [B]."""
+        return jnp.round((1.0 - misclassified_share) * max(self._num_draws, 1)).astype(jnp.int32)
 
 
 def as_partial(network: LogitsFn) -> jax.tree_util.Partial:
