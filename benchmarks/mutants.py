@@ -645,9 +645,12 @@ class Records:
 
     def __init__(self, folder: Path):
         self.path = folder / "mutants.json"
-        self.all: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.all = self._read()
         listed = folder / "mutants_equivalent.json"
         self.equivalent: list[dict[str, Any]] = json.loads(listed.read_text()) if listed.exists() else []
+
+    def _read(self) -> list[dict[str, Any]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else []
 
     def find(self, mutant: Mutant, source: bytes) -> dict[str, Any] | None:
         """The record of this very change of this very file."""
@@ -656,6 +659,7 @@ class Records:
 
     def add(self, mutant: Mutant, source: bytes, outcome: str, by: str | None, seconds: float) -> dict[str, Any]:
         """Writes what became of it, in place of what was known."""
+        self.all = self._read()  # another run of this program may have added something
         old = self.find(mutant, source)
         found = mutant.record() | {
             "outcome": outcome,
