@@ -1,7 +1,7 @@
-"""Every key of a run, with its default and meaning; and `validate`, which finds every mistake before anything starts.
+"""Every key of a run, with its default and meaning; and ``validate``, which finds every mistake before anything starts.
 
-A config file in `configs/` calls `base()` and assigns what differs. The result is locked: an unknown key is an error
-that names the nearest one, and a value keeps its type.
+A config file in ``configs/`` calls ``base()`` and assigns what differs. The result is locked: an unknown key is an
+error that names the nearest one, and a value keeps its type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robustjax.types import Config, InputError
 
 
 def base() -> Config:
-    """PGD adversarial training of `small_cnn` on scikit-learn's handwritten digits."""
+    """PGD adversarial training of ``small_cnn`` on scikit-learn's handwritten digits."""
     config: Config = ConfigDict()
     config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
 

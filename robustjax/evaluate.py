@@ -1,12 +1,12 @@
-"""Evaluates a trained network: `python -m robustjax.evaluate --workdir=DIR [--attacks=clean,fgsm,pgd20,cw,pgd100]`.
+"""Evaluates a trained network: ``python -m robustjax.evaluate --workdir=DIR [--attacks=clean,fgsm,pgd20,cw,pgd100]``.
 
-Writes DIR/evaluation/<attack>.json, worst_case.json and examples.png, and prints a table. `--sweep=epsilon` and
-`--sweep=steps` write sweep_<kind>.json and .png instead. The threat (norm and epsilon) is the one of the run's config.
-Results are stored batch by batch: the same command goes on where it was stopped, and runs nothing again.
+Writes DIR/evaluation/<attack>.json, worst_case.json and examples.png, and prints a table. ``--sweep=epsilon`` and
+``--sweep=steps`` write sweep_<kind>.json and .png instead. The threat (norm and epsilon) is the one of the run's
+config. Results are stored batch by batch: the same command goes on where it was stopped, and runs nothing again.
 
-`--attacks=adaptive` gives a verdict by attacks that know the network's defense, and writes trust.json and trust.md.
+``--attacks=adaptive`` gives a verdict by attacks that know the network's defense, and writes trust.json and trust.md.
 
-`--defense=sap:fraction=0.5` switches a defense without parameters of its own on (or, `--defense=none`, off); what
+``--defense=sap:fraction=0.5`` switches a defense without parameters of its own on (or, ``--defense=none``, off); what
 comes of it lies in DIR/evaluation/<defense>/.
 """
 

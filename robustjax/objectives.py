@@ -1,6 +1,6 @@
 """What training minimises: one number per example from the logits on natural and adversarial images.
 
-An `Objective` says which images the update needs, what the training attack climbs, and the loss, both as terms of
+An ``Objective`` says which images the update needs, what the training attack climbs, and the loss, both as terms of
 logits: a defense may ask for the same terms of the logits of its own heads.
 """
 
@@ -24,7 +24,7 @@ class Objective(NamedTuple):
         term: (view -> the network's Outputs) -> the term to minimise. Whatever stays that of the network's own logits
             when the term is taken of a defense's heads, such as the weight of MART's divergence, it closes over.
         inner: the term that the training attack climbs, None without an attack.
-        inner_views: the views that `inner` reads, "natural" being held fixed.
+        inner_views: the views that ``inner`` reads, "natural" being held fixed.
         start: where the training attack starts if the paper says so: "gaussian" is x + 0.001 N(0, 1). None leaves it to
             the attack's own random_start.
     """

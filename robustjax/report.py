@@ -1,6 +1,6 @@
-"""Sets runs side by side: `python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html`.
+"""Sets runs side by side: ``python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html``.
 
-Runs that differ in nothing but the seed share a row. Reads what `robustjax.evaluate` wrote and runs nothing again.
+Runs that differ in nothing but the seed share a row. Reads what ``robustjax.evaluate`` wrote and runs nothing again.
 Prints the table in Markdown and writes the page, pictures included.
 """
 

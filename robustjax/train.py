@@ -1,4 +1,5 @@
-"""Trains a network: `python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]`.
+"""Trains a network:
+``python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]``.
 
 --config takes the path of a config file or the bare name of a shipped one, such as quickstart or digits:at_cas.
 The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard

@@ -1,8 +1,8 @@
 """The seams of the library, named.
 
 Every room agrees with its neighbours through the aliases below, so a newcomer can read the data flow from their names.
-`B` is the batch, `H, W, C` the height, width and channels of an image or of a feature map, `K` the number of classes,
-`S` the number of guarded sites.
+``B`` is the batch, ``H, W, C`` the height, width and channels of an image or of a feature map, ``K`` the number of
+classes, ``S`` the number of guarded sites.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class InputError(ValueError):
 class Guard(Protocol):
     """A defense at one named site of a network.
 
-    `labels` are the true labels in training and None in inference. Returns the features that the network goes on with
+    ``labels`` are the true labels in training and None in inference. Returns the features that the network goes on with
     (same shape and dtype) and the logits [B, K] of the guard's own heads by kind, empty when it has none. A stochastic
     guard draws from the rng stream "defense".
     """

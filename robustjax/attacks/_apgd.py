@@ -46,7 +46,7 @@ class State(NamedTuple):
         best: strongest point in the ball, by (share of draws misclassified, loss).
         points, previous: the point to be evaluated next and the one before it.
         top_points, top_gradient, top_loss: where the loss was highest so far. A reduced step goes back there, not to
-            `best`.
+            ``best``.
         last_loss: of the point before.
         step_size: length of a step.
         rises: steps that raised the loss since the last checkpoint.
@@ -342,7 +342,7 @@ def _loss(loss: str | LossFn):
 
 
 def _sparse_sign(gradient: Array, density: Array) -> Array:
-    """The signs of each gradient's strongest entries, a share `density` of them, with l1 norm 1."""
+    """The signs of each gradient's strongest entries, a share ``density`` of them, with l1 norm 1."""
     magnitude = jnp.abs(gradient).reshape(gradient.shape[0], -1)
     size = magnitude.shape[1]
     place = jnp.clip((1.0 - density) * size, 0, size - 1).astype(jnp.int32)

@@ -1,12 +1,12 @@
 """Data sets, the order in which training sees them, and augmentation.
 
-A data set is one array in memory: `load` gives uint8 images [N, H, W, C] and int32 labels [N] of one of its `splits`.
-One that is too large is read while a run trains: `open_stream`. Training draws its order from `epoch_order`, a pure
-function of (seed, epoch), so that a resumed run sees what the uninterrupted one would have seen; augmentation
-(`robustjax.data.augment`) happens on the device, inside the training step.
+A data set is one array in memory: ``load`` gives uint8 images [N, H, W, C] and int32 labels [N] of one of its
+``splits``. One that is too large is read while a run trains: ``open_stream``. Training draws its order from
+``epoch_order``, a pure function of (seed, epoch), so that a resumed run sees what the uninterrupted one would have
+seen; augmentation (``robustjax.data.augment``) happens on the device, inside the training step.
 
-The embedded data set `digits` needs nothing. The others are tfds data sets in ArrayRecord form, read without
-TensorFlow; `python -m robustjax.data prepare NAME` makes the usual ones from their original archives.
+The embedded data set ``digits`` needs nothing. The others are tfds data sets in ArrayRecord form, read without
+TensorFlow; ``python -m robustjax.data prepare NAME`` makes the usual ones from their original archives.
 """
 
 from robustjax.data.order import epoch_order

@@ -1,4 +1,4 @@
-"""Prepares a tfds data set: `python -m robustjax.data prepare NAME [--archive=FILE] [--data_dir=DIR] [--sha256=HEX]`.
+"""Prepares a tfds data set: ``python -m robustjax.data prepare NAME [--archive=FILE] [--data_dir=DIR] [--sha256=HEX]``.
 
 NAME is mnist, fashion_mnist, cifar10, cifar100 or svhn_cropped. Its original archives become ArrayRecord files, without
 TensorFlow.

@@ -1,7 +1,7 @@
 """Random crops, flips and cut-outs of a batch: pure functions that run inside a jitted training step.
 
-Every function takes `(key, images)`, images [B, H, W, C] of any real dtype, and returns images of the same shape and
-dtype. Every example has its own draw. Bind the options with `functools.partial`, and give each function its own key.
+Every function takes ``(key, images)``, images [B, H, W, C] of any real dtype, and returns images of the same shape and
+dtype. Every example has its own draw. Bind the options with ``functools.partial``, and give each function its own key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _check_size(name: str, value: int) -> None:
 def random_crop(key: Key, images: Array, *, padding: int) -> Array:
     """Shifts every image by whole pixels, uniform in [-padding, padding]^2; what moves in from outside is 0.
 
-    That is: a margin of `padding` zeros on all sides, then a random crop of the original size.
+    That is: a margin of ``padding`` zeros on all sides, then a random crop of the original size.
 
     Args:
         key: a typed key.
@@ -32,7 +32,7 @@ def random_crop(key: Key, images: Array, *, padding: int) -> Array:
         The shifted images, [B, H, W, C].
 
     Raises:
-        InputError: `padding` is negative.
+        InputError: ``padding`` is negative.
 
     >>> random_crop(jax.random.key(0), jnp.ones((4, 8, 8, 3)), padding=2).shape
     (4, 8, 8, 3)
@@ -79,7 +79,7 @@ def cutout(key: Key, images: Array, *, size: int) -> Array:
         The images, [B, H, W, C].
 
     Raises:
-        InputError: `size` is negative.
+        InputError: ``size`` is negative.
 
     >>> int((cutout(jax.random.key(0), jnp.ones((1, 9, 9, 1)), size=1) == 0).sum())
     1

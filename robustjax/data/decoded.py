@@ -28,7 +28,7 @@ def remembered(
     image_size: int | None,
     decode: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels that `decode` gives, or gave before from the same files.
+    """The images and labels that ``decode`` gives, or gave before from the same files.
 
     What was kept is found by the files' places, sizes and times of change, the indices, the image size and the version
     of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that cannot be

@@ -1,4 +1,4 @@
-"""The data sets that `python -m robustjax.data prepare` can make: where they come from and what they hold.
+"""The data sets that ``python -m robustjax.data prepare`` can make: where they come from and what they hold.
 
 Names and versions are those of tfds. The SHA-256 digests are those that tfds lists for the same archives, so that they
 come from another hand than the archives' own servers.
@@ -33,7 +33,7 @@ class Known(NamedTuple):
         image_shape: (H, W, C).
         class_names: names of the classes, by label feature; "label" is the one to learn.
         archives: what to fetch.
-        read: the archives' contents -> columns by split, see `robustjax.data.formats`.
+        read: the archives' contents -> columns by split, see ``robustjax.data.formats``.
     """
 
     title: str

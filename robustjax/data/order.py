@@ -6,18 +6,18 @@ import numpy as np
 
 
 def permutation(key: tuple[int, int], size: int) -> np.ndarray:
-    """The permutation of range(size), int32 [size], that belongs to `key`, two integers in 0..2^64 - 1.
+    """The permutation of range(size), int32 [size], that belongs to ``key``, two integers in 0..2^64 - 1.
 
     It ranks the raw 64-bit output of the counter-based generator Philox (Salmon et al. 2011). NumPy promises that
-    stream for ever (NEP 19), which it does not for `Generator.permutation`.
+    stream for ever (NEP 19), which it does not for ``Generator.permutation``.
     """
     return np.argsort(np.random.Philox(key=np.array(key, np.uint64)).random_raw(size), kind="stable").astype(np.int32)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order in which epoch `epoch` of a run with `seed` visits its training set: int32 [num_examples].
+    """The order in which epoch ``epoch`` of a run with ``seed`` visits its training set: int32 [num_examples].
 
-    A pure function of its arguments, so a resumed run needs no saved iterator. `seed` and `epoch` are at least 0.
+    A pure function of its arguments, so a resumed run needs no saved iterator. ``seed`` and ``epoch`` are at least 0.
 
     >>> sorted(epoch_order(0, 3, 5).tolist())
     [0, 1, 2, 3, 4]

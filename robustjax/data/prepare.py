@@ -1,7 +1,7 @@
 """Prepares a data set from its original archives: ArrayRecord in a tfds data_dir, without TensorFlow.
 
 The result is what tfds itself would have prepared (same names, versions, features and order of the records), so that
-`tfds.data_source` and everything built on it read it too.
+``tfds.data_source`` and everything built on it read it too.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     sha256: Sequence[str] = (),
 ) -> Path:
-    """Prepares the data set `name` and returns its folder, data_dir/name/version.
+    """Prepares the data set ``name`` and returns its folder, data_dir/name/version.
 
     Everything is checked before anything is written, and the folder appears at once when it is complete.
 
     Args:
-        name: a key of `robustjax.data.known.KNOWN`.
+        name: a key of ``robustjax.data.known.KNOWN``.
         archive: the original archives: a file, several separated by commas, or a folder that holds them; None: fetch
             them.
         data_dir: where data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.

@@ -60,12 +60,12 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
 def random_resized_crop(image: Image.Image, size: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:
     """A part of 8 to 100 % of an image's area, of a shape between 3:4 and 4:3 (Szegedy et al. 2015, arXiv 1409.4842).
 
-    Ten attempts; if none fits the image, `centre_crop`.
+    Ten attempts; if none fits the image, ``centre_crop``.
 
     Args:
         image: of any size.
         size: of the result.
-        draws: `NUM_DRAWS` numbers, independent and uniform in [0, 1).
+        draws: ``NUM_DRAWS`` numbers, independent and uniform in [0, 1).
 
     Returns:
         uint8 [size, size] or [size, size, C].

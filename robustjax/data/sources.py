@@ -63,9 +63,9 @@ def load(
 ) -> Dataset:
     """Loads one split of a data set into memory.
 
-    With `validation_examples`, "validation" is a random part of the training split, the same in every run, and "train"
-    is the rest: the two together are the data set's own training split, each in its order. Every other split is read as
-    it is stored. Of ImageNet, whose test labels are not public, "test" is the stored validation split.
+    With ``validation_examples``, "validation" is a random part of the training split, the same in every run, and
+    "train" is the rest: the two together are the data set's own training split, each in its order. Every other split is
+    read as it is stored. Of ImageNet, whose test labels are not public, "test" is the stored validation split.
 
     Images are decoded to 8 bits: 16-bit values v become v // 256, palettes become colours, and an alpha channel is
     dropped unless the data set declares four channels.
@@ -77,7 +77,7 @@ def load(
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
         validation_examples: size of the part of the training split that is "validation", at least 0.
         num_examples: keep only the first so many examples of the split; None: all.
-        image_size: side to which images are scaled and cropped (`scaling.centre_crop`); None: they are of one size.
+        image_size: side to which images are scaled and cropped (``scaling.centre_crop``); None: they are of one size.
 
     Returns:
         A :class:`Dataset`.
@@ -147,7 +147,7 @@ def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> 
 def select(
     stored_examples: int, name: str, split: str, validation_examples: int, num_examples: int | None
 ) -> np.ndarray:
-    """The indices, among those stored, of a split's examples: see `load`."""
+    """The indices, among those stored, of a split's examples: see ``load``."""
     indices = np.arange(stored_examples)
     if validation_examples:
         if validation_examples >= stored_examples:

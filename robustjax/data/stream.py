@@ -1,7 +1,7 @@
 """A training split that is read from disk while the run trains, through Grain: for data that do not fit on devices.
 
 Which examples make the batch of a step is a function of (seed, step), the one that the pipeline in memory has too:
-`epoch_order`. So a run goes on exactly where it was without any iterator in its checkpoint, also with another number
+``epoch_order``. So a run goes on exactly where it was without any iterator in its checkpoint, also with another number
 of processes, and both pipelines train on the same batches.
 """
 
@@ -28,7 +28,7 @@ class Stream(NamedTuple):
     """The training split of a prepared data set.
 
     Attributes:
-        name: as given to `open_stream`.
+        name: as given to ``open_stream``.
         num_examples: N.
         image_shape: (H, W, C).
         num_classes: K.
@@ -51,14 +51,14 @@ def open_stream(
     image_size: int | None = None,
     random_resized_crop: bool = False,
 ) -> Stream:
-    """The examples that `load(name, "train", ...)` would hold, in the same order, without loading them.
+    """The examples that ``load(name, "train", ...)`` would hold, in the same order, without loading them.
 
     Args:
-        name, data_dir, validation_examples, num_examples, image_size: as for `load`.
+        name, data_dir, validation_examples, num_examples, image_size: as for ``load``.
         random_resized_crop: crop a random part instead of the middle; needs image_size.
 
     Raises:
-        InputError: as for `load`, and for the embedded digits, which have no files.
+        InputError: as for ``load``, and for the embedded digits, which have no files.
     """
     if name == "digits":
         raise InputError("data.pipeline 'stream' reads prepared data sets; the digits are in memory: use 'memory'")
@@ -82,7 +82,7 @@ def open_stream(
 def stream_batches(
     stream: Stream, *, seed: int, batch_size: int, rows: np.ndarray, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This process's part of the batches from `first_step` on, without end: uint8 images and int32 labels.
+    """This process's part of the batches from ``first_step`` on, without end: uint8 images and int32 labels.
 
     Args:
         stream: to read from.

@@ -27,7 +27,7 @@ class Source(NamedTuple):
     Attributes:
         num_examples: how many it holds.
         label_names: one per class.
-        example: (index, draws for `scaling.random_resized_crop` or None) -> uint8 image [H, W, C] and its label.
+        example: (index, draws for ``scaling.random_resized_crop`` or None) -> uint8 image [H, W, C] and its label.
         read: indices [N] -> uint8 images [N, H, W, C] and int32 labels [N].
     """
 
@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
-    """Where data sets lie: `data_dir`, or else TFDS_DATA_DIR, or else ~/tensorflow_datasets, as tfds has it."""
+    """Where data sets lie: ``data_dir``, or else TFDS_DATA_DIR, or else ~/tensorflow_datasets, as tfds has it."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 

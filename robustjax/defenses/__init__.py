@@ -1,7 +1,8 @@
-"""Defenses: pure functions on anyone's feature maps, and guards that attach them to the networks of `robustjax.models`.
+"""Defenses: pure functions on anyone's feature maps, and guards that attach them to the networks of
+``robustjax.models``.
 
-`sap.prune`, `cas.suppress`, `cifs.select`, `fsr.separate`, `sns.stabilizing_loss` and `kwta.k_winners` need nothing but
-arrays. `create` returns a `Defense`, which a network takes as `models.create(name, defense=...)`.
+``sap.prune``, ``cas.suppress``, ``cifs.select``, ``fsr.separate``, ``sns.stabilizing_loss`` and ``kwta.k_winners`` need
+nothing but arrays. ``create`` returns a ``Defense``, which a network takes as ``models.create(name, defense=...)``.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def suppress(
 
 
 def defense(*, beta: float = 2.0) -> Defense:
-    """`suppress` at the sites of the last stage, each with a classifier of its own.
+    """``suppress`` at the sites of the last stage, each with a classifier of its own.
 
     Args:
         beta: weight of the classifiers' mean loss, in training and in its attack.

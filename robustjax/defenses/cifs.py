@@ -55,7 +55,7 @@ def importance(
 
     where :math:`a_{(1)} \ge a_{(2)} \ge \dots` are the probe's logits; in training the true label's logit takes the
     place of the first of them, also where the label is ranked second and so counts twice. Differentiable in features
-    and in whatever `probe_fn` closes over.
+    and in whatever ``probe_fn`` closes over.
 
     Args:
         probe_fn: float32 features like those given -> logits [B, K], each example's its own function.
@@ -67,7 +67,7 @@ def importance(
         g, float32 [B, C].
 
     Raises:
-        InputError: `top_k` is out of range.
+        InputError: ``top_k`` is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,15 +104,15 @@ def select(
 
     .. math:: \tilde z_{hwc} = m_c z_{hwc}, \qquad m = \mathrm{softmax}_c(g)
 
-    The mask trains the probe: its gradient reaches whatever `probe_fn` closes over, through the second derivative. By
+    The mask trains the probe: its gradient reaches whatever ``probe_fn`` closes over, through the second derivative. By
     default it does not reach the features, as in the published code; that hides gradients from an attacker, so
-    evaluate with `differentiate_mask=True`. Equal importance is plain scaling: by 1/C with softmax.
+    evaluate with ``differentiate_mask=True``. Equal importance is plain scaling: by 1/C with softmax.
 
     Args:
-        probe_fn: as for `importance`.
+        probe_fn: as for ``importance``.
         features: z, [B, ..., C].
         labels: integers [B] in training, None in inference.
-        top_k: as for `importance`.
+        top_k: as for ``importance``.
         importance: function from g to m: "softmax" over channels, "sigmoid" or "softplus".
         differentiate_mask: let the mask's gradient through to the features; the value stays.
 
@@ -120,7 +120,7 @@ def select(
         Features like those given, and the probe's logits, float32 [B, K], always differentiable in the features.
 
     Raises:
-        InputError: `importance` or `top_k` is out of range.
+        InputError: ``importance`` or ``top_k`` is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,12 +143,12 @@ def _check(importance: str) -> None:
 
 
 def defense(*, beta: float = 2.0, top_k: int = 2, importance: Importance = "softmax", hidden: int = 128) -> Defense:
-    """`select` at the sites of the last stage: a probe with one hidden layer at each but the last, which is linear.
+    """``select`` at the sites of the last stage: a probe with one hidden layer at each but the last, which is linear.
 
     Args:
         beta: weight of the probes' mean loss, in training and in its attack; the whole loss is scaled by
             3 / (beta + 1), as published.
-        top_k, importance: as for `select`.
+        top_k, importance: as for ``select``.
         hidden: width of the hidden layers: 128 for ResNet-18, 240 for WideResNet-28-10.
 
     Example:
@@ -177,7 +177,7 @@ class CIFS(nn.Module):
     """A guard that scales each channel by its importance to the likeliest classes of a probe that it holds.
 
     In training the true label takes the place of the probe's likeliest class; in inference, where labels are None, the
-    probe's own `top_k` classes count. The probe's logits are returned as the head "probe" in both.
+    probe's own ``top_k`` classes count. The probe's logits are returned as the head "probe" in both.
 
     Attributes:
         num_classes: K, of the probe.

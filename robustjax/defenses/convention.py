@@ -44,7 +44,7 @@ def joint_loss(views: Views, labels: Array, *, term: Term, kind: str, beta: floa
         views: view -> outputs, all with heads of this kind.
         labels: integers [B], handed to the term.
         term: J.
-        kind: of the heads, a key of `Outputs.auxiliary`.
+        kind: of the heads, a key of ``Outputs.auxiliary``.
         beta: weight of the heads.
         scale: of the whole.
 
@@ -82,20 +82,20 @@ class Defense(NamedTuple):
     """A defense whose options are bound.
 
     Attributes:
-        name: as in `defenses.create`.
+        name: as in ``defenses.create``.
         role: of the sites it guards: "activation" (every one), "late" (the last stage's) or "final" (the last).
         build: (sites, num_classes, mode) -> a guard for each site; none where the defense changes training only.
-        loss: (views, labels, *, term) -> [B]: what training minimises when `term` is the objective's own loss; with a
-            tracker also given `carried`.
+        loss: (views, labels, *, term) -> [B]: what training minimises when ``term`` is the objective's own loss; with a
+            tracker also given ``carried``.
         views: the images that the loss reads whether or not the objective does.
         tracker: what the loss needs from earlier updates.
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.
         joint: whether the heads take part in all that the network's own logits do, so that the training attack climbs
-            `loss` too; otherwise it climbs its term of the network's own logits.
+            ``loss`` too; otherwise it climbs its term of the network's own logits.
         inference_only: whether it guards networks that were trained without it.
         stochastic: whether inference draws from the rng stream "defense"; attacks then average over draws.
-        gradient: where the forward pass is not differentiable, is detached or saturates, and what `surrogate` does.
-        mode: of the guards that `guards` returns.
+        gradient: where the forward pass is not differentiable, is detached or saturates, and what ``surrogate`` does.
+        mode: of the guards that ``guards`` returns.
     """
 
     name: str

@@ -37,7 +37,7 @@ def separate(
         key: for the noise, in training; None in inference.
         temperature: tau, above 0.
         backward_temperature: the gradient takes the mask at this temperature (an attacker's choice, as 0.1
-            saturates); the value stays. None: `temperature`.
+            saturates); the value stays. None: ``temperature``.
 
     Returns:
         Robust and non-robust part, like features, and the mask m, float32.
@@ -135,8 +135,8 @@ def defense(
     """Separation and recalibration of the last feature map.
 
     Args:
-        temperature: as for `separate`.
-        separation_weight, recalibration_weight: as for `loss`.
+        temperature: as for ``separate``.
+        separation_weight, recalibration_weight: as for ``loss``.
         width: channels inside the two networks.
 
     Example:

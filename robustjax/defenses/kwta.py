@@ -16,7 +16,7 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
 
     Of equal entries the earlier ones win. The gradient reaches the winners only and jumps with every change of winners:
     attacks on surrogate or estimated gradients defeat it (Tramer et al. 2020, arXiv 2002.08347). The same in training
-    and inference. `fraction = 1` is the plain network; after a ReLU, so is any fraction of at least the share of
+    and inference. ``fraction = 1`` is the plain network; after a ReLU, so is any fraction of at least the share of
     positive entries.
 
     Args:
@@ -27,7 +27,7 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
         An array like activations.
 
     Raises:
-        InputError: `fraction` is out of range.
+        InputError: ``fraction`` is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,7 +42,7 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
 
 
 def _largest(rows: Array, count: int) -> Array:
-    """Which entries of each row [B, n] are its `count` largest, of equal ones the earlier: bool [B, n].
+    """Which entries of each row [B, n] are its ``count`` largest, of equal ones the earlier: bool [B, n].
 
     The smallest of them is found bit by bit, from the highest down, in 32 counts over the row: sorting it is slower.
     """
@@ -67,7 +67,7 @@ def _check(fraction: float) -> None:
 
 
 def defense(*, fraction: float = 0.2) -> Defense:
-    """`k_winners` after every activation; `fraction` is that of `k_winners`.
+    """``k_winners`` after every activation; ``fraction`` is that of ``k_winners``.
 
     Example:
         >>> defense(fraction=0.1).role

@@ -26,7 +26,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
     .. math:: \frac{h_j}{1 - (1 - p_j)^r}
 
     and every other 0, so the expectation is h. Mask and scale are constants for the gradient. Published for inference
-    with an already trained network, without fine-tuning. As `fraction` grows, the plain network returns.
+    with an already trained network, without fine-tuning. As ``fraction`` grows, the plain network returns.
 
     Dhillon and Carlini's erratum (arXiv 2010.00071) defeats it with the identity as backward pass
     (:func:`robustjax.ops.bpda`), so its own gradient is not enough to evaluate it.
@@ -42,7 +42,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
         An array like activations.
 
     Raises:
-        InputError: `fraction` or `sampler` is out of range.
+        InputError: ``fraction`` or ``sampler`` is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,8 +72,8 @@ def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
 
     Let the draws arrive as a Poisson process of unit rate. Entry j first comes up at time E_j / p_j, the E_j being
     independent standard exponentials: one comparison each says who has come up by a time t. Running to a t a little
-    short of `num_draws` leaves only some sqrt(num_draws) draws to be made one by one: `num_draws` less the arrivals by
-    t, which are first ones and repeats.
+    short of ``num_draws`` leaves only some sqrt(num_draws) draws to be made one by one: ``num_draws`` less the arrivals
+    by t, which are first ones and repeats.
     """
     key_first, key_gaps, key_missing = jax.random.split(key, 3)
     # Eight standard deviations: arrivals by t exceed num_draws, or fall 2 slack short of it, in 1 of 10^13 maps.
@@ -110,7 +110,7 @@ def _check(fraction: float, sampler: str) -> None:
 
 
 def defense(*, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Defense:
-    """`prune` after every activation, at inference only; the options are those of `prune`.
+    """``prune`` after every activation, at inference only; the options are those of ``prune``.
 
     Example:
         >>> defense(fraction=0.5).stochastic

@@ -1,7 +1,7 @@
 """Neuron sensitivity, and its stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
 
 A neuron is a channel of a feature map, or a unit of a dense layer. The paper's weight, layers and schedule are not
-public, so training with `stabilizing_loss` is SNS-style. There is no guard: inference is the plain network.
+public, so training with ``stabilizing_loss`` is SNS-style. There is no guard: inference is the plain network.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def select_sensitive(sensitivity: Array, *, fraction: float) -> Array:
 
     Args:
         sensitivity: [C].
-        fraction: in (0, 1]; 1 selects all, which makes `stabilizing_loss` the vulnerability suppression of Madaan
+        fraction: in (0, 1]; 1 selects all, which makes ``stabilizing_loss`` the vulnerability suppression of Madaan
             et al. (ICML 2020, arXiv 1908.04355).
 
     Returns:
         bool [C].
 
     Raises:
-        InputError: `fraction` is out of range.
+        InputError: ``fraction`` is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,7 +88,7 @@ def stabilizing_loss(
         float32 scalar.
 
     Raises:
-        InputError: there is no site, or one of `sensitive` has no features.
+        InputError: there is no site, or one of ``sensitive`` has no features.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +112,7 @@ def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array
 
     .. math:: J + \lambda \cdot \mathrm{stabilizing\_loss}
 
-    Its mean over the batch is the mean of J and lambda times `stabilizing_loss` of the batch.
+    Its mean over the batch is the mean of J and lambda times ``stabilizing_loss`` of the batch.
 
     Args:
         views: "natural" and "adversarial" -> outputs of the same examples.
@@ -142,13 +142,13 @@ def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array
 
 
 def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 100) -> Defense:
-    """`stabilizing_loss` over all sites of the network, in training only: inference is the plain network.
+    """``stabilizing_loss`` over all sites of the network, in training only: inference is the plain network.
 
-    The sensitive neurons are those of the training batch's own pairs, selected anew every `refresh_steps` updates.
+    The sensitive neurons are those of the training batch's own pairs, selected anew every ``refresh_steps`` updates.
 
     Args:
         weight: lambda, at least 0. The paper's is not public; see the configs for what was chosen on validation splits.
-        fraction: as for `select_sensitive`.
+        fraction: as for ``select_sensitive``.
         refresh_steps: at least 1.
 
     Example:

@@ -1,4 +1,4 @@
-"""Attacks on a network, one record each: what `python -m robustjax.evaluate` does, for any network and in one call."""
+"""Attacks on any network, one record each, in one call: what ``python -m robustjax.evaluate`` does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subject(NamedTuple):
 
     Attributes:
         network: images -> logits, or (images, key) -> logits.
-        hints: what its author declares of it; `hints.stochastic` where it takes a key.
+        hints: what its author declares of it; ``hints.stochastic`` where it takes a key.
         adaptive_fn: the network as adaptive attacks take it, where that is another function: single draws of one whose
             predictions average over several.
         images: uint8 in 0..255, or float32 inside the threat's bounds, [N, H, W, C].
@@ -95,8 +95,8 @@ class Evaluation(NamedTuple):
     """What attacks did to a network.
 
     Attributes:
-        records: one for each attack and threat, as they are written to disk: `attack`, `norm`, `epsilon`, `accuracy`,
-            `interval_95`, `robust` and what else describes the measurement.
+        records: one for each attack and threat, as they are written to disk: ``attack``, ``norm``, ``epsilon``,
+            ``accuracy``, ``interval_95``, ``robust`` and what else describes the measurement.
         worst_case: the record of an adversary who picks the best of all attacks for each image.
         outcomes: of each record, the predictions and the first adversarial images.
         conditions: what all records share.
@@ -174,7 +174,7 @@ def evaluate(
     from the attack's. Every device takes part.
 
     Args:
-        logits_fn: images [B, H, W, C] -> logits [B, K]; (images, key) -> logits where `hints.stochastic`.
+        logits_fn: images [B, H, W, C] -> logits [B, K]; (images, key) -> logits where ``hints.stochastic``.
         key: a typed key; each attack draws from it by its name, whichever others run.
         images: float [N, H, W, C] inside the threat's bounds.
         labels: integers [N].
@@ -182,7 +182,7 @@ def evaluate(
             all.
         attacks: of ``"clean"``, ``"fgsm"``, ``"pgd20"``, ``"cw"``, ``"pgd100"``, ``"autoattack"`` and ``"adaptive"``,
             which is :func:`judge`.
-        hints: what the network's author declares; used by ``"adaptive"``, but for `stochastic`.
+        hints: what the network's author declares; used by ``"adaptive"``, but for ``stochastic``.
         budget: of ``"adaptive"``, ``"quick"`` or ``"full"``.
         batch_size: images at a time, over all devices, which have to divide it.
         eot_samples: draws over which attacks average a stochastic network.
@@ -250,7 +250,7 @@ def run(
     progress: bool,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Evaluation:
-    """Runs the named attacks under each threat; `on_record` is given each record as soon as it is there."""
+    """Runs the named attacks under each threat; ``on_record`` is given each record as soon as it is there."""
     chosen = [subject.protocols(names, threat) for threat in threats]  # unknown names are refused before anything runs
     entries, outcomes, verdict = [], [], None
 

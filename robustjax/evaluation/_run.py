@@ -1,4 +1,4 @@
-"""The evaluation of a trained run, as one call: what `python -m robustjax.evaluate` does."""
+"""The evaluation of a trained run, as one call: what ``python -m robustjax.evaluate`` does."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Options(NamedTuple):
 def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     """Evaluates the network of a run under the threat it was trained for; goes on where it was stopped.
 
-    Writes ``<attack>.json``, ``worst_case.json`` and ``examples.png`` to ``workdir/evaluation`` (with a `defense` to a
-    folder of it below), of adaptive attacks ``trust.json`` and ``trust.md``, of a sweep ``sweep_<kind>.json`` and
+    Writes ``<attack>.json``, ``worst_case.json`` and ``examples.png`` to ``workdir/evaluation`` (with a ``defense`` to
+    a folder of it below), of adaptive attacks ``trust.json`` and ``trust.md``, of a sweep ``sweep_<kind>.json`` and
     ``.png`` instead, and prints a table.
 
     Returns:

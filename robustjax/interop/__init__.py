@@ -1,4 +1,4 @@
-"""Published PyTorch networks as ours: `from_torch` and `to_torch`, and a command that makes a run of a checkpoint."""
+"""Published PyTorch networks as ours: :func:`from_torch`, :func:`to_torch`, and a command that makes a run of one."""
 
 from robustjax.interop.convert import from_torch, to_torch
 

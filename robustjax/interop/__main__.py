@@ -1,7 +1,7 @@
-"""Makes a run of published PyTorch weights: `python -m robustjax.interop CHECKPOINT --source=NAME --workdir=DIR`.
+"""Makes a run of published PyTorch weights: ``python -m robustjax.interop CHECKPOINT --source=NAME --workdir=DIR``.
 
 CHECKPOINT is a .safetensors file, or .pt or .pth, for which PyTorch is needed. DIR receives config.json and a
-checkpoint of step 0, which `python -m robustjax.evaluate --workdir=DIR` evaluates.
+checkpoint of step 0, which ``python -m robustjax.evaluate --workdir=DIR`` evaluates.
 """
 
 from __future__ import annotations

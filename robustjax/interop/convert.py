@@ -41,7 +41,7 @@ class Published(NamedTuple):
     """A network read from a state dict.
 
     Attributes:
-        module, variables: as `from_torch` returns them.
+        module, variables: as ``from_torch`` returns them.
         options: of the defense, as far as the shapes tell them.
         channels: of its images.
         normalises: whether the state dict held mean and std.
@@ -61,7 +61,7 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
 
     Kind, depth, widths, classes and the guards' sizes are read off names and shapes. What a state dict does not hold
     cannot be read off it: the temperature of FSR (taken as 0.1), and constants by which a network normalises images in
-    its code; set those by `module.clone(mean=..., std=...)`.
+    its code; set those by ``module.clone(mean=..., std=...)``.
 
     Args:
         state_dict: PyTorch's names -> NumPy arrays or torch tensors. It may lie inside a checkpoint under "state_dict",
@@ -72,7 +72,7 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
             PreActResNet and WideResNet.
 
     Returns:
-        A module of `robustjax.models`, and float32 variables for it.
+        A module of ``robustjax.models``, and float32 variables for it.
 
     Raises:
         InputError: an unknown source, another network, a checkpoint that holds arrays under another key (which is
@@ -100,15 +100,15 @@ def from_torch(state_dict: Mapping[str, Any], source: str) -> tuple[Network, dic
 
 
 def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """The state dict that `from_torch` would read these variables from, bit for bit.
+    """The state dict that ``from_torch`` would read these variables from, bit for bit.
 
-    Without `num_batches_tracked` and without what the published code never uses. Where its convolutions have biases
+    Without ``num_batches_tracked`` and without what the published code never uses. Where its convolutions have biases
     that ours do not need, they are 0.
 
     Args:
-        module: a network of `robustjax.models`.
+        module: a network of ``robustjax.models``.
         variables: its own.
-        source: as for `from_torch`.
+        source: as for ``from_torch``.
 
     Returns:
         PyTorch's names -> float32 arrays.
@@ -148,7 +148,7 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
 
 
 def read(state_dict: Mapping[str, Any], name: str) -> Published:
-    """`from_torch`, with what else is found out on the way."""
+    """``from_torch``, with what else is found out on the way."""
     source = source_of(name)
     everything = _unwrapped(state_dict)
     prefix, layout = recognise(everything, name)

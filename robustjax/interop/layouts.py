@@ -1,7 +1,7 @@
 """How published PyTorch networks name what ours hold: one table of correspondences, read in both directions.
 
-A `ParameterLayout` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what a
-layer holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's
+A ``ParameterLayout`` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what
+a layer holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's
 four.
 """
 
@@ -72,7 +72,7 @@ def _count_blocks(shapes: Shapes, stage: str) -> int:
 
 
 def _residual(num_stages: int, stage_name: str, shortcut: tuple[str, ...], ends: Rows) -> tuple[Callable, Callable]:
-    """`rows` and the reading of blocks and widths, which residual networks share."""
+    """``rows`` and the reading of blocks and widths, which residual networks share."""
 
     def rows(network: ResNet | PreActResNet) -> Rows:
         pairs = dict(ends)
@@ -239,7 +239,7 @@ class Source(NamedTuple):
 
     Attributes:
         layouts: the kinds of network in it.
-        defense: the name in `robustjax.defenses`, or None.
+        defense: the name in ``robustjax.defenses``, or None.
         guard_rows: (layout, network) -> correspondences of the guards.
         options: the defense's options that shapes tell: option -> ending of their layers whose size it is, default.
     """

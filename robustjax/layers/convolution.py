@@ -95,11 +95,11 @@ def _is_winograds(images: Array, kernel: Array, stride: int, padding: int) -> bo
 def _is_quicker_multiplied(
     images: tuple[int, ...], kernel: tuple[int, ...], stride: int, *, most_strided: float = math.inf
 ) -> bool:
-    """Whether `_multiply` beats XLA's convolution: unless it has to store the images many times over.
+    """Whether ``_multiply`` beats XLA's convolution: unless it has to store the images many times over.
 
     With strides and 1 x 1 kernels it does not, and a few channels are little to store. On maps as small as the kernel
     XLA's own may be a hundred times slower. With strides it is the gradient that XLA is slow at; in the forward pass
-    its own is twice as quick on maps of more than `most_strided` positions.
+    its own is twice as quick on maps of more than ``most_strided`` positions.
     """
     _, height, width, channels = images
     positions = height * width

@@ -1,4 +1,4 @@
-"""Networks in flax.linen: :func:`create`, then `init` and `apply`, which returns :class:`robustjax.types.Outputs`."""
+"""Networks in flax.linen: :func:`create`, then ``init`` and ``apply``, which returns ``robustjax.types.Outputs``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
     """A network by its name.
 
     Args:
-        name: one of `NAMES`.
+        name: one of ``NAMES``.
         num_classes: K, at least 2.
         defense: guards some of the network's sites; of :func:`robustjax.defenses.create`.
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
@@ -68,11 +68,11 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
             final_norm, vgg16 takes classifier_widths and classifier_norm, each as in its class.
 
     Returns:
-        A module. `module.init(key, images)` gives variables; `module.apply(variables, images, labels=None,
-        train=False, rngs={"defense": key}, mutable=...)` gives `Outputs`. Images are floating-point [B, H, W, C].
+        A module. ``module.init(key, images)`` gives variables; `module.apply(variables, images, labels=None,
+        train=False, rngs={"defense": key}, mutable=...)`` gives ``Outputs`. Images are floating-point [B, H, W, C].
 
     Raises:
-        InputError: for an unknown name or option, or a wrong value. Images that do not fit are found by `init`.
+        InputError: for an unknown name or option, or a wrong value. Images that do not fit are found by ``init``.
 
     Example:
         >>> import jax, jax.numpy as jnp

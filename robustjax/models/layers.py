@@ -1,4 +1,4 @@
-"""What the networks are built from: one `Pass` per forward pass offers layers by name and keeps what sites yield."""
+"""What the networks are built from: one ``Pass`` per forward pass offers layers by name and keeps what sites yield."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
-    """`mean` or `std` of a network as a tuple: of one number, or of one number per channel.
+    """``mean`` or ``std`` of a network as a tuple: of one number, or of one number per channel.
 
     Raises:
         InputError: there is no number, or one that is not finite, or a std that is not above 0.
@@ -74,7 +74,7 @@ class Pass:
 
     Args:
         network: the module whose compact method is running.
-        images: checked and normalised; the first layer's input is `self.images`.
+        images: checked and normalised; the first layer's input is ``self.images``.
         labels, train: handed to guards and BatchNorm.
     """
 

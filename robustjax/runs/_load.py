@@ -20,7 +20,7 @@ class Run(NamedTuple):
 
     Attributes:
         config: every key the run was started with.
-        module: the network, computing in float32 whatever it was trained in, with the guards of `defense`.
+        module: the network, computing in float32 whatever it was trained in, with the guards of ``defense``.
         variables: its weights and statistics, the averaged ones where the run carries an average.
         step: of the checkpoint.
         defense: whose guards the network has, or None.
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        """Whether inference draws random numbers; `logits_fn` then takes ``(images, key)``."""
+        """Whether inference draws random numbers; ``logits_fn`` then takes ``(images, key)``."""
         return self.defense is not None and self.defense.stochastic
 
     @property

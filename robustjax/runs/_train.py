@@ -1,4 +1,4 @@
-"""Training as one call: what `python -m robustjax.train` does."""
+"""Training as one call: what ``python -m robustjax.train`` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustjax.types import Config
 
 
 def train(config: Config, workdir: str | Path) -> loop.Stopped:
-    """Trains the network of a config until its last epoch or a signal; goes on where `workdir` holds a run of it.
+    """Trains the network of a config until its last epoch or a signal; goes on where ``workdir`` holds a run of it.
 
     Args:
         config: of :func:`robustjax.config.base`, or of a file in ``configs/``.
@@ -50,7 +50,7 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
 def run(
     experiment: loop.Experiment, workdir: str | Path, initial_variables: Callable[[], dict[str, Any]] | None = None
 ) -> loop.Stopped:
-    """:func:`train` for an experiment that is built already; `initial_variables` as in :func:`loop.run`."""
+    """:func:`train` for an experiment that is built already; ``initial_variables`` as in :func:`loop.run`."""
     loop.check(experiment)
     if initial_variables is not None and not any(Path(workdir).glob("checkpoints/*")):
         hosts.together(initial_variables)  # before anything is written: it may not fit

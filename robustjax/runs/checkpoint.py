@@ -31,14 +31,14 @@ class DamagedError(InputError):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints in `workdir/checkpoints`, one folder a step. Writes happen in the background until `close`.
+    """The checkpoints in ``workdir/checkpoints``, one folder a step. Writes happen in the background until ``close``.
 
     Several processes call every method together; they need a common file system. The first one writes, by itself: what
     goes wrong there is known at once, while Orbax's processes would wait for each other. Each reads for itself.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 1, read_only: bool = False):
-        """Opens the folder; with `read_only` nothing is created or deleted.
+        """Opens the folder; with ``read_only`` nothing is created or deleted.
 
         Args:
             workdir: of the run.
@@ -80,7 +80,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         hosts.first_only(write, error=files.WriteError)
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Starts to write a state; `metrics` of a validation of this very state make it a candidate for the best.
+        """Starts to write a state; ``metrics`` of a validation of this very state make it a candidate for the best.
 
         Raises:
             FloatingPointError: the state is not finite: no checkpoint is better than such a one.
@@ -97,7 +97,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._in_first(lambda: self._manager.save(step, args=args), f"the checkpoint of step {step}")
 
     def restore(self, step: int, abstract_state: Any, layout: Layout) -> Any:
-        """The state of a step, its arrays on every device. `abstract_state` gives structure, shapes and dtypes.
+        """The state of a step, its arrays on every device. ``abstract_state`` gives structure, shapes and dtypes.
 
         Raises:
             DamagedError: what was read is not what was written.
@@ -127,12 +127,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     ) -> tuple[Any, int] | None:
         """The state and the step of the newest checkpoint that is intact; None where there is none at all.
 
-        Newer ones make way: damaged ones are set aside in `workdir/damaged_checkpoints`, others are deleted.
+        Newer ones make way: damaged ones are set aside in ``workdir/damaged_checkpoints``, others are deleted.
 
         Args:
-            abstract_state, layout: as in `restore`.
+            abstract_state, layout: as in ``restore``.
             warn: takes a line for every damaged checkpoint.
-            validated: only those that `save` got metrics with.
+            validated: only those that ``save`` got metrics with.
 
         Raises:
             InputError: there are checkpoints, and all are damaged. They stay where they are.
@@ -161,7 +161,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return None
 
     def _make_way(self, step: int, damaged: Collection[int]) -> None:
-        """Leaves no checkpoint after `step`; the damaged ones are set aside."""
+        """Leaves no checkpoint after ``step``; the damaged ones are set aside."""
         aside = self.directory.with_name("damaged_checkpoints")
         newer = [other for other in self.steps() if other > step]
 
@@ -266,7 +266,7 @@ def _on_host(leaf: jax.Array) -> np.ndarray:
 
 
 def _space(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """An array as `_on_host` makes of such a leaf."""
+    """An array as ``_on_host`` makes of such a leaf."""
     data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     return np.empty(data.shape, data.dtype)
 

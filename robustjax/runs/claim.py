@@ -21,7 +21,7 @@ from robustjax.types import InputError
 def claim(workdir: str | Path, config: dict[str, Any]) -> Iterator[None]:
     """Makes workdir this run's, or finds that it is already, and holds it until the end.
 
-    The lock is the operating system's, on `run.lock`: the death of a process frees it, however it dies.
+    The lock is the operating system's, on ``run.lock``: the death of a process frees it, however it dies.
 
     Raises:
         InputError: workdir belongs to a run of another config, its config.json is damaged or holds a key that this

@@ -14,12 +14,13 @@ from robustjax.types import Array, Key
 
 
 def logits_fn(module: Any, *, stochastic: bool, prediction_draws: int = 1) -> Callable[..., Array]:
-    """`(variables, images) -> logits` of a network in inference mode; `(variables, images, key)` if it is stochastic.
+    """``(variables, images) -> logits`` of a network in inference mode; ``(variables, images, key)`` if it is
+    stochastic.
 
     Args:
-        module: with the call of `robustjax.models`.
+        module: with the call of ``robustjax.models``.
         stochastic: whether inference draws from the rng stream "defense".
-        prediction_draws: draws that one prediction averages, see `softmax_average`.
+        prediction_draws: draws that one prediction averages, see ``softmax_average``.
     """
     if not stochastic:
         return lambda variables, images: module.apply(variables, images, train=False).logits

@@ -51,7 +51,7 @@ def write(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(what: object) -> Iterator[None]:
-    """Turns whatever a failing write raises into a `WriteError` that names what was to be written.
+    """Turns whatever a failing write raises into a ``WriteError`` that names what was to be written.
 
     Example:
         >>> with writing("metrics.jsonl"):

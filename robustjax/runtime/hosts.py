@@ -1,6 +1,6 @@
 """Several processes as one run: how they find each other, agree, and end together.
 
-Without `join` there is one process, every function here is trivial, and `jax.distributed` is never touched.
+Without ``join`` there is one process, every function here is trivial, and ``jax.distributed`` is never touched.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
     """Does work that may fail in one process and not in another; failing in one, it fails in all.
 
     Args:
-        work: raises `error` where it fails.
+        work: raises ``error`` where it fails.
         error: what the others then raise, with the message of the first process that failed.
     """
     if jax.process_count() == 1:
@@ -139,5 +139,5 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
 
 
 def first_only(work: Callable[[], object], *, error: type[Exception] = InputError) -> None:
-    """Does work in the first process, and goes on in all of them when it is done, or fails in all with `error`."""
+    """Does work in the first process, and goes on in all of them when it is done, or fails in all with ``error``."""
     together(work if is_first() else lambda: None, error=error)

@@ -75,7 +75,7 @@ class Progress(contextlib.AbstractContextManager):
             self._bar.stop()
 
     def update(self, done: float, status: str = "", *, total: float | None = None, title: str | None = None) -> None:
-        """Moves on to `done` units, of another `total` and under another title where they are given."""
+        """Moves on to ``done`` units, of another ``total`` and under another title where they are given."""
         self._done, self._status = done, status
         self._total = self._total if total is None else total
         self._title = self._title if title is None else title

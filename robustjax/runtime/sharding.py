@@ -38,7 +38,7 @@ class Layout(NamedTuple):
         return _put(tree, self.batch)
 
     def own_rows(self, size: int) -> np.ndarray:
-        """The places in a batch of `size` that lie on devices of this process, rising."""
+        """The places in a batch of ``size`` that lie on devices of this process, rising."""
         slices = self.batch.addressable_devices_indices_map((size,)).values()
         return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 

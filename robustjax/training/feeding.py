@@ -20,10 +20,10 @@ Advance = Callable[[TrainState, int, int], TrainState]
 def make_advance(
     train: data.Dataset | data.Stream, update: step.Step, *, seed: int, batch_size: int, most: int, layout: Layout
 ) -> Advance:
-    """The steps of a run on its examples, in the order of `data.epoch_order`.
+    """The steps of a run on its examples, in the order of ``data.epoch_order``.
 
     Args:
-        train: what to train on; a `Dataset` is put on the devices.
+        train: what to train on; a ``Dataset`` is put on the devices.
         update: one step.
         seed: of the run.
         batch_size: over all devices.

@@ -33,7 +33,7 @@ MOST_HALVINGS = 10
 
 
 class Experiment(NamedTuple):
-    """A run as functions and data; `build.experiment` makes one from a config.
+    """A run as functions and data; ``build.experiment`` makes one from a config.
 
     Attributes:
         config: every key of the run, as plain data.
@@ -65,7 +65,7 @@ class Experiment(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """How a run ended: after `step` of `num_steps` updates, complete or on a signal.
+    """How a run ended: after ``step`` of ``num_steps`` updates, complete or on a signal.
 
     Attributes:
         step, num_steps: updates made, and updates of the whole run.
@@ -82,7 +82,7 @@ class Stopped(NamedTuple):
 
 
 class NotFiniteError(FloatingPointError):
-    """A metric or the state of a run is not finite. `rate_factor` is the factor on the learning rate it had then."""
+    """A metric or the state of a run is not finite. ``rate_factor`` is the factor on the learning rate it had then."""
 
     def __init__(self, what: str, rate_factor: float):
         super().__init__(what)
@@ -192,7 +192,7 @@ def _train(
     display: Progress,
     stopping: Callable[[], bool],
 ) -> int:
-    """Trains from step `at` and returns the step at which it ended. Consumes the state."""
+    """Trains from step ``at`` and returns the step at which it ended. Consumes the state."""
     settings = experiment.config["train"]
     pace = Pace(most=settings["log_every_steps"])
     accuracies, warned_of_chance = "", False
@@ -238,7 +238,7 @@ def _train(
 
 
 class Pace:
-    """How many steps make a dispatch of about `SECONDS_PER_DISPATCH`. The first, with compilation, is a single step."""
+    """How many steps make a dispatch of about ``SECONDS_PER_DISPATCH``. The first, which compiles, is a single one."""
 
     def __init__(self, *, most: int):
         self._most = most
@@ -295,7 +295,7 @@ def _start(
 
 
 def _next_line(experiment: Experiment, at: int) -> int:
-    """The first step after `at` at which a line of metrics is due: every so many steps of an epoch, and at its end."""
+    """The first step after ``at`` with a line of metrics: every so many steps of an epoch, and at its end."""
     every = experiment.config["train"]["log_every_steps"]
     epoch, done = divmod(at, experiment.steps_per_epoch)
     return epoch * experiment.steps_per_epoch + min((done // every + 1) * every, experiment.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: `metrics.jsonl`, one object a line, and TensorBoard event files."""
+"""Where the figures of a run go: ``metrics.jsonl``, one object a line, and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robustjax.runtime import files
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends lines of a run to its workdir.
 
-    `metrics.jsonl` holds what a run computed and nothing of when or how fast, so that two runs of one seed write the
+    ``metrics.jsonl`` holds what a run computed and nothing of when or how fast, so that two runs of one seed write the
     same bytes; speed goes to TensorBoard only.
     """
 
@@ -72,7 +72,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, none where there is no file. A last line cut short by a crash is left out."""
+    """The lines of ``metrics.jsonl``, none where there is no file. A last line cut short by a crash is left out."""
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []

@@ -39,7 +39,7 @@ def create(
     """The optimiser of a run and the schedule it follows, step -> learning rate.
 
     Args:
-        config: `config.optimizer`.
+        config: ``config.optimizer``.
         num_epochs: length of the run.
         steps_per_epoch: updates of an epoch.
     """

@@ -13,7 +13,7 @@ from robustjax.types import Array, InputError, Key
 
 
 class TrainState(NamedTuple):
-    """The state of a run after `step` updates. Order, augmentation and attack are functions of (key, step).
+    """The state of a run after ``step`` updates. Order, augmentation and attack are functions of (key, step).
 
     Attributes:
         step: int32 scalar.
@@ -51,7 +51,7 @@ def create(
     sum_names: tuple[str, ...],
     tracker: Tracker | None = None,
 ) -> TrainState:
-    """The state before the first step; pure, so that `jax.eval_shape` gives the shapes without the work.
+    """The state before the first step; pure, so that ``jax.eval_shape`` gives the shapes without the work.
 
     Args:
         module: the network.
@@ -85,9 +85,9 @@ def merge(own: dict[str, Any], found: dict[str, Any], *, source: str, may_begin_
 
     Args:
         own: of the network.
-        found: to be taken; every entry has to have its place in `own`, of the same shape.
+        found: to be taken; every entry has to have its place in ``own``, of the same shape.
         source: where they come from, for the message.
-        may_begin_anew: prefix of the layers that may keep their own entries where `found` has none.
+        may_begin_anew: prefix of the layers that may keep their own entries where ``found`` has none.
 
     Raises:
         InputError: naming every entry that is missing, surplus or of another shape.

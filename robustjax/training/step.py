@@ -53,7 +53,7 @@ def make_step(
     accumulation: int = 1,
     axis: str | None = None,
 ) -> Step:
-    """The pure function `(state, images float32 [B, H, W, C], labels [B]) -> state` of one update.
+    """The pure function ``(state, images float32 [B, H, W, C], labels [B]) -> state`` of one update.
 
     Args:
         module: the network.
@@ -68,8 +68,8 @@ def make_step(
         ema_decay: d of the average a <- d a + (1 - d) w, or 0 for none. Early on d is min(d, (1 + t) / (10 + t)).
         accumulation: micro-batches of equal size that a batch is cut into; its gradient is their mean. BatchNorm and
             whatever else looks at a whole batch sees one micro-batch after another, augmentation and attack draw anew.
-        axis: name of the mapped axis where the step runs under `shard_map` or `pmap`, each device with its part of the
-            batch. BatchNorm then sees that part, every device draws for itself, and gradient, metrics and running
+        axis: name of the mapped axis where the step runs under ``shard_map`` or ``pmap``, each device with its part of
+            the batch. BatchNorm then sees that part, every device draws for itself, and gradient, metrics and running
             statistics are means over the devices.
     """
 
@@ -128,7 +128,7 @@ def make_step(
         return (gradient, means), (after, now)
 
     def accumulate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):
-        """As `differentiate`, of the whole batch, with the memory of a micro-batch."""
+        """As ``differentiate``, of the whole batch, with the memory of a micro-batch."""
 
         def cut(array: Array) -> Array:
             # Every so many examples rather than so many in a row: each device keeps the examples that it has.
@@ -175,18 +175,18 @@ def make_step(
 
 
 def per_device(step: Step, layout: Layout) -> Step:
-    """A step of `make_step(axis="data")` over all devices: of a global batch, each updates by its own part."""
+    """A step of ``make_step(axis="data")`` over all devices: of a global batch, each updates by its own part."""
     whole, part = PartitionSpec(), PartitionSpec("data")
     # Unchecked, gradients are each device's own until the step takes their mean, as they are under pmap.
     return jax.shard_map(step, mesh=layout.mesh, in_specs=(whole, part, part), out_specs=whole, check_vma=False)
 
 
 def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array, AnyArray, int], TrainState]:
-    """Several steps in one compiled loop: `(state, all images, all labels, order [L, B], count) -> state`.
+    """Several steps in one compiled loop: ``(state, all images, all labels, order [L, B], count) -> state``.
 
-    The state is donated. The data set stays on the device as it is (uint8) and `order` says which examples make a
-    batch. Only the first `count` rows are used; as the loop's length is not part of the program, any count up to L runs
-    without compiling again.
+    The state is donated. The data set stays on the device as it is (uint8) and ``order`` says which examples make a
+    batch. Only the first ``count`` rows are used; as the loop's length is not part of the program, any count up to L
+    runs without compiling again.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -202,7 +202,7 @@ def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Ar
 
 
 def make_batch_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Array], TrainState]:
-    """One step on a batch as it comes from the host: `(state, uint8 images, labels) -> state`. The state is donated."""
+    """One step on a batch from the host: ``(state, uint8 images, labels) -> state``. The state is donated."""
 
     @partial(jax.jit, donate_argnums=0)
     def dispatch(state: TrainState, images: Array, labels: Array) -> TrainState:

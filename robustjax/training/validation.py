@@ -25,7 +25,7 @@ OVERFITTING_SHARE_OF_BEST = 0.7
 def make_validation(
     module: Any, attacks: Mapping[str, Attack | None], dataset: data.Dataset, *, batch_size: int, layout: Layout
 ) -> Callable[[Any, Key], dict[str, float]]:
-    """`(variables, key) -> accuracies by attack`, over the whole data set, compiled once.
+    """``(variables, key) -> accuracies by attack``, over the whole data set, compiled once.
 
     Args:
         module: the network, evaluated in inference mode and in float32; attacks see it in its own dtype.
@@ -73,7 +73,7 @@ def guess_accuracy(labels: np.ndarray) -> float:
 
 
 def at_chance(accuracy: float, labels: np.ndarray) -> bool:
-    """Whether a network cannot be told from such a guess: its 95 % interval reaches down to `guess_accuracy`.
+    """Whether a network cannot be told from such a guess: its 95 % interval reaches down to ``guess_accuracy``.
 
     Args:
         accuracy: on natural images, in [0, 1].

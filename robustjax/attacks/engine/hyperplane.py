@@ -12,7 +12,7 @@ from robustjax.types import Array
 
 
 def shortest_way(points: Array, normals: Array, gain: Array, *, norm: str, bounds: Bounds) -> Array:
-    r"""The delta of least norm with `<normals, delta> = gain` that keeps points in the box.
+    r"""The delta of least norm with ``<normals, delta> = gain`` that keeps points in the box.
 
     .. math:: \min \|\delta\|_p \quad \text{s.t.} \quad \langle w, \delta \rangle = g, \; x + \delta \in [lo, hi]^n
 

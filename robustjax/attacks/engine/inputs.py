@@ -77,8 +77,8 @@ def check(
         logits_fn, key, images, labels, norm, bounds, eot_samples: as the attack was given them.
         radii: name -> value of the options that are numbers >= 0, or one for each example, such as epsilon.
         loss: (outputs, labels) -> [B]. With one of the user's own, outputs may be any pytree and labels anything.
-        keys_per_example: whether `key` may also be one key for each example [B].
-        allow_infinite: whether `radii` may be infinite.
+        keys_per_example: whether ``key`` may also be one key for each example [B].
+        allow_infinite: whether ``radii`` may be infinite.
         num_axes: axes that images must have; by default any number from 2.
 
     Returns:
@@ -245,7 +245,7 @@ def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:
         bounds: the box, which float64 points are clipped to.
 
     Returns:
-        An array like `given`.
+        An array like ``given``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -388,7 +388,7 @@ def _of_logits(loss: LossFn, outputs: Any, labels: Array) -> Array:
 
 
 def _unwrapped(loss: Any) -> Callable:
-    """The function under `functools.partial`."""
+    """The function under ``functools.partial``."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return loss

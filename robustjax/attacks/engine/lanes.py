@@ -144,7 +144,7 @@ class Driver(NamedTuple):
     def _lane(
         self, stage: Stage, key: Key, targets: np.ndarray, queue: deque[int], size: int, calls: Iterator[int]
     ) -> Iterator[Report]:
-        """Attacks the images of a queue; `calls` numbers the compiled calls, over all lanes."""
+        """Attacks the images of a queue; ``calls`` numbers the compiled calls, over all lanes."""
         num_runs, num_steps = stage.num_runs, stage.search.num_steps
         occupant, run, fresh = np.full(size, -1, np.int32), np.zeros(size, np.int32), np.zeros(size, bool)
         state = None

@@ -20,7 +20,7 @@ MOST_LANES = 4
 
 
 def most_lanes(batch_size: int, sharding: jax.sharding.NamedSharding | None, *, least: int) -> int:
-    """Batches at the same time, of `least` images at least: on a CPU one for each core, elsewhere one."""
+    """Batches at the same time, of ``least`` images at least: on a CPU one for each core, elsewhere one."""
     devices = jax.devices()[:1] if sharding is None else sharding.device_set
     if [device.platform for device in devices] != ["cpu"] or _is_set_in_this_thread_alone():
         return 1

@@ -49,7 +49,7 @@ class Verified(NamedTuple, Generic[ArrayT]):
 
 
 def is_misclassified(share: ArrayT) -> ArrayT:
-    """The majority rule, bool like `share`: misclassified where half or more of the draws are, so also on a tie.
+    """The majority rule, bool like ``share``: misclassified where half or more of the draws are, so also on a tie.
 
     Example:
         >>> import jax.numpy as jnp

@@ -23,13 +23,13 @@ class Protocol(NamedTuple):
     """An attack of an evaluation.
 
     Attributes:
-        attack: `(logits_fn, key, images, labels, **options) -> images`, compiled by the runner; None: clean accuracy.
+        attack: ``(logits_fn, key, images, labels, **options) -> images``, compiled by the runner; None: clean accuracy.
         options: numbers that are arguments of the compiled program: attacks that differ in them alone compile once.
-            Where `epsilon` is among them, it is also the ball that images are checked against.
+            Where ``epsilon`` is among them, it is also the ball that images are checked against.
         num_steps, num_restarts: of the attack; of the longest part of an ensemble.
         passes: forward passes that it costs for each example, at most, a gradient counting as two further ones.
-        whole: whether it is a driver like `attacks.autoattack`, which compiles by itself, takes many images at once,
-            and further `batch_size`, `sharding` and `progress`.
+        whole: whether it is a driver like ``attacks.autoattack``, which compiles by itself, takes many images at once,
+            and further ``batch_size``, ``sharding`` and ``progress``.
     """
 
     attack: Callable[..., Any] | None
@@ -83,7 +83,7 @@ def pgd(
 
 
 def autoattack(threat: Threat, *, num_classes: int, eot_samples: int = 0) -> Protocol:
-    """AutoAttack `standard`; `rand` for a stochastic network."""
+    """AutoAttack ``standard``; ``rand`` for a stochastic network."""
     stochastic = eot_samples > 0
     settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": eot_samples}
     return Protocol(
@@ -111,7 +111,7 @@ ADAPTIVE = "adaptive"
 
 
 def by_name(names: Sequence[str], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
-    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but `evaluation.judge`.
+    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but ``evaluation.judge``.
 
     Args:
         names: of :data:`PROTOCOLS`, or ``"adaptive"``.

@@ -30,10 +30,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
     """What follows from how often a network was right: accuracy, interval, and a flag for each example.
 
-    The network of `num_draws` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which it
-    is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
+    The network of ``num_draws`` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which
+    it is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
     variance of a share is at most that of a coin with the same mean, hence it holds with 95 % at least. Beside it stand
-    the accuracies of the majority vote (`robust`: right in more than half of the draws) and of the worst draw.
+    the accuracies of the majority vote (``robust``: right in more than half of the draws) and of the worst draw.
 
     Args:
         right: int [N], in how many draws.
@@ -73,7 +73,7 @@ def record(
         attack: its name.
         protocol, outcome: what ran, and what came of it.
         norm, epsilon: the threat.
-        conditions: what all records of an evaluation share (`conditions`, and what the caller adds).
+        conditions: what all records of an evaluation share (``conditions``, and what the caller adds).
     """
     by_attack = {name: float(flags.mean()) for name, flags in outcome.by_attack.items()}
     return {
@@ -162,7 +162,7 @@ def conditions() -> dict[str, Any]:
 
 
 def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
-    """A record to `folder/<name>.json`, whole or not at all."""
+    """A record to ``folder/<name>.json``, whole or not at all."""
     files.write(Path(folder) / f"{name}.json", json.dumps(record) + "\n")
 
 

@@ -31,9 +31,10 @@ class Unit(NamedTuple):
     """What a protocol did to a batch, or a driver to a chunk of several.
 
     Attributes:
-        arrays: by name, all but `adversarial` with the examples leading: `right` and `clean_right`, in how many draws
-            the network is right after and before the attack; `predictions` and `clean_predictions`, the most frequent;
-            `adversarial`, those of the data set's first images that are here; and of an ensemble `by_attack.NAME`.
+        arrays: by name, all but ``adversarial`` with the examples leading: ``right`` and ``clean_right``, in how many
+            draws the network is right after and before the attack; ``predictions`` and ``clean_predictions``, the most
+            frequent; ``adversarial``, those of the data set's first images that are here; and of an ensemble
+            ``by_attack.NAME``.
         seconds: without compiling what the runner compiles.
     """
 
@@ -146,7 +147,7 @@ class Runner:
         return protocol.passes + 2 * max(self._num_draws, 1)
 
     def run_unit(self, protocol: Protocol, key: Key, index: int, progress: Callable[[float, str], None]) -> Unit:
-        """Attacks the examples of a unit; `progress(share, status)` is told how far a driver is."""
+        """Attacks the examples of a unit; ``progress(share, status)`` is told how far a driver is."""
         rows = self.examples(protocol)[index]
         key_attack, _ = self._keys(key, index)
         images, labels = self._floats(rows), self.labels[rows]
@@ -287,7 +288,7 @@ def as_partial(network: LogitsFn) -> jax.tree_util.Partial:
 
 
 def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable[..., tuple[Any, float]]:
-    """`arguments -> (results on the host, seconds)`, the seconds without what compiling takes, once for all calls.
+    """``arguments -> (results on the host, seconds)``, the seconds without what compiling takes, once for all calls.
 
     The results are whole in each of several processes.
     """

@@ -39,7 +39,7 @@ def attack_key(key: Key, name: str) -> Key:
 def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True) -> Iterator[Outcome]:
     """The outcome of each task as soon as it is complete; what is stored is read, the rest is run and stored.
 
-    With `progress`, prints an estimate of the time before most of it is spent.
+    With ``progress``, prints an estimate of the time before most of it is spent.
     """
     work = [[_size(rows) * runner.passes(task.protocol) for rows in runner.examples(task.protocol)] for task in tasks]
     shown = progress and hosts.is_first()

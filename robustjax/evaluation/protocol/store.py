@@ -42,7 +42,7 @@ class Store(NamedTuple):
 
         Args:
             index: of the batch.
-            examples: uint32 [n], `fingerprints` of the examples that are asked for. A stored batch may hold more.
+            examples: uint32 [n], ``fingerprints`` of the examples that are asked for. A stored batch may hold more.
 
         Raises:
             DamagedBatch: the file is not what was written, or is of other examples.

@@ -30,7 +30,7 @@ class Acceptance(NamedTuple):
     Attributes:
         num_draws: m, of each image.
         expected: accuracy of a single draw, on average.
-        interval_95: of `expected`, over examples.
+        interval_95: of ``expected``, over examples.
         majority: share of examples that are correct in more than half of the draws.
         worst: share of examples that are correct in every draw.
     """
@@ -45,24 +45,24 @@ class Acceptance(NamedTuple):
 class Verdict(NamedTuple):
     """A network's accuracy under attack, and how far the figure can be trusted.
 
-    Of a stochastic network `clean`, `autoattack`, `worst_case` and `robust` are by majority of m fresh draws, the same
-    for all images, of which no attack has seen any; a tie is misclassified. Each is decided on one image of each
-    example, so more attacks are not more chances.
+    Of a stochastic network ``clean``, ``autoattack``, ``worst_case`` and ``robust`` are by majority of m fresh draws,
+    the same for all images, of which no attack has seen any; a tie is misclassified. Each is decided on one image of
+    each example, so more attacks are not more chances.
 
     Attributes:
         clean: accuracy on the images as given.
         autoattack: accuracy under AutoAttack ("standard", or "rand" for a stochastic network); with the budget "quick"
             under APGD on cross-entropy and on the targeted DLR loss, and Square, of fewer steps and queries.
-        worst_case: `robust.mean()`.
+        worst_case: ``robust.mean()``.
         robust: bool [B], correctly classified as given and under every attack that ran.
-        won_by: of each example the attack whose image is misclassified, the first in the order of `misclassified_by`
+        won_by: of each example the attack whose image is misclassified, the first in the order of ``misclassified_by``
             (of a stochastic network that of its strongest image); "clean" where it is misclassified as given; None
             where it is robust.
         flags: by name.
         misclassified_by: attack -> bool [B], examples misclassified under it, of those that it was run on; robust
             examples are never among them. Attacks after the first are run on what the direct attacks before them left.
         adversarial: float32 [B, H, W, C], of each example the valid image that was misclassified in most draws.
-        acceptance: "clean" and "worst_case" (the images `adversarial`) of a stochastic network, else empty.
+        acceptance: "clean" and "worst_case" (the images ``adversarial``) of a stochastic network, else empty.
         seconds: part -> wall time, compilation included; they sum up to "total".
         seconds_by_attack: the same by attack.
         threat: epsilon, norm, bounds, and the budget.
@@ -97,7 +97,7 @@ def judge(
 ) -> Verdict:
     """Attacks a network with all that applies to it, and looks for signs that the attacks failed.
 
-    Direct attacks come first (AutoAttack's); what they leave is attacked with whatever `hints` declares: through a
+    Direct attacks come first (AutoAttack's); what they leave is attacked with whatever ``hints`` declares: through a
     surrogate's gradient, jointly with auxiliary heads at several weights, by transfer from an undefended network,
     averaging over a stochastic network's draws. Every image that an attack returns is verified: checked against ball
     and box, and classified in a float32 forward pass apart from the attack. A stochastic network's examples go on being
@@ -105,8 +105,8 @@ def judge(
     on the host and compiles by itself: call it outside ``jit``.
 
     Args:
-        logits_fn: images -> logits [B, K], K >= 2, or outputs with a field `logits`, in inference mode; with
-            `hints.stochastic`, (images, key) -> the same. Given as ``jax.tree_util.Partial(apply, variables)``, the
+        logits_fn: images -> logits [B, K], K >= 2, or outputs with a field ``logits``, in inference mode; with
+            ``hints.stochastic``, (images, key) -> the same. Given as ``jax.tree_util.Partial(apply, variables)``, the
             variables are arguments of what is compiled: others of the same shapes compile nothing.
         key: a typed key.
         images: float [B, H, W, C] inside bounds; the network is given them as float32.

@@ -59,7 +59,7 @@ class PGDGrid(NamedTuple):
     Attributes:
         one_step: a single step of size epsilon.
         by_step_size: step size in units of epsilon -> share.
-        by_radius: [E, N], at each of `RADII`.
+        by_radius: [E, N], at each of ``RADII``.
         unbounded: the whole box allowed.
         by_steps: bool [D, N], misclassified after k, 2 k, 4 k steps.
         late_rise: of measured examples that stay robust, the share of the whole rise of the loss that falls into the
@@ -81,7 +81,7 @@ class PGDGrid(NamedTuple):
 
 
 def pgd_grid(trial: Trial, rows: np.ndarray) -> PGDGrid:
-    """PGD from the image, with step size, steps and radius varied; `rows` are the measured examples, at least one."""
+    """PGD from the image, with step size, steps and radius varied; ``rows`` are the measured examples, at least one."""
     steps = trial.budget.pgd_steps
     one_step, _ = trial.recorded_pgd("fgsm", rows, step_size=1.0, num_steps=1)
     runs = {

@@ -106,7 +106,7 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
 
 
 def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
-    """The flags of PGD with its options varied, on the measured examples `rows`; without a grid they do not apply."""
+    """The flags of PGD with its options varied, on the measured examples ``rows``; without a grid they do not apply."""
     if grid is None:
         return dict.fromkeys(red_flags.CONVERGENCE, Flag.not_applicable("no example is classified correctly"))
     by_size = {size: is_misclassified(share[rows]) for size, share in grid.by_step_size.items()}

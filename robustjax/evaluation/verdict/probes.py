@@ -48,7 +48,7 @@ class Networks(NamedTuple):
     trained: Any = None
 
     def views(self) -> tuple[str, ...]:
-        """The names that `Goal.view` indexes; "auxiliary" stands for logits and heads together."""
+        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together."""
         return tuple(name for name, network in self._asdict().items() if network is not None)
 
 
@@ -56,8 +56,8 @@ class Goal(NamedTuple):
     """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
 
     Attributes:
-        view: int32, index into `Networks.views()`.
-        loss: int32, index into `LOSSES`.
+        view: int32, index into ``Networks.views()``.
+        loss: int32, index into ``LOSSES``.
         logits_weight, heads_weight: float32.
         targets: integers [B], the target classes of the targeted loss.
     """
@@ -162,7 +162,7 @@ def square(
     network: Any, key: Key, rows: Array, images: Array, labels: Array, epsilon: Array,
     *, num_queries: int, eot_samples: int, norm: str, bounds: geometry.Bounds,
 ) -> Array:  # fmt: skip
-    """:func:`robustjax.attacks.square`; of a stochastic network on the mean margin of `eot_samples` draws."""
+    """:func:`robustjax.attacks.square`; of a stochastic network on the mean margin of ``eot_samples`` draws."""
     return attacks.square(
         network, example_keys(key, rows), images, labels, epsilon=epsilon, norm=norm, num_queries=num_queries,
         bounds=bounds, eot_samples=eot_samples,
@@ -177,7 +177,7 @@ def recorded_pgd(
     """PGD that starts at the image, recorded, in full float32; everything but the norm is traced.
 
     Args:
-        num_steps: at most `MAX_STEPS`.
+        num_steps: at most ``MAX_STEPS``.
         num_draws: draws in each gradient, of a stochastic network.
         frozen: use the same key throughout, which makes a stochastic network deterministic.
     """
@@ -242,7 +242,8 @@ def gradients(networks: Networks, images: Array, labels: Array, goal: Goal, *key
 def directional_agreement(
     networks: Networks, key: Key, images: Array, labels: Array, goal: Goal, length: Array, *network_key: Key, norm: str
 ) -> Array:
-    r"""Cosine [B] between directional derivatives and central differences, over random directions d of length `length`.
+    r"""Cosine [B] between directional derivatives and central differences, over random directions d of length
+    ``length``.
 
     .. math:: \nabla L(x) \cdot d \quad\text{against}\quad \frac{L(x + h d) - L(x - h d)}{2 h}
 
@@ -300,7 +301,7 @@ def compute_logits(network: Any, images: Array, *key: Key) -> Array:
 def as_pytree(network: Any) -> Any:
     """A function as a pytree that jitted functions take as an argument; None stays None.
 
-    Arrays of a `jax.tree_util.Partial` become traced arguments, so that other weights compile nothing new.
+    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new.
     """
     if network is None or isinstance(network, jax.tree_util.Partial):
         return network
@@ -318,7 +319,7 @@ def _float_logits_of(network: Any, images: Array, *key: Key) -> Array:
 
 
 def float_logits(outputs: Any) -> Array:
-    """Logits float32 [B, K] of a network's outputs, which are logits or have a field `logits`.
+    """Logits float32 [B, K] of a network's outputs, which are logits or have a field ``logits``.
 
     Raises:
         InputError: they are not logits of at least two classes.

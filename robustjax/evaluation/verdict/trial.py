@@ -159,7 +159,7 @@ class Trial:
         heads_weight: float = 0.0,
         target: int = 0,
     ) -> Goal:
-        """What an attack maximizes for some examples; `target` is the rank of the wrong class to aim at."""
+        """What an attack maximizes for some examples; ``target`` is the rank of the wrong class to aim at."""
         return Goal(
             jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
             jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
@@ -237,7 +237,7 @@ class Trial:
     def submit(self, name: str, rows: np.ndarray, points: np.ndarray, *, epsilon: float | None = None) -> np.ndarray:
         """Verifies an attack's images; returns the share of draws misclassified, float32 [N], 0 for other examples.
 
-        They count for the verdict under `name` unless the radius is larger than the verdict's.
+        They count for the verdict under ``name`` unless the radius is larger than the verdict's.
         """
         shares = np.zeros(len(self.images), np.float32)
         radius = self.epsilon if epsilon is None else epsilon
@@ -354,7 +354,7 @@ class Trial:
         Args:
             name, rows, epsilon: as in :meth:`submit`.
             step_size: in units of epsilon.
-            num_steps: at most `probes.MAX_STEPS`.
+            num_steps: at most ``probes.MAX_STEPS``.
             num_draws: in each gradient, of a stochastic network; by default the budget's.
             frozen: use one draw throughout.
         """
