@@ -241,8 +241,8 @@ def test_one_wrong_file_of_several_is_named(tmp_path, capsys):
     save({"t10k-labels-idx1-ubyte.gz": b"something else"}, tmp_path / "in")
     files = ",".join(str(tmp_path / "in" / name) for name in reversed(archives))  # in any order
     line = refused(["prepare", "mnist", f"--archive={files}", f"--data_dir={tmp_path}", flag], capsys)
-    assert "t10k-labels-idx1-ubyte.gz" in line.split("expected SHA-256")[0]
-    assert line.count("expected SHA-256") == 1
+    assert "t10k-labels-idx1-ubyte.gz" in line.split("must have SHA-256")[0]
+    assert line.count("must have SHA-256") == 1
 
 
 class Canary:
@@ -394,7 +394,7 @@ def test_archives_are_fetched(tmp_path, capsys):
 def test_what_is_fetched_is_verified_too(tmp_path, capsys):
     save(make("cifar10")[0], tmp_path / "in")
     assert command.main(["prepare", "cifar10", f"--data_dir={tmp_path / 'out'}"]) == 2
-    assert "expected SHA-256" in capsys.readouterr().err.splitlines()[-1]
+    assert "must have SHA-256" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

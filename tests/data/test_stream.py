@@ -130,7 +130,7 @@ def test_what_cannot_be_streamed_is_refused(directory, name, options, message):
 
 def test_images_of_several_sizes_are_refused_while_reading(directory):
     stream = data.open_stream("photos", data_dir=directory)
-    with pytest.raises(InputError, match=r"expected images of one size.*set data\.image_size"):
+    with pytest.raises(InputError, match=r"images must be of one size.*set data\.image_size"):
         take(stream, 1)
 
 
