@@ -23,7 +23,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 # Modules that come with another package, whose version they share, and packages that others need and forget to declare.
 COMES_WITH = {"jaxlib": "jax"}
 NEEDED_BY_OTHERS = {"importlib-resources"}  # tensorflow-datasets imports it
-TOOLS = {"basedpyright", "pytest-xdist", "ruff", "setuptools"}  # run, not imported
+TOOLS = {"basedpyright", "coverage", "pytest-xdist", "ruff", "setuptools"}  # run, not imported
 
 
 def _requirements():
