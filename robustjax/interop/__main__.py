@@ -123,7 +123,7 @@ def _imported(options: Options) -> str:
         f"{config.model.name}, {published.module.num_classes} classes, {size:,} parameters{guarded}{unused}\n"
         f"threat: {config.attack.norm} epsilon {config.attack.epsilon:.4g} on {config.data.name} "
         "(--norm, --epsilon, --dataset)\n"
-        f"judge it: python -m robustjax.evaluate --workdir={workdir}"
+        f"evaluate it: python -m robustjax.evaluate --workdir={workdir}"
     )
 
 
