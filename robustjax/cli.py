@@ -107,10 +107,10 @@ class _ByName(flags.ArgumentParser):
 
     def parse(self, argument: str) -> Any:
         name, *rest = argument.split(":", 1)
-        return self._of_paths.parse(":".join([str(config_file(name)), *rest]))
+        return self._of_paths.parse(":".join([str(find_config(name)), *rest]))
 
 
-def config_file(name: str) -> Path:
+def find_config(name: str) -> Path:
     """The file that a --config names: a path, or the bare name of a shipped config.
 
     Shipped configs lie in robustjax/configs of an installed wheel, and beside robustjax in a checkout. The README calls
@@ -120,7 +120,7 @@ def config_file(name: str) -> Path:
         InputError: no shipped config has that name.
 
     Example:
-        >>> config_file("quickstart").name, config_file("elsewhere/mine.py").as_posix()
+        >>> find_config("quickstart").name, find_config("elsewhere/mine.py").as_posix()
         ('quickstart.py', 'elsewhere/mine.py')
     """
     package = Path(__file__).parent

@@ -23,10 +23,10 @@ ATTACKS = flags.DEFINE_list(
     "attacks", None, "Attacks, in the order in which they run; by default clean,fgsm,pgd20,cw,pgd100, of a sweep pgd20."
 )
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Only the first so many images.", lower_bound=1)
-SPLIT = flags.DEFINE_string("split", "test", "Of the data set.")
+SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at a time, over all devices.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of attacks that draw.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the attacks.")
 BUDGET = flags.DEFINE_enum("budget", "quick", list(BUDGETS), "Of the adaptive attacks and the checks around them.")
 TRANSFER_FROM = flags.DEFINE_string(
     "transfer_from", None, "Folder of another run on the same data, from whose network adaptive attacks transfer."

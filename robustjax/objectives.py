@@ -1,6 +1,6 @@
 """What training minimises: one number per example from the logits on natural and adversarial images.
 
-An ``Objective`` says which images the update needs, what the training attack climbs, and the loss, both as terms of
+An ``Objective`` says which images the update needs, what the training attack maximises, and the loss, both as terms of
 logits: a defense may ask for the same terms of the logits of its own heads.
 """
 
@@ -23,7 +23,7 @@ class Objective(NamedTuple):
         views: the images that the update passes through the network, of "natural" and "adversarial", in this order.
         term: (view -> the network's Outputs) -> the term to minimise. Whatever stays that of the network's own logits
             when the term is taken of a defense's heads, such as the weight of MART's divergence, it closes over.
-        inner: the term that the training attack climbs, None without an attack.
+        inner: the term that the training attack maximises, None without an attack.
         inner_views: the views that ``inner`` reads, "natural" being held fixed.
         start: where the training attack starts if the paper says so: "gaussian" is x + 0.001 N(0, 1). None leaves it to
             the attack's own random_start.
@@ -37,12 +37,12 @@ class Objective(NamedTuple):
 
 
 def climb_cross_entropy(logits: Mapping[str, Array], labels: Array) -> Array:
-    """What the attack of most objectives climbs: cross-entropy of the adversarial images."""
+    """What the attack of most objectives maximises: cross-entropy of the adversarial images."""
     return cross_entropy(logits["adversarial"], labels)
 
 
 def climb_divergence(logits: Mapping[str, Array], labels: Array) -> Array:
-    """What the attack of TRADES climbs: the divergence from the network's distribution on the natural images."""
+    """What the attack of TRADES maximises: the divergence from the network's distribution on the natural images."""
     return kl(logits["adversarial"], jax.nn.softmax(logits["natural"]))
 
 

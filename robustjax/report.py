@@ -12,24 +12,20 @@ from absl import flags
 
 from robustjax import cli
 from robustjax.analysis import page, summary
+from robustjax.runtime import files
 from robustjax.types import InputError
 
-WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were judged.")
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were evaluated.")
 OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
 
 
 def main() -> int:
     """Writes the report that the flags describe."""
     if not WORKDIRS.value:
-        raise InputError("--workdirs names no folder; give those of runs that were judged, separated by commas")
+        raise InputError("--workdirs names no folder; give those of runs that were evaluated, separated by commas")
     rows = summary.summarise(WORKDIRS.value)
     output = Path(OUTPUT.value)
-    part = output.with_name(output.name + ".part")
-    try:
-        part.write_text(page.page(rows))
-        part.replace(output)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}") from error
+    files.write(output, page.page(rows))
     print(page.markdown(rows))
     print(f"\nreport: {output}")
     return 0

@@ -40,7 +40,7 @@ def main() -> int:
         return cli.fail(str(error))
     except WriteError as error:
         return hosts.abandon(
-            cli.fail(f"{error}; what was saved before is intact: mend that, and the same command goes on")
+            cli.fail(f"{error}; what was saved before is intact: mend that and run the same command again to resume")
         )
     if stopped.complete:
         command = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"

@@ -1,4 +1,4 @@
-"""The seams of the library, named.
+"""Types and interfaces that the packages share.
 
 Every room agrees with its neighbours through the aliases below, so a newcomer can read the data flow from their names.
 ``B`` is the batch, ``H, W, C`` the height, width and channels of an image or of a feature map, ``K`` the number of

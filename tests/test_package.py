@@ -107,14 +107,14 @@ def test_the_source_distribution_holds_its_tests_and_what_they_read(built):
 def test_a_bare_name_is_a_shipped_config_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in CONFIGS:
-        assert cli.config_file(name) == ROOT / "configs" / f"{name}.py"
-        assert cli.config_file(f"configs/{name}.py") == ROOT / "configs" / f"{name}.py"
+        assert cli.find_config(name) == ROOT / "configs" / f"{name}.py"
+        assert cli.find_config(f"configs/{name}.py") == ROOT / "configs" / f"{name}.py"
     (tmp_path / "configs").mkdir()
     for path in ("quickstart.py", "configs/quickstart.py"):  # a file that is here is meant by its path
         (tmp_path / path).write_text("")
-        assert cli.config_file(path) == Path(path)
-    assert cli.config_file("quickstart") == ROOT / "configs" / "quickstart.py"
-    assert cli.config_file("configs/mine.py") == Path("configs/mine.py")
+        assert cli.find_config(path) == Path(path)
+    assert cli.find_config("quickstart") == ROOT / "configs" / "quickstart.py"
+    assert cli.find_config("configs/mine.py") == Path("configs/mine.py")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_bare_name_is_a_shipped_config_in_any_folder(tmp_path, monkeypatch):
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(name, named):
     with pytest.raises(InputError) as caught:
-        cli.config_file(name)
+        cli.find_config(name)
     assert repr(name) in str(caught.value) and named in str(caught.value) and "\n" not in str(caught.value)
 
 

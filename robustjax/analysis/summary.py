@@ -76,7 +76,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     """A row for each config, in the order in which the runs are given.
 
     Raises:
-        InputError: a folder holds no evaluation, or runs were judged on different numbers of images under one attack.
+        InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
     """
     groups: dict[str, list[tuple[Path, dict[str, dict]]]] = {}
     for workdir in map(Path, workdirs):

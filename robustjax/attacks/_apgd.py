@@ -167,7 +167,7 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     radius = problem.epsilon * jnp.asarray(table.radius, jnp.float32)[row]
 
     if options.norm == "l1":
-        # A phase initial at the best point of the previous one, projected into its smaller ball.
+        # A phase starts at the best point of the previous one, projected into its smaller ball.
         restarted = project(images, state.top_points, radius, bounds)
         again = phase_start & (state.count > 0)
         points = _where(again, restarted, state.points)

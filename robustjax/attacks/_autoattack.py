@@ -19,6 +19,7 @@ from robustjax.attacks.engine import inputs, lanes, threads
 from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.lanes import Stage
 from robustjax.attacks.engine.search import likeliest_wrong
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.runtime import compiler
 from robustjax.runtime.progress import Progress
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
@@ -151,7 +152,7 @@ def autoattack(
         raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")
     if not len(images):
         return AutoAttackResult(images, np.zeros(0, bool), {name: np.zeros(0, bool) for name in names})
-    network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+    network = inputs.as_pytree(logits_fn)
     if sharding is not None:
         network = jax.device_put(network, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
     num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
@@ -205,7 +206,7 @@ def autoattack(
             shares = np.stack([_share_in_the_end(driver, candidates, i) for i in range(NUM_CANDIDATES)])
         else:
             shares = candidates.share
-        success = shares >= 0.5
+        success = is_misclassified(shares)
         by_attack = {
             name: correct & ~np.any(success & (candidates.attack <= i), axis=0) for i, name in enumerate(stages)
         }

@@ -90,8 +90,8 @@ class Defense(NamedTuple):
         views: the images that the loss reads whether or not the objective does.
         tracker: what the loss needs from earlier updates.
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.
-        joint: whether the heads take part in all that the network's own logits do, so that the training attack climbs
-            ``loss`` too; otherwise it climbs its term of the network's own logits.
+        joint: whether the heads take part in all that the network's own logits do, so that the training attack
+            maximises ``loss`` too; otherwise it maximises its term of the network's own logits.
         inference_only: whether it guards networks that were trained without it.
         stochastic: whether inference draws from the rng stream "defense"; attacks then average over draws.
         gradient: where the forward pass is not differentiable, is detached or saturates, and what ``surrogate`` does.

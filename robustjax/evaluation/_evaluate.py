@@ -15,14 +15,14 @@ from robustjax import data
 from robustjax.attacks.engine import inputs
 from robustjax.evaluation.protocol import protocols, records, session, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
-from robustjax.evaluation.protocol.runner import Outcome, Runner, as_partial
+from robustjax.evaluation.protocol.runner import Outcome, Runner
 from robustjax.evaluation.protocol.store import Store, open_store, program_digest
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Verdict, judge
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.runtime import hosts, sharding
-from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn
+from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 # Draws over which attacks average a stochastic network, and fresh ones on which each of its images is classified.
 EOT_SAMPLES, NUM_DRAWS = 20, 10
@@ -208,13 +208,13 @@ def evaluate(
     layout = sharding.layout()
     layout.check_batch_size("batch_size", batch_size)
     keys = (key,) if hints.stochastic else ()
-    num_classes = jax.eval_shape(lambda x: _logits(logits_fn(x, *keys)), images[:1]).shape[-1]
+    num_classes = jax.eval_shape(lambda x: inputs.logits_of(logits_fn(x, *keys), 1), images[:1]).shape[-1]
     stochastic = hints.stochastic
     about = records.conditions()
     conditions = {"key": jax.random.key_data(key).tolist(), "batch_norm": "as the network has it"}
     if stochastic:
         conditions |= {"num_draws": num_draws, "eot_samples": eot_samples}
-    network = as_partial(logits_fn)
+    network = inputs.as_pytree(logits_fn)
     settings = {
         **conditions,
         "network": program_digest(network, images[:1], *keys),
@@ -293,7 +293,3 @@ def _adaptive(subject: Subject, runner: Runner, *, budget: str, progress: bool) 
         for i, rows in enumerate(runner.examples(protocol))
     ]
     return verdict, protocol, runner.outcome(protocol, units)._replace(seconds=verdict.seconds["total"])
-
-
-def _logits(outputs: Any) -> Array:
-    return getattr(outputs, "logits", outputs)

@@ -6,7 +6,6 @@ checkpoint of step 0, which ``python -m robustjax.evaluate --workdir=DIR`` evalu
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from robustjax.interop.files import read_checkpoint
 from robustjax.interop.layouts import SOURCES
 from robustjax.models import VGG16, Network, PreActResNet, ResNet
 from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.claim import claim
 from robustjax.types import Config, InputError
 
 OPTIONS = flags.FlagValues()
@@ -108,12 +108,7 @@ def _imported(options: Options) -> str:
     create = build.initial_state(config, published.module, dataset.images.shape[1:])
     # Under jit, what is not returned is not computed: no random weights are drawn.
     state = jax.jit(lambda: create()._replace(variables=None))()._replace(variables=published.variables)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(config_lib.plain(config), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-    with Checkpoints(workdir) as checkpoints:
+    with claim(workdir, config_lib.plain(config)), Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state)
 
     size = sum(leaf.size for leaf in jax.tree.leaves(published.variables["params"]))

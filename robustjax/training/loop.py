@@ -89,7 +89,7 @@ class NotFiniteError(FloatingPointError):
         self.rate_factor = rate_factor
 
 
-class Checkpoints(Protocol):
+class CheckpointStore(Protocol):
     """Where a run keeps its states; :class:`robustjax.runs.checkpoint.Checkpoints` is one."""
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None: ...
@@ -111,7 +111,7 @@ def check(experiment: Experiment) -> None:
 def run(
     experiment: Experiment,
     workdir: str | Path,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     *,
     initial_variables: Callable[[], dict[str, Any]] | None = None,
 ) -> Stopped:
@@ -188,7 +188,7 @@ def _train(
     state: TrainState,
     at: int,
     programs: Programs,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     display: Progress,
     stopping: Callable[[], bool],
 ) -> int:
@@ -274,7 +274,7 @@ class Pace:
 
 def _start(
     experiment: Experiment,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     layout: sharding.Layout,
     display: Progress,
     initial_variables: Callable[[], dict[str, Any]] | None,
@@ -332,14 +332,14 @@ def _means(state: TrainState, at: int) -> dict[str, float]:
     return means
 
 
-def _save(checkpoints: Checkpoints, at: int, state: TrainState, figures: dict[str, float] | None = None) -> None:
+def _save(checkpoints: CheckpointStore, at: int, state: TrainState, figures: dict[str, float] | None = None) -> None:
     try:
         checkpoints.save(at, state, figures)
     except FloatingPointError as error:
         raise NotFiniteError(f"{error} after step {at}", float(state.rate_factor)) from None
 
 
-def _last_good(checkpoints: Checkpoints) -> str:
+def _last_good(checkpoints: CheckpointStore) -> str:
     latest = checkpoints.latest()
     return "no checkpoint was written yet" if latest is None else f"the checkpoint of step {latest} is good"
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from robustjax.attacks.engine.verify import is_correct
 from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import Objective
 from robustjax.runtime.sharding import Layout
@@ -124,7 +125,7 @@ def make_step(
         (loss, (views, after, now)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         means = {"loss": loss}
         for view, outputs in views.items():
-            means[f"{view}_accuracy"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels, dtype=jnp.float32)
+            means[f"{view}_accuracy"] = jnp.mean(is_correct(outputs.logits, labels), dtype=jnp.float32)
         return (gradient, means), (after, now)
 
     def accumulate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):

@@ -1,6 +1,9 @@
 """Records: intervals against SciPy, worst case per example, draws of a stochastic network, settings in full."""
 
 import json
+import re
+import shutil
+import subprocess
 from functools import partial
 
 import numpy as np
@@ -102,3 +105,25 @@ def test_conditions_name_versions_source_and_hardware():
     conditions = records.conditions()
     assert conditions["versions"]["jax"] and conditions["hardware"]["platform"] == "cpu"
     assert len(conditions["source"]) == 16
+
+
+def test_the_source_is_that_of_the_whole_package_and_the_commit_that_of_the_checkout(tmp_path, monkeypatch):
+    shutil.copytree(records.PACKAGE, tmp_path / "robustjax", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(records, "PACKAGE", tmp_path / "robustjax")
+    digest = records.source_digest.__wrapped__
+    before = digest()
+    for room in ("attacks/_apgd.py", "layers/convolution.py", "ops.py"):
+        path = tmp_path / "robustjax" / room
+        path.write_text(path.read_text() + "# changed\n")
+        assert digest() != before
+        before = digest()
+    assert records._commit() is None  # not a checkout
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{40}", records._commit())
+    path.write_text("")
+    assert records._commit().endswith("+changes")

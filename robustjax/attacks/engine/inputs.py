@@ -9,6 +9,7 @@ nothing here waits for a device inside traced code. All errors are :class:`robus
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -211,6 +212,17 @@ def labels_in_range(labels: AnyArray, num_classes: int | None) -> None:
     if least < 0 or (num_classes is not None and most >= num_classes):
         to = "" if num_classes is None else f" to {num_classes - 1}, as there are logits"
         raise InputError(f"labels must be classes 0{to}, got {least} to {most}; number the classes from 0")
+
+
+def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | None:
+    """A function as a pytree that jitted functions take as an argument; None stays None.
+
+    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new.
+    """
+    if function is None or isinstance(function, jax.tree_util.Partial):
+        return function
+    # A callable object may hold arrays and lack a hash, which jit needs; a function around it has one.
+    return jax.tree_util.Partial(function if inspect.isfunction(function) else lambda *arguments: function(*arguments))
 
 
 def logits_of(outputs: Any, num_examples: int) -> Array:

@@ -42,11 +42,6 @@ class Verified(NamedTuple, Generic[ArrayT]):
         """bool [B], whether at least half of the draws are misclassified."""
         return is_misclassified(self.share)
 
-    @property
-    def success(self) -> ArrayT:
-        """bool [B], whether the image is valid and misclassified."""
-        return self.valid & self.misclassified
-
 
 def is_misclassified(share: ArrayT) -> ArrayT:
     """The majority rule, bool like ``share``: misclassified where half or more of the draws are, so also on a tie.
@@ -97,7 +92,7 @@ def verify(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> images, labels = jnp.array([[1.0, 0.0], [0.5, 0.5]]), jnp.array([0, 1])
-        >>> verify(lambda x: x, jax.random.key(0), images, images, labels, epsilon=0.1, norm="linf").success
+        >>> verify(lambda x: x, jax.random.key(0), images, images, labels, epsilon=0.1, norm="linf").misclassified
         Array([False,  True], dtype=bool)
     """
 

@@ -1,4 +1,4 @@
-"""What an evaluation writes down: the figure, per-example flags, and everything needed to doubt or repeat it."""
+"""What an evaluation writes down: the figure, per-example flags, and everything needed to question or repeat it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from robustjax import version
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.protocol.protocols import GIVEN_TO_DRIVERS, Protocol
 from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
-from robustjax.version import __version__
 
+PACKAGE = Path(version.__file__).resolve().parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -147,7 +148,7 @@ def conditions() -> dict[str, Any]:
         "commit": _commit(),
         "source": source_digest(),
         "versions": {
-            "robustjax": __version__,
+            "robustjax": version.__version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in PACKAGES},
         },
@@ -170,15 +171,14 @@ def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
 def source_digest() -> str:
     """A checksum of this package's source: results of other code are other results, whatever its version says."""
     sha = hashlib.sha256()
-    root = Path(__file__).resolve().parents[1]
-    for path in sorted(root.rglob("*.py")):
-        sha.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        sha.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())
     return sha.hexdigest()[:16]
 
 
 def _commit() -> str | None:
     """The commit of the checkout that this package runs from, marked where files differ from it; None if installed."""
-    root = Path(__file__).resolve().parents[2]
+    root = PACKAGE.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

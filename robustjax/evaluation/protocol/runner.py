@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 
 from robustjax import data
 from robustjax.attacks._autoattack import default_batch_size
-from robustjax.attacks.engine import verify
+from robustjax.attacks.engine import inputs, verify
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.runtime import hosts
 from robustjax.runtime.sharding import Layout
@@ -114,7 +113,7 @@ class Runner:
     ):
         self.images, self.labels, self.threat = images, labels, threat
         self._batch_size, self._layout, self._num_draws = batch_size, layout, num_draws
-        network = as_partial(network)
+        network = inputs.as_pytree(network)
         self._network = layout.replicate(network)
         # Of several processes each does the whole of what a driver does, on devices of its own.
         self._driver_network = jax.device_get(self._network) if hosts.several() else self._network
@@ -277,14 +276,6 @@ class Runner:
     def _right_draws(self, misclassified_share: Array) -> Array:
         """In how many draws the network is right, int32 [B]."""
         return jnp.round((1.0 - misclassified_share) * max(self._num_draws, 1)).astype(jnp.int32)
-
-
-def as_partial(network: LogitsFn) -> jax.tree_util.Partial:
-    """A network as an argument of what is compiled: a ``jax.tree_util.Partial`` stays as it is."""
-    if isinstance(network, jax.tree_util.Partial):
-        return network
-    # A callable object may hold arrays and have no hash, by which a compiled program would know it.
-    return jax.tree_util.Partial(network if inspect.isfunction(network) else lambda *arguments: network(*arguments))
 
 
 def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable[..., tuple[Any, float]]:

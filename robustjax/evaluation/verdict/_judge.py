@@ -156,7 +156,7 @@ def judge(
         Networks(
             direct,
             probes.as_logits_fn(hints.surrogate_fn),
-            probes.as_pytree(hints.auxiliary_fn),
+            inputs.as_pytree(hints.auxiliary_fn),
             probes.as_logits_fn(hints.undefended_fn),
             probes.as_logits_fn(hints.trained_fn),
         ),

@@ -1,7 +1,7 @@
 """Red flags of one attack against another: the weaker one must not win.
 
 Attacks are compared example by example, and a difference counts only above both its threshold and the noise of so many
-examples (McNemar's test), so that an honest network is not accused by chance. See :mod:`red_flags` for the others.
+examples (McNemar's test), so that no flag is raised by chance. See :mod:`red_flags` for the others.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ weight of auxiliary heads compiles APGD once, a grid of radii, step sizes, steps
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 
 from robustjax import attacks
 from robustjax.attacks import geometry, losses
-from robustjax.attacks.engine import verify
+from robustjax.attacks.engine import inputs, verify
 from robustjax.attacks.engine.best import Best
-from robustjax.types import Array, ArrayT, InputError, Key
+from robustjax.types import Array, ArrayT, Key
 
 LOSSES = ("ce", "margin", "dlr", "targeted")
 # The most steps of a recorded PGD.
@@ -298,20 +297,9 @@ def compute_logits(network: Any, images: Array, *key: Key) -> Array:
         return network(images, *key)
 
 
-def as_pytree(network: Any) -> Any:
-    """A function as a pytree that jitted functions take as an argument; None stays None.
-
-    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new.
-    """
-    if network is None or isinstance(network, jax.tree_util.Partial):
-        return network
-    # A callable object may hold arrays and lack a hash, which jit needs; a function around it has one.
-    return jax.tree_util.Partial(network if inspect.isfunction(network) else lambda *arguments: network(*arguments))
-
-
 def as_logits_fn(network: Any) -> Any:
-    """:func:`as_pytree` of a network whose outputs are read by :func:`float_logits`; None stays None."""
-    return None if network is None else jax.tree_util.Partial(_float_logits_of, as_pytree(network))
+    """The network as a pytree whose outputs are read by :func:`float_logits`; None stays None."""
+    return None if network is None else jax.tree_util.Partial(_float_logits_of, inputs.as_pytree(network))
 
 
 def _float_logits_of(network: Any, images: Array, *key: Key) -> Array:
@@ -324,11 +312,5 @@ def float_logits(outputs: Any) -> Array:
     Raises:
         InputError: they are not logits of at least two classes.
     """
-    logits = getattr(outputs, "logits", outputs)
-    if not hasattr(logits, "ndim") or logits.ndim != 2 or logits.shape[1] < 2:
-        given = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else type(logits).__name__
-        raise InputError(
-            f"logits_fn must return logits [B, K] with K >= 2, got {given}; give a network with one output a second "
-            "logit of zero"
-        )
-    return logits.astype(jnp.float32)
+    shape = getattr(getattr(outputs, "logits", outputs), "shape", ())
+    return inputs.logits_of(outputs, shape[0] if shape else 0).astype(jnp.float32)

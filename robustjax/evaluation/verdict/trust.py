@@ -142,7 +142,7 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
          f"{verdict.seconds_by_attack[name]:.1f}" if name in verdict.seconds_by_attack else ""]
         for name, misclassified in verdict.misclassified_by.items()
     ]  # fmt: skip
-    parts.append(("Attacks", ["attack", "examples misclassified", "of these first", "seconds"], attacks))
+    parts.append(("Attacks", ["attack", "examples misclassified", "first to succeed", "seconds"], attacks))
     flags = [
         [name, flag.status, "" if flag.value is None else f"{flag.value:.4g}",
          "" if flag.threshold is None else f"{flag.threshold:.4g}", str(flag.n), flag.explanation]
