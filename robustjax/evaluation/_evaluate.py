@@ -16,9 +16,9 @@ from robustjax.attacks.engine import inputs
 from robustjax.evaluation.protocol import protocols, records, session, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.runner import Outcome, Runner
-from robustjax.evaluation.protocol.store import Store, open_store, program_digest
+from robustjax.evaluation.protocol.store import Store, open_store
 from robustjax.evaluation.verdict import trust
-from robustjax.evaluation.verdict._judge import Verdict, judge
+from robustjax.evaluation.verdict._judge import Verdict, check_functions, checked_hints, judge
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.runtime import hosts, sharding
@@ -134,7 +134,7 @@ class Evaluation(NamedTuple):
         """
         several = len({(record["norm"], record["epsilon"]) for record in self.records}) > 1
         for record in self.records:
-            threat = f"-{record['norm']}-{record['epsilon']:.4g}" if several else ""
+            threat = f"-{record['norm']}-{record['epsilon']:.9g}" if several else ""
             records.write(folder, record["attack"] + threat, record)
         records.write(folder, "worst_case", self.worst_case)
         if self.verdict is not None:
@@ -165,7 +165,6 @@ def evaluate(
     batch_size: int = 500,
     eot_samples: int = EOT_SAMPLES,
     num_draws: int = NUM_DRAWS,
-    folder: str | Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Runs attacks on a network and reports what is left of its accuracy, with intervals and all settings.
@@ -176,7 +175,7 @@ def evaluate(
     Args:
         logits_fn: images [B, H, W, C] -> logits [B, K]; (images, key) -> logits where ``hints.stochastic``.
         key: a typed key; each attack draws from it by its name, whichever others run.
-        images: float [N, H, W, C] inside the threat's bounds.
+        images: float [N, H, W, C] inside the threat's bounds, or uint8 in 0..255 for bounds of (0, 1).
         labels: integers [N].
         threat: what the network is to withstand; of several, every attack runs under each, and the worst case is over
             all.
@@ -187,7 +186,6 @@ def evaluate(
         batch_size: images at a time, over all devices, which have to divide it.
         eot_samples: draws over which attacks average a stochastic network.
         num_draws: fresh draws on which each image of a stochastic network is classified.
-        folder: keeps results batch by batch there, so that the same call goes on where it was stopped.
         progress: show how far it is and how long it takes.
 
     Returns:
@@ -200,45 +198,65 @@ def evaluate(
     Example:
         See :class:`Evaluation`.
     """
-    threats = [threat] if isinstance(threat, Threat) else list(threat)
-    if not threats:
-        raise InputError("threat must be a Threat or several, got none; give evaluation.Threat(norm, epsilon)")
+    if isinstance(attacks, str):
+        raise InputError(f"attacks must be a sequence of names, got {attacks!r}; give ({attacks!r},)")
+    if budget not in BUDGETS:
+        raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}; choose among these")
+    stochastic = checked_hints(hints).stochastic
+    inputs.check_key(key)
+    inputs.at_least(1, batch_size=batch_size)
+    if stochastic:
+        inputs.at_least(1, eot_samples=eot_samples, num_draws=num_draws)
+    if getattr(images, "dtype", None) == np.uint8:
+        images = np.asarray(data.to_float(images))
+    threats = [_checked_threat(each, images) for each in ([threat] if isinstance(threat, Threat) else _listed(threat))]
+    if len({(each.norm, each.epsilon) for each in threats}) < len(threats):
+        raise InputError(
+            "threat must be threats of different norm or epsilon, got one twice; evaluate them in two calls"
+        )
     for each in threats:
-        images, labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
+        host_images, host_labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
     layout = sharding.layout()
     layout.check_batch_size("batch_size", batch_size)
-    keys = (key,) if hints.stochastic else ()
-    num_classes = jax.eval_shape(lambda x: inputs.logits_of(logits_fn(x, *keys), 1), images[:1]).shape[-1]
-    stochastic = hints.stochastic
+    num_classes = check_functions(hints, logits_fn, host_images[:2], host_labels, (key,) if stochastic else ()).shape[1]
     about = records.conditions()
     conditions = {"key": jax.random.key_data(key).tolist(), "batch_norm": "as the network has it"}
     if stochastic:
         conditions |= {"num_draws": num_draws, "eot_samples": eot_samples}
     network = inputs.as_pytree(logits_fn)
-    settings = {
-        **conditions,
-        "network": program_digest(network, images[:1], *keys),
-        "batch_size": batch_size,
-        "source": about["source"],
-        "jax": about["versions"]["jax"],
-        "device": about["hardware"]["device"],
-    }
     subject = Subject(
         network=network,
         hints=hints,
         adaptive_fn=logits_fn,
-        images=np.asarray(images),
-        labels=np.asarray(labels),
+        images=host_images,
+        labels=host_labels,
         num_classes=num_classes,
         key=key,
         batch_size=batch_size,
         eot_samples=eot_samples if stochastic else 0,
         num_draws=num_draws if stochastic else 0,
         conditions={**conditions, **about},
-        settings=settings,
-        stores=None if folder is None else Path(folder),
+        settings={},
+        stores=None,
     )
     return run(subject, threats, attacks, budget=budget, progress=progress)
+
+
+def _listed(threat: Any) -> list[Any]:
+    if isinstance(threat, (list, tuple)) and threat and all(isinstance(each, Threat) for each in threat):
+        return list(threat)
+    raise InputError(
+        f"threat must be a Threat or a list of them, got {threat!r}; give evaluation.Threat(norm, epsilon)"
+    )
+
+
+def _checked_threat(threat: Threat, images: Any) -> Threat:
+    """The threat with plain numbers in it, which records and compiled programs need."""
+    if np.ndim(threat.epsilon):
+        shape = list(np.shape(threat.epsilon))
+        raise InputError(f"epsilon must be a number, got shape {shape}; evaluate under one radius at a time")
+    channels = np.shape(images)[-1] if np.ndim(images) else 1
+    return Threat(threat.norm, float(threat.epsilon), inputs.box(threat.bounds, channels))
 
 
 def run(

@@ -86,6 +86,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     folder = Path(options.workdir) / "evaluation"
     if options.defense:
         folder = folder / str(run.spelling)
+    if options.split != "test":  # records of other images must not mix with those of the test images
+        folder = folder / f"split={options.split}"
     if options.sweep:
         return _sweep(options.sweep, subject, dataset, threat, chosen, folder)
     evaluation = _evaluate.run(

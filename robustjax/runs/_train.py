@@ -13,7 +13,7 @@ from robustjax.runs.claim import claim
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import hosts
 from robustjax.training import loop
-from robustjax.types import Config
+from robustjax.types import Config, InputError
 
 
 def train(config: Config, workdir: str | Path) -> loop.Stopped:
@@ -42,6 +42,8 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
         small_cnn...
         True
     """
+    if not str(workdir):
+        raise InputError("workdir must be a folder, got ''; give one that is new or holds a run of this config")
     config_lib.validate(config)
     experiment = hosts.together(lambda: build.experiment(config))
     return run(experiment, workdir, warm_start(config, experiment.module, experiment.train.image_shape))

@@ -7,7 +7,6 @@ import pytest
 
 from robustjax import evaluation
 from robustjax.evaluation import Hints, Threat
-from robustjax.evaluation.protocol import runner
 from robustjax.types import InputError, Outputs
 
 LEVELS = np.array([20, 90, 120, 140, 200, 250, 130, 108], np.float32) / 255
@@ -74,14 +73,11 @@ def test_bounds_are_the_threats_own():
     assert wide.worst_case["robust"] == evaluate().worst_case["robust"]
 
 
-def test_a_folder_keeps_results_under_the_networks_own_program(tmp_path, monkeypatch):
-    first = evaluate(folder=tmp_path)
-    units = []
-    run_unit = runner.Runner.run_unit
-    monkeypatch.setattr(runner.Runner, "run_unit", lambda *problem: units.append(1) or run_unit(*problem))
-    assert evaluate(folder=tmp_path).records[1]["robust"] == first.records[1]["robust"] and not units
-    evaluate(lambda images: 2 * network(images), folder=tmp_path)
-    assert len(units) == 4
+def test_bytes_are_images_too():
+    images = np.round(255 * IMAGES).astype(np.uint8)
+    options = {"threat": Threat("linf", 0.1), "attacks": ("pgd20",), "batch_size": 4}
+    result = evaluation.evaluate(network, jax.random.key(0), images, LABELS, **options)
+    assert result.worst_case["robust"] == evaluate().worst_case["robust"]
 
 
 def test_a_stochastic_network_is_classified_on_fresh_draws():
@@ -99,12 +95,37 @@ def test_a_verdict_is_one_of_the_records():
 
 
 @pytest.mark.parametrize(
+    ("key", "labels", "message"),
+    [
+        (0, LABELS, "key must be a typed key"),
+        (jax.random.split(jax.random.key(0), 8), LABELS, "key must be a typed key"),
+        (jax.random.key(0), LABELS + 1, "labels must be classes 0 to 1"),
+    ],
+)
+def test_wrong_keys_and_labels_are_one_line(key, labels, message):
+    with pytest.raises(InputError, match=message):
+        evaluation.evaluate(network, key, IMAGES, labels, threat=Threat("linf", 0.1), batch_size=4)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"attacks": ("pgd21",)}, "pgd21"),
         ({"threat": Threat("linf2", 0.1)}, "linf2"),
         ({"threat": Threat("linf", -0.1)}, "epsilon"),
         ({"threat": []}, "threat"),
+        ({"threat": ("linf", 0.1)}, "threat must be a Threat"),
+        ({"threat": None}, "threat must be a Threat"),
+        ({"threat": Threat("linf", np.full(8, 0.1))}, "epsilon must be a number"),
+        ({"threat": [Threat("linf", 0.1), Threat("linf", 0.1, (-1.0, 2.0))]}, "got one twice"),
+        ({"attacks": "pgd20"}, "attacks must be a sequence of names"),
+        ({"budget": "huge"}, "budget must be one of quick, full"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"hints": None}, "hints must be Hints"),
+        ({"hints": Hints(stochastic=True)}, r"logits_fn must take \(images, key\)"),
+        ({"logits_fn": lambda images, key: network(images)}, r"logits_fn must take \(images\)"),
+        ({"logits_fn": lambda images: (network(images),)}, "logits_fn must return"),
+        ({"logits_fn": lambda images: network(images).sum()}, "logits_fn must return"),
         ({"batch_size": 3}, "batch_size must be divisible by the 4 devices"),
         ({"threat": Threat("linf", 0.1, (0.0, 0.2))}, "images"),
     ],

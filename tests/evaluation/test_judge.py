@@ -174,8 +174,11 @@ def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
         ({"labels": np.array([0])}, r"labels.*\[2\]"),
         ({"labels": np.eye(4, dtype=np.float32)[:2]}, "labels.*float32"),
         ({"key": jax.random.PRNGKey(0)}, r"`?key.*uint32"),
-        ({"logits_fn": lambda images: images}, r"logits_fn.*logits \[B, K\].*K >= 2, got shape \[2, 8, 8, 1\]"),
-        ({"logits_fn": lambda images: toys.linear(images)[:, :1]}, r"logits_fn.*K >= 2, got shape \[2, 1\]"),
+        (
+            {"logits_fn": lambda images: images},
+            r"logits_fn must return float logits \[2, K\] with K >= 2, got float32 \[2, 8, 8, 1\]",
+        ),
+        ({"logits_fn": lambda images: toys.linear(images)[:, :1]}, r"logits_fn.*K >= 2, got float32 \[2, 1\]"),
         ({"logits_fn": lambda images: toys.linear(images)[:1]}, r"logits_fn.*2 images, got shape \[1, 4\]"),
         (
             {"logits_fn": lambda images, key: toys.linear(images)},

@@ -12,7 +12,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +214,10 @@ def labels_in_range(labels: AnyArray, num_classes: int | None) -> None:
         raise InputError(f"labels must be classes 0{to}, got {least} to {most}; number the classes from 0")
 
 
+@overload
+def as_pytree(function: None) -> None: ...
+@overload
+def as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial: ...
 def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | None:
     """A function as a pytree that jitted functions take as an argument; None stays None.
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from robustjax.runtime import files
@@ -112,25 +110,3 @@ def fingerprints(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         ],
         np.uint32,
     )
-
-
-def program_digest(network: Callable[..., Any], *arguments: Any) -> str:
-    """A checksum of what a function computes: of its program and of every array in it.
-
-    Args:
-        network: traced, not run.
-        *arguments: to trace it with.
-
-    Example:
-        >>> twice, thrice = (lambda x: 2 * x), (lambda x: 3 * x)
-        >>> ones = np.ones(3, np.float32)
-        >>> program_digest(twice, ones) == program_digest(lambda x: 2 * x, ones) != program_digest(thrice, ones)
-        True
-    """
-    closed = jax.make_jaxpr(network)(*arguments)
-    # Functions inside the program are printed with their addresses, which differ from process to process.
-    sha = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
-    for constant in closed.consts:
-        value = np.ascontiguousarray(jax.device_get(constant))
-        sha.update(f"{value.dtype} {value.shape};".encode() + value.tobytes())
-    return sha.hexdigest()

@@ -142,8 +142,8 @@ def judge(
     inputs.check_key(key)
     images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
     bounds = inputs.box(bounds, images.shape[-1])
-    keys = (key,) if _checked_hints(hints).stochastic else ()
-    outputs = _check_functions(hints, logits_fn, images[:2], labels, keys)
+    keys = (key,) if checked_hints(hints).stochastic else ()
+    outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
     flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
@@ -191,7 +191,9 @@ def judge(
     flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive)
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
-    flags["probabilities"] = red_flags.probabilities(trial.logits, tolerance=1e-2 if outputs.itemsize < 4 else 1e-3)
+    flags["probabilities"] = red_flags.probabilities(
+        trial.logits, tolerance=1e-2 if outputs.dtype.itemsize < 4 else 1e-3
+    )
     flags["invalid_perturbation"] = red_flags.invalid_perturbation(np.concatenate([*trial.valid, np.ones(0, bool)]))
     acceptance = {}
     if hints.stochastic:
@@ -216,7 +218,7 @@ def judge(
     )
 
 
-def _checked_hints(hints: Hints) -> Hints:
+def checked_hints(hints: Hints) -> Hints:
     if not isinstance(hints, Hints):
         raise InputError(f"hints must be Hints(...), got {type(hints).__name__}")
     if not isinstance(hints.stochastic, bool | np.bool_):
@@ -224,10 +226,10 @@ def _checked_hints(hints: Hints) -> Hints:
     return hints
 
 
-def _check_functions(
+def check_functions(
     hints: Hints, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, keys: tuple[Key, ...]
-) -> np.dtype:
-    """Checks arguments and outputs of the network and of the functions in the hints; returns the network's dtype."""
+) -> jax.ShapeDtypeStruct:
+    """Checks arguments and outputs of the network and of the functions in the hints; returns the logits' shape."""
     functions = {"logits_fn": logits_fn} | {
         f"hints.{name}": value for name, value in hints._asdict().items() if name != "stochastic" and value is not None
     }
@@ -255,7 +257,7 @@ def _check_functions(
             raise InputError(
                 f"{name} must return logits {list(expected)} as logits_fn does, got {given}; give it the same classes"
             )
-    return getattr(outputs, "logits", outputs).dtype
+    return getattr(outputs, "logits", outputs)
 
 
 def _check_arguments(name: str, function: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> None:
