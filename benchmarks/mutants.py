@@ -39,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,16 +50,6 @@ from absl import flags
 from robustjax import cli
 from robustjax.runtime import files, process, progress
 from robustjax.types import InputError
-
-COUNT = flags.DEFINE_integer("count", 160, "Mutants to draw, over all files.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
-ONLY = flags.DEFINE_multi_string("only", [], "Only of files whose path begins so; may be repeated.")
-JOBS = flags.DEFINE_integer("jobs", 2, "Tests running at a time.", lower_bound=1)
-AGAIN = flags.DEFINE_boolean("again", False, "Run those once more that no test has killed.")
-LIST = flags.DEFINE_boolean("list", False, "Print the mutants that were drawn and run nothing.")
-REPORT = flags.DEFINE_boolean("report", False, "Print what the records say and run nothing.")
-TESTS = flags.DEFINE_list("tests", ["tests"], "Files and folders of tests; the files' own examples are always run.")
-MOST = flags.DEFINE_float("most_seconds", 600.0, "Of tests that a mutant meets; the slowest are left out beyond that.")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -839,29 +830,49 @@ def _only(sources: dict[str, bytes], only: Sequence[str]) -> dict[str, bytes]:
     return chosen
 
 
+def _options() -> types.SimpleNamespace:
+    """Defines the flags; only where this is the program that runs, since others have flags of the same names."""
+    return types.SimpleNamespace(
+        count=flags.DEFINE_integer("count", 160, "Mutants to draw, over all files.", lower_bound=1),
+        seed=flags.DEFINE_integer("seed", 0, "Of the draw."),
+        only=flags.DEFINE_multi_string("only", [], "Only of files whose path begins so; may be repeated."),
+        jobs=flags.DEFINE_integer("jobs", 2, "Tests running at a time.", lower_bound=1),
+        again=flags.DEFINE_boolean("again", False, "Run those once more that no test has killed."),
+        list=flags.DEFINE_boolean("list", False, "Print the mutants that were drawn and run nothing."),
+        report=flags.DEFINE_boolean("report", False, "Print what the records say and run nothing."),
+        tests=flags.DEFINE_list(
+            "tests", ["tests"], "Files and folders of tests; the files' own examples are always run."
+        ),
+        most=flags.DEFINE_float(
+            "most_seconds", 600.0, "Of tests that a mutant meets; the slowest are left out beyond that."
+        ),
+    )
+
+
 def main() -> None:
     """Runs, lists or reports."""
     records = Records(ROOT / "results")
     sources = read_sources(ROOT)
-    if LIST.value:
-        print("\n".join(map(str, choose(_only(sources, ONLY.value), COUNT.value, SEED.value))))
+    if OPTIONS.list.value:
+        print("\n".join(map(str, choose(_only(sources, OPTIONS.only.value), OPTIONS.count.value, OPTIONS.seed.value))))
         return
-    if not REPORT.value:
+    if not OPTIONS.report.value:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         run(
             ROOT,
             records,
             process.cache_folder() / "mutants_coverage.json",
-            only=ONLY.value,
-            count=COUNT.value,
-            seed=SEED.value,
-            jobs=JOBS.value,
-            again=AGAIN.value,
-            tests=TESTS.value,
-            most_seconds=MOST.value,
+            only=OPTIONS.only.value,
+            count=OPTIONS.count.value,
+            seed=OPTIONS.seed.value,
+            jobs=OPTIONS.jobs.value,
+            again=OPTIONS.again.value,
+            tests=OPTIONS.tests.value,
+            most_seconds=OPTIONS.most.value,
         )
-    print("\n".join(report(records, _only(sources, ONLY.value))))
+    print("\n".join(report(records, _only(sources, OPTIONS.only.value))))
 
 
 if __name__ == "__main__":
+    OPTIONS = _options()
     cli.run(main)

@@ -150,7 +150,9 @@ def join_hosts() -> None:
 
 def fail(message: str) -> int:
     """One line on stderr for what is no fault of the input, and exit status 1."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    # In one piece, as several processes may speak at once.
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
     return 1
 
 

@@ -25,6 +25,8 @@ def main() -> int:
         raise InputError("--workdirs names no folder; give those of runs that were evaluated, separated by commas")
     rows = summary.summarise(WORKDIRS.value)
     output = Path(OUTPUT.value)
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output} cannot be written: there is no folder {output.parent}; make it first")
     files.write(output, page.page(rows))
     print(page.markdown(rows))
     print(f"\nreport: {output}")

@@ -250,5 +250,5 @@ def test_in_l1_the_ball_shrinks_in_three_phases_each_with_checkpoints_of_its_own
         due += [len(radii) + i for i in range(every, length + 1, every)]
         radii += [radius] * (length + 1)
     np.testing.assert_array_equal(table.radius[:-1], radii)
-    np.testing.assert_array_equal(np.flatnonzero(table.opens), begins)
+    np.testing.assert_array_equal(np.flatnonzero(table.phase_start), begins)
     assert checkpoints("l1", num_steps) == due

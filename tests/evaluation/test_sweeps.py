@@ -39,7 +39,7 @@ def test_all_points_are_one_program_and_give_the_closed_form(kind, key):
     )  # fmt: skip
     swept = points(kind, "pgd20")
     outcomes = [run(point.protocol, key) for point in swept]
-    assert traces == 2 + 1  # the judge looks at images before and after; the attack's gradient
+    assert traces == 2 + 2  # verification of images before and after; the attack's check of outputs, and its gradient
     for point, outcome in zip(swept, outcomes, strict=True):
         options = point.protocol.options
         reach = min(options["epsilon"], options["num_steps"] * options["step_size"])
