@@ -113,3 +113,26 @@ def test_one_epsilon_per_example(norm, key):
 def test_unknown_norm_lists_the_known():
     with pytest.raises(ValueError, match=r"linf, l2, l1, got 'l3'"):
         geometry.get("l3")
+
+
+def test_l1_steps_leave_out_only_pixels_that_would_be_pushed_through_their_wall():
+    images = jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    gradient = jnp.array([[3.0, -4.0, 5.0, -2.0]])  # free, blocked, blocked, free
+    direction = geometry.get("l1").steepest(gradient, images, (0.0, 1.0))
+    np.testing.assert_array_equal(direction, [[1.0, 0.0, 0.0, 0.0]])
+    direction = geometry.get("l1").steepest(-gradient, images, (0.0, 1.0))
+    np.testing.assert_array_equal(direction, [[0.0, 0.0, -1.0, 0.0]])
+
+
+def test_an_l1_step_moves_a_hundredth_of_the_pixels():
+    gradient = jnp.arange(1.0, 301.0)[None]
+    direction = geometry.get("l1").steepest(gradient, jnp.full((1, 300), 0.5), (0.0, 1.0))
+    np.testing.assert_allclose(direction[0, -3:], 1 / 3, rtol=1e-6)
+    assert not direction[0, :-3].any()
+
+
+def test_the_l1_projection_knows_where_the_box_begins():
+    images, points = jnp.array([[-0.8, 0.0]]), jnp.array([[-3.0, 0.1]])
+    moved = geometry.get("l1").project(images, points, 0.25, (-1.0, 1.0))
+    # The first pixel has a way of 0.2 to its wall; the rest of the radius is the second's.
+    np.testing.assert_allclose(moved, [[-1.0, 0.05]], atol=1e-6)
