@@ -6,7 +6,7 @@ python benchmarks/speedrun.py --config=configs/speedrun_1min.py --workdir=runs/s
 The time of a run is from the first look at the data to the last checkpoint, validation included, less what the backend
 took to compile; tracing counts. It is measured in a process of its own, which trains from the start or not at all: a
 run that was stopped has no time, and its folder has to go. Runs that have one are not trained again, and judging goes
-on where it was stopped. The weights after the last step are judged, on the whole test split unless --num_examples says
+on where it was stopped. The last weights are evaluated, on the whole test split unless --num_examples says
 otherwise.
 """
 
@@ -30,7 +30,7 @@ from robustjax.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/speedrun_1min.py.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run for each.")
-ATTACKS = flags.DEFINE_list("attacks", ["clean", "autoattack"], "By which runs are judged.")
+ATTACKS = flags.DEFINE_list("attacks", ["clean", "autoattack"], "By which runs are evaluated.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Judge only the first so many test images.", lower_bound=1)
 PART = flags.DEFINE_bool("part", False, "Train in this process, with the config's seed, as the parent asks.")
 

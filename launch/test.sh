@@ -9,6 +9,6 @@ source launch/environment.sh
 
 ensure_environment dev
 "$python" -m ruff check .
-"$python" -m basedpyright --level error --pythonpath "$python"
+"$python" -m basedpyright --project pyproject.toml --level error --pythonpath "$python"
 # Two workers: the tests spend their time compiling, one thread each.
 exec "$python" -m pytest -n 2 --dist loadfile -m "not slow" "$@"

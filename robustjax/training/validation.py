@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import data
-from robustjax.attacks.engine.verify import survives
+from robustjax.attacks.engine.verify import is_robust
 from robustjax.runtime.sharding import Layout
 from robustjax.statistics import wilson_interval
 from robustjax.types import Attack, Batch, Key
@@ -47,7 +47,7 @@ def make_validation(
         evaluated, attacked = partial(logits, exact), partial(logits, module)
         images = data.to_float(batch.images)
         right = {
-            name: survives(evaluated, attack, key_attack, images, batch.labels, attacked_fn=attacked)
+            name: is_robust(evaluated, attack, key_attack, images, batch.labels, attacked_fn=attacked)
             for name, attack in attacks.items()
         }
         return {name: jnp.sum(flags & batch.mask) for name, flags in right.items()}

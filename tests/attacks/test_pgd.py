@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax.attacks import fgsm, geometry, losses, n_fgsm, pgd
 from robustjax.attacks.engine.best import Best
-from robustjax.attacks.engine.verify import is_correct, is_valid, survives
+from robustjax.attacks.engine.verify import is_correct, is_robust, is_valid
 from robustjax.types import Outputs
 
 SHAPE = (8, 4, 3, 2)
@@ -286,8 +286,8 @@ def test_survivors_are_right_before_and_after(key):
     away = lambda logits_fn, key, images, labels: 1.0 - images  # noqa: E731
     logits = jnp.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])
     labels = jnp.array([0, 0, 1])
-    np.testing.assert_array_equal(survives(lambda x: x, None, key, logits, labels), [True, False, False])
-    np.testing.assert_array_equal(survives(lambda x: x, away, key, logits, labels), [False, False, False])
+    np.testing.assert_array_equal(is_robust(lambda x: x, None, key, logits, labels), [True, False, False])
+    np.testing.assert_array_equal(is_robust(lambda x: x, away, key, logits, labels), [False, False, False])
 
 
 def test_geometry_is_exported():

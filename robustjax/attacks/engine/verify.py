@@ -152,7 +152,7 @@ def is_valid(
     return inside_box & (distance <= jnp.asarray(epsilon).astype(dtype) * (1.0 + 1e-6) + slack)
 
 
-def survives(
+def is_robust(
     logits_fn: LogitsFn,
     attack: Attack | None,
     key: Key,
@@ -176,7 +176,7 @@ def survives(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> survives(lambda x: x, None, jax.random.key(0), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0]))
+        >>> is_robust(lambda x: x, None, jax.random.key(0), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0]))
         Array([ True, False], dtype=bool)
     """
 
