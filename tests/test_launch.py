@@ -208,7 +208,7 @@ def test_a_slurm_job_asks_for_a_task_a_node_and_a_signal_before_its_end():
 
 
 def test_the_dry_run_of_a_slurm_job_prints_its_command(stand_ins):
-    done = run("slurm.sbatch", "--dry_run", *TRAINING, stand_ins=stand_ins)
+    done = run("slurm.sbatch", "--dry_run", *TRAINING, stand_ins=stand_ins, PYTHON="")
     assert done.returncode == 0 and not calls(stand_ins)
     (stand_ins / "endings").write_text("0")
     path = f"{stand_ins / 'bin'}:{os.environ['PATH']}"
