@@ -7,7 +7,8 @@ classes, ``S`` the number of guarded sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -68,6 +69,24 @@ class InputError(ValueError):
 
     The command lines print it and exit with status 2; everything else is a defect and keeps its traceback.
     """
+
+    @classmethod
+    def raise_if(cls, what: str, problems: Sequence[str]) -> None:
+        """Raises one error that lists all problems of a thing, if there are any."""
+        if problems:
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise cls(f"{what} has {count}: {'; '.join(problems)}")
+
+
+def nearest(value: object, valid: Iterable[str]) -> str:
+    """What to add to a message about a name that there is not: the one that was most likely meant, if any is like it.
+
+    Example:
+        >>> nearest("resnet81", ["small_cnn", "resnet18"]), nearest("x", ["small_cnn"])
+        (" (nearest: 'resnet18')", '')
+    """
+    near = difflib.get_close_matches(str(value), list(valid), n=1)
+    return f" (nearest: {near[0]!r})" if near else ""
 
 
 class Guard(Protocol):

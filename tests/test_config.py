@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
-from robustjax import config, models
+from robustjax import config, models, runs
 from robustjax.runs import config_file
 from robustjax.runs.claim import claim
 from robustjax.types import InputError
@@ -240,3 +241,20 @@ def test_the_pod_config_scales_its_learning_rate_with_the_batch():
     assert get_config("4096").optimizer.learning_rate == pytest.approx(3.2)
     with pytest.raises(InputError, match="got '4k'"):
         get_config("4k")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("quickstart", r"config must be a ConfigDict such as config\.base\(\) returns, got str 'quickstart'; change"),
+        (None, "got NoneType None"),
+        (ConfigDict({"seed": 0}), r"model\.name is missing; .*; begin with config\.base\(\)"),
+        (ConfigDict({**config.base().to_dict(), "epochs": 3}), r"1 problem: epochs is unknown \(nearest: train\.num"),
+        (ConfigDict({**config.base().to_dict(), "seed": "one"}), r"1 problem: seed must be of type int, got 'one'"),
+    ],
+    ids=["name", "none", "few keys", "another key", "another type"],
+)
+def test_a_config_that_did_not_begin_as_base_is_refused(given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runs.train(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,6 @@ The result is what tfds itself would have prepared (same names, versions, featur
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
 import io
@@ -26,7 +25,7 @@ from rich.console import Console
 from robustjax.data.formats import Columns, File
 from robustjax.data.known import KNOWN, Known
 from robustjax.data.tfds_source import resolve_data_dir
-from robustjax.types import InputError
+from robustjax.types import InputError, nearest
 
 _TIMEOUT = 30  # seconds without a byte
 
@@ -54,9 +53,7 @@ def prepare(
             a folder that cannot be written.
     """
     if name not in KNOWN:
-        nearest = difflib.get_close_matches(name, KNOWN, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"data set must be one of {', '.join(KNOWN)}, got {name!r}{hint}")
+        raise InputError(f"data set must be one of {', '.join(KNOWN)}, got {name!r}{nearest(name, KNOWN)}")
     known = KNOWN[name]
     directory = resolve_data_dir(data_dir)
     folder = directory / name / known.version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from robustjax.data import tfds_source
 from robustjax.data.order import permutation
-from robustjax.types import InputError
+from robustjax.types import InputError, nearest
 
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
 _VALIDATION_KEY = (0, 2**64 - 1)
@@ -136,8 +135,7 @@ def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> 
     if split == "test":
         split = _STORED_TEST.get(name.partition(":")[0], split)
     if split not in stored:
-        near = difflib.get_close_matches(split, stored, n=1)
-        hint = f" (nearest: {near[0]!r})" if near else ""
+        hint = nearest(split, stored)
         if split == "validation":
             hint = "; to cut it from the training split, give validation_examples"
         raise InputError(f"split must be one of {', '.join(stored)} of {name!r}, got {split!r}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from PIL import Image
 
 from robustjax.data import decoded, scaling
 from robustjax.data.known import KNOWN
-from robustjax.types import InputError
+from robustjax.types import InputError, nearest
 
 _CHUNK = 1024  # encoded records in memory at a time, beside the decoded images
 
@@ -219,8 +218,8 @@ def _not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
     base, *_ = name.replace(":", "/").split("/")
     if base in KNOWN:
         mend = f"prepare it with: python -m robustjax.data prepare {base} --data_dir={directory}"
-    elif nearest := difflib.get_close_matches(name, ["digits", *KNOWN, *found], n=1):
-        mend = f"did you mean {nearest[0]!r}?"
+    elif like := nearest(name, ["digits", *KNOWN, *found]):
+        mend = f"give the name of one that is there{like}"
     else:
         mend = (
             f"give digits, or one of {', '.join(KNOWN)} (python -m robustjax.data prepare NAME), or another data set "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from robustjax.layers import conv2d
@@ -10,7 +9,7 @@ from robustjax.models.layers import Network, per_channel
 from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN
 from robustjax.models.vgg import VGG16
-from robustjax.types import Guards, InputError
+from robustjax.types import Guards, InputError, nearest
 
 
 def _resnet20(**options: Any) -> Network:
@@ -82,9 +81,7 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         (2, 3)
     """
     if name not in MODELS:
-        nearest = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f" (nearest: {nearest[0]!r})" if nearest else ""
-        raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{hint}")
+        raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}")
     allowed = (*OPTIONS, *OWN_OPTIONS.get(name, ()))
     unknown = sorted(set(options) - set(allowed))
     missing = sorted({"depth", "width"} - set(options)) if name == "wide_resnet" else []

@@ -199,7 +199,7 @@ def test_the_command_line_of_a_user(cifar):
         ([], "required: command, NAME"),
         (["prepare"], "required: NAME"),
         (["mend", "mnist"], "'mend'"),
-        (["prepare", "mnits"], "did you mean 'mnist'"),
+        (["prepare", "mnits"], "nearest: 'mnist'"),
         (["prepare", "imagenet"], "mnist, fashion_mnist, cifar10, cifar100, svhn_cropped"),
         (["prepare", "mnist", "--archve=x"], "'archve'. Did you mean: archive"),
         (["prepare", "mnist", "--arch=x"], "'arch'"),

@@ -194,8 +194,8 @@ def test_a_missing_data_set_is_named_with_what_is_there_and_how_to_get_it(shapes
     cases = [
         ("mnist", shapes, ["mnist", str(shapes), "shapes", f"data prepare mnist --data_dir={shapes}"]),
         ("mnist", tmp_path / "nowhere", ["no such folder", str(tmp_path / "nowhere")]),
-        ("shape", shapes, ["did you mean 'shapes'"]),
-        ("minst", shapes, ["did you mean 'mnist'"]),
+        ("shape", shapes, ["nearest: 'shapes'"]),
+        ("minst", shapes, ["nearest: 'mnist'"]),
         ("shapes:2.0.0", shapes, ["shapes:1.0.0"]),
         ("../shapes", shapes, ["not found"]),
         ("imagenet2012", shapes, ["array_record"]),

@@ -118,7 +118,7 @@ def test_crops_are_drawn_anew_for_each_epoch_and_example(directory):
     ("name", "options", "message"),
     [
         ("digits", {}, "use 'memory'"),
-        ("evne", {}, "did you mean 'even'"),
+        ("evne", {}, "nearest: 'even'"),
         ("even", {"num_examples": 31}, "1 to 30"),
         ("even", {"validation_examples": 30}, "less than the 30"),
     ],

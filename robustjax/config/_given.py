@@ -1,0 +1,117 @@
+"""Configs as users give them: by flags on a command line, and as JSON in the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from robustjax.config._check import validate
+from robustjax.config._keys import keys, nearest_key
+from robustjax.config._presets import base
+from robustjax.types import Config, InputError
+
+
+def from_plain(stored: Any, *, source: object) -> Config:
+    """A config from what JSON holds of it. Keys and sections that are not there have their defaults.
+
+    That way the runs of an earlier version, which lack newer keys, go on and are evaluated.
+
+    Args:
+        stored: nested dicts, as :func:`plain` returns them.
+        source: where they come from, for the message.
+
+    Raises:
+        InputError: one line that lists every problem.
+    """
+    config = base()
+    problems = list(_fill(config, stored))
+    if problems:
+        raise InputError(f"{source} is not a config of this version: {'; '.join(problems)}")
+    validate(config)
+    return config
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
+    return json.loads(config.to_json_best_effort())
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Checks every ``--config.KEY=VALUE`` of a command line, before any of them is used.
+
+    ml_collections would name only the first wrong one.
+
+    Args:
+        arguments: the whole command line.
+
+    Raises:
+        InputError: one line that lists every unknown key, with the nearest, and every value of a wrong type.
+
+    Example:
+        >>> check_overrides(["--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"])
+        Traceback (most recent call last):
+        ...
+        robustjax.types.InputError: command line has 3 problems: --config.attack.num_stepz is unknown (nearest:
+        --config.attack.num_steps); --config.epochs is unknown (nearest: --config.train.num_epochs); --config.seed must
+        be of type int, got 'one'
+    """
+    InputError.raise_if("command line", list(_override_problems(list(arguments))))
+
+
+def _override_problems(arguments: list[str]) -> Iterator[str]:
+    parsers = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
+    types = dict(keys(base()))
+    sections = {path.rpartition(".")[0] for path in types}
+    for i, argument in enumerate(arguments):
+        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if override is None:
+            continue
+        negated, path, value = override.groups()
+        if path not in types and path not in sections:
+            yield f"--config.{path} is unknown (nearest: --config.{nearest_key(path, types)})"
+            continue
+        kind = types.get(path)
+        if value is None and kind is not bool:  # `--config.seed 1`
+            value = arguments[i + 1] if i + 1 < len(arguments) else None
+        if kind is None or kind not in parsers or value is None or negated:
+            continue
+        try:
+            parsers[kind].parse(value)
+        except (TypeError, ValueError):
+            yield f"--config.{path} must be of type {kind.__name__}, got {value!r}"
+
+
+def _fill(config: Config, stored: Any, section: str = "") -> Iterator[str]:
+    """Puts what JSON holds in its places; yields what has none, or is of another type."""
+    if not isinstance(stored, dict):
+        yield f"{section or 'it'} must be an object, got {_short(stored)}"
+        return
+    for key, value in stored.items():
+        path = f"{section}.{key}" if section else key
+        if key not in config:
+            known = [name for name, _ in keys(base())]
+            # A whole section that is unknown may be a misspelt one.
+            near = nearest_key(path, {name.partition(".")[0] for name in known} if type(value) is dict else known)
+            yield f"{path} is unknown (nearest: {near})"
+        elif isinstance(config[key], ConfigDict):
+            yield from _fill(config[key], value, path)
+        else:
+            kind = config.get_type(key)
+            if isinstance(value, list) and kind is tuple:
+                value = tuple(value)  # which JSON does not have
+            elif type(value) is int and kind is float:
+                value = float(value)
+            if type(value) is kind or (value is None and config[key] is None):
+                config[key] = value
+            else:
+                yield f"{path} must be of type {kind.__name__}, got {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

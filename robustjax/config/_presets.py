@@ -1,0 +1,152 @@
+"""Every key of a run, with its default and meaning, and the settings that several configs share."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, config_dict
+
+from robustjax.types import Config
+
+
+def base() -> Config:
+    """PGD adversarial training of ``small_cnn`` on scikit-learn's handwritten digits."""
+    config: Config = ConfigDict()
+    config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
+
+    config.init_from = config_dict.placeholder(str)  # workdir of a run whose weights this one begins with; None: anew
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # "digits" (embedded) or any prepared tfds image-classification data set
+    config.data.data_dir = config_dict.placeholder(
+        str
+    )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default
+    config.data.validation_examples = 200  # carved from the training split, never from the test split
+    config.data.train_examples = config_dict.placeholder(int)  # use only the first so many; None: all
+    config.data.pipeline = "memory"  # "memory", on the devices, or "stream", read from disk while the run trains
+    config.data.image_size = config_dict.placeholder(int)  # side to which images of any size are scaled and cropped
+    config.data.random_resized_crop = False  # in training: of 8 to 100 % of the area (Szegedy et al. 2015); stream only
+    config.data.crop_padding = 0  # random crop after zero padding by so many pixels; 0: off
+    config.data.flip = False  # random left-right flip
+    config.data.cutout = 0  # side of a random square set to 0; 0: off
+
+    config.model = ConfigDict()
+    config.model.name = "small_cnn"  # one of robustjax.models.NAMES
+    config.model.depth = config_dict.placeholder(int)  # wide_resnet only: 6n + 4
+    config.model.width = config_dict.placeholder(int)  # wide_resnet only: widening factor
+    config.model.final_norm = config_dict.placeholder(bool)  # preact_resnet18 only: False as Wong et al. 2020
+    config.model.classifier_widths = config_dict.placeholder(tuple)  # vgg16 only: dense layers before the linear one
+    config.model.classifier_norm = config_dict.placeholder(bool)  # vgg16 only: BatchNorm in those layers
+    config.model.mean = (0.0,)  # subtracted from pixels in [0, 1] by the first layer: one number, or one per channel
+    config.model.std = (1.0,)  # divided by
+    config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
+
+    # None leaves an option at the defense's own default, and closed at defenses that do not have it.
+    config.defense = ConfigDict()
+    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr", "kwta", "sap", "sns"; None: none
+    config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
+    config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
+    config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax" (with BatchNorm), "sigmoid", "softplus"
+    config.defense.hidden = config_dict.placeholder(int)  # cifs: width of the probes' hidden layer
+    config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask
+    config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
+    config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of its loss
+    config.defense.width = config_dict.placeholder(int)  # fsr: channels of its networks
+    config.defense.fraction = config_dict.placeholder(float)  # kwta: kept; sap: drawn; sns: held still
+    config.defense.sampler = config_dict.placeholder(str)  # sap: "multinomial" or "bernoulli"
+    config.defense.weight = config_dict.placeholder(float)  # sns: of the sensitive neurons' movement
+    config.defense.refresh_steps = config_dict.placeholder(int)  # sns: updates between selections
+
+    # The inner maximisation of training; its epsilon and norm are also the threat evaluated.
+    config.attack = ConfigDict()
+    config.attack.name = "pgd"  # "pgd", "fgsm", "rs_fgsm" (Wong 2020) or "n_fgsm" (de Jorge 2022)
+    config.attack.norm = "linf"  # "linf", "l2" or "l1"
+    config.attack.epsilon = 0.2  # radius in units of pixels in [0, 1]
+    config.attack.step_size = 0.05  # same units; for rs_fgsm usually 1.25 epsilon; unused by fgsm and n_fgsm
+    config.attack.num_steps = 10  # pgd only
+    config.attack.random_start = True  # pgd only; TRADES and MART start from 0.001 N(0, 1) whatever this says
+    config.attack.warmup_epochs = 0.0  # epsilon and step_size grow linearly from 0 over so many epochs
+
+    config.objective = ConfigDict()
+    config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades" or "mart"
+    config.objective.beta = 6.0  # weight of the robust term of trades (6) and mart (5)
+    config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
+
+    config.batch_norm = ConfigDict()  # which statistics
+    config.batch_norm.devices = "global"  # of the batch however many devices share it, or "per_device": of each's part
+    config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
+    config.batch_norm.training = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
+
+    config.optimizer = ConfigDict()  # stochastic gradient descent
+    config.optimizer.learning_rate = 0.1  # peak
+    config.optimizer.schedule = "cosine"  # "constant", "piecewise", "cosine" or "cyclic" (linear up, then down to 0)
+    config.optimizer.boundaries = (75.0, 90.0)  # piecewise only: epochs at which the rate is multiplied by factor
+    config.optimizer.factor = 0.1  # piecewise only
+    config.optimizer.warmup_epochs = 0.0  # linear from 0 (cyclic: where the peak is)
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 5e-4  # added to the gradient, before momentum
+    config.optimizer.decay_norms_and_biases = False  # apply weight_decay to BatchNorm and biases too
+
+    config.train = ConfigDict()
+    config.train.num_epochs = 30
+    config.train.batch_size = 128  # over all devices
+    config.train.accumulation = 1  # micro-batches that a batch is cut into, for memory; BatchNorm sees each by itself
+    config.train.ema_decay = 0.0  # of a moving average of the weights, which is then evaluated (EMA); 0: off
+    config.train.log_every_steps = 100  # a line of metrics.jsonl
+    config.train.keep_checkpoints = 2  # newest ones kept, besides the best by robust validation accuracy
+    config.train.on_nonfinite = "stop"  # or "halve": back to the last validated checkpoint at half the learning rate
+
+    config.validation = ConfigDict()  # clean, FGSM and PGD accuracy on the validation split, during training
+    config.validation.every_epochs = 1  # also how often a checkpoint is written
+    config.validation.batch_size = 500
+    config.validation.num_steps = 10  # of PGD with step epsilon / 4 and a random start
+    return config.lock()
+
+
+def digits() -> Config:
+    """A small network on 8 x 8 scans of handwritten digits under linf 0.2: trains in half a minute on two cores."""
+    config = base()
+    config.attack.epsilon = 0.2
+    config.attack.step_size = 0.05
+    config.attack.num_steps = 10
+    config.attack.warmup_epochs = 20.0  # at full epsilon from the start, the small network learns nothing for a while
+    config.train.num_epochs = 100
+    config.train.batch_size = 64
+    config.validation.every_epochs = 5
+    return config
+
+
+def cifar10() -> Config:
+    """ResNet-18 on CIFAR-10 under linf 8/255, in the setting that the CAS, CIFS and TRADES papers share."""
+    config = base()
+    config.data.name = "cifar10"
+    config.data.validation_examples = 1000
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.model.name = "resnet18"
+    config.attack.epsilon = 8 / 255
+    config.attack.step_size = 2 / 255
+    config.attack.num_steps = 10
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "piecewise"
+    config.optimizer.boundaries = (75.0, 90.0)
+    config.optimizer.weight_decay = 2e-4
+    config.train.num_epochs = 120
+    return config
+
+
+def speedrun() -> Config:
+    """What robust training in minutes on one GPU shares: bfloat16, large batches, one cycle, averaged weights."""
+    config = cifar10()
+    config.model.name = "preact_resnet18"
+    config.model.mean = (0.4914, 0.4822, 0.4465)
+    config.model.std = (0.2471, 0.2435, 0.2616)
+    config.model.dtype = "bfloat16"
+    config.objective.label_smoothing = 0.1
+    config.optimizer.schedule = "cyclic"
+    config.optimizer.learning_rate = 0.4
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.train.batch_size = 512
+    config.train.ema_decay = 0.995  # over about two epochs
+    config.validation.every_epochs = 10
+    return config
