@@ -1,6 +1,7 @@
 """AutoAttack `standard` against the published implementation: same weights and images, flags and seconds by attack.
 
 python benchmarks/autoattack.py --data_dir=DIR [--dataset=mnist] [--norms=linf,l2] [--num_images=256]
+                                [--peer_python=PATH]
 
 Trains a small CNN for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
 process of its own, one after the other, on all cores. The published side is `torchattacks` (its APGD, APGDT, FAB and
@@ -33,6 +34,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds data s
 NORMS = flags.DEFINE_list("norms", "linf,l2", "Threats.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 256, "Test images to attack.", lower_bound=1)
 TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Of adversarial training, 128 images each.", lower_bound=1)
+PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the published side, with its packages.")
 PART = flags.DEFINE_enum(
     "part", None, ["train", "ours", "published", "published_again"], "Do only this, on --case, as the parent asks."
 )
@@ -49,7 +51,8 @@ def main(_) -> None:
         with tempfile.TemporaryDirectory() as folder:
             case = os.path.join(folder, "case.npz")
             for part in ("train", "ours", "published", "published_again"):
-                command = [sys.executable, __file__, *sys.argv[1:], f"--part={part}", f"--case={case}"]
+                interpreter = PEER_PYTHON.value if part.startswith("published") else sys.executable
+                command = [interpreter, __file__, *sys.argv[1:], f"--part={part}", f"--case={case}"]
                 subprocess.run([*command, f"--norms={norm}"], check=True)
             report(norm, *(np.load(f"{case}.{part}.npz") for part in ("ours", "published", "published_again")))
 
