@@ -516,6 +516,8 @@ class Coverage:
 
     def __init__(self, path: Path, sources: dict[str, bytes]):
         self.path, self.sources = path, sources
+        # Here, before any thread: Python 3.11 can fail where two threads parse at the same time (CPython issue 106905).
+        self.inside = {file: _function_lines(source) for file, source in sources.items()}
         self.units: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def measure(self, copies: Copies, paths: Sequence[str], jobs: int) -> None:
@@ -571,7 +573,7 @@ class Coverage:
         measured = coverage.CoverageData(str(data))
         measured.read()
         for file in self.sources:
-            inside = _function_lines(self.sources[file])
+            inside = self.inside[file]
             by_line = {}
             for line, contexts in measured.contexts_by_lineno(str((copy / file).resolve())).items():
                 reaching = {number[name] for name in contexts if name in number}
