@@ -23,8 +23,9 @@ FLOORS = (
     ("config",),
     ("build",),
     ("runs",),
+    ("interop",),
     ("evaluation",),
-    ("analysis", "interop"),
+    ("analysis",),
     ("cli",),
     ("train", "evaluate", "report"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +136,8 @@ def autoattack(
     inputs.check_key(key)
     images, labels, epsilon = inputs.on_host(images, labels, epsilon, norm, bounds, keep_dtype=True, allow_empty=True)
     bounds = inputs.box(bounds, images.shape[-1])
-    names = VERSIONS.get(version) if isinstance(version, str) else tuple(version)
-    if not names or not set(names) <= set(ATTACKS):
+    names = attack_names(version)
+    if not names:
         wanted = f"one of {', '.join(VERSIONS)}, or a list of {', '.join(ATTACKS)}"
         raise InputError(f"version must be {wanted}, got {version!r}; choose among these")
     if eot_samples is None:
@@ -228,14 +228,22 @@ def default_batch_size() -> int:
     return DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE
 
 
-def most_passes(*, norm: str, version: str, num_classes: int, eot_samples: int = 0) -> int:
+def attack_names(version: Any) -> tuple[str, ...]:
+    """The attacks of a version, or those that are listed; empty where the version is unknown or one of them is."""
+    if isinstance(version, str):
+        return VERSIONS.get(version, ())
+    names = tuple(version) if isinstance(version, list | tuple) else ()
+    return names if all(name in ATTACKS for name in names) else ()
+
+
+def most_passes(*, norm: str, version: str | Sequence[str], num_classes: int, eot_samples: int = 0) -> int:
     """Forward passes for an image that is robust against every attack; a gradient counts as two further ones.
 
     Example:
         >>> most_passes(norm="linf", version="standard", num_classes=10)
         11630
     """
-    stages = [_stage(name, norm, version, (0.0, 1.0), eot_samples, num_classes - 1) for name in VERSIONS[version]]
+    stages = [_stage(name, norm, version, (0.0, 1.0), eot_samples, num_classes - 1) for name in attack_names(version)]
     return sum(stage.passes for stage in stages)
 
 
