@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from robustjax import data
+from robustjax import data, transforms
 from robustjax.attacks.engine import inputs
 from robustjax.evaluation.protocol import protocols, records, session, tables
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
@@ -46,6 +46,7 @@ class Subject(NamedTuple):
         conditions: what every record says besides.
         settings: all that results depend on, further to the attack's own; results are stored under it.
         stores: folder of the results batch by batch, or None to keep nothing.
+        quicken: whether :func:`judge` quickens the network; ``network`` is as it is to be run.
     """
 
     network: LogitsFn
@@ -61,6 +62,7 @@ class Subject(NamedTuple):
     conditions: Mapping[str, Any]
     settings: Mapping[str, Any]
     stores: Path | None
+    quicken: bool = True
 
     def runner(self, threat: Threat) -> Runner:
         """The network and the images, ready to be attacked."""
@@ -165,6 +167,7 @@ def evaluate(
     batch_size: int = 500,
     eot_samples: int = EOT_SAMPLES,
     num_draws: int = NUM_DRAWS,
+    quicken: bool = True,
     progress: bool = False,
 ) -> Evaluation:
     """Runs attacks on a network and reports what is left of its accuracy, with intervals and all settings.
@@ -186,6 +189,8 @@ def evaluate(
         batch_size: images at a time, over all devices, which have to divide it.
         eot_samples: draws over which attacks average a stochastic network.
         num_draws: fresh draws on which each image of a stochastic network is classified.
+        quicken: run the network by :func:`robustjax.transforms.quicken`: the same outputs and gradients to rounding, in
+            less time on a CPU if it is not of this library.
         progress: show how far it is and how long it takes.
 
     Returns:
@@ -225,7 +230,7 @@ def evaluate(
         conditions |= {"num_draws": num_draws, "eot_samples": eot_samples}
     network = inputs.as_pytree(logits_fn)
     subject = Subject(
-        network=network,
+        network=transforms.quicken(network) if quicken else network,
         hints=hints,
         adaptive_fn=logits_fn,
         images=host_images,
@@ -238,6 +243,7 @@ def evaluate(
         conditions={**conditions, **about},
         settings={},
         stores=None,
+        quicken=quicken,
     )
     return run(subject, threats, attacks, budget=budget, progress=progress)
 
@@ -293,7 +299,9 @@ def run(
 def _adaptive(subject: Subject, runner: Runner, *, budget: str, progress: bool) -> tuple[Verdict, Protocol, Outcome]:
     """The verdict of :func:`judge`, and its strongest images verified like those of every other attack."""
     threat = runner.threat
-    attack = partial(judge, budget=budget, epsilon=threat.epsilon, norm=threat.norm, bounds=threat.bounds)
+    attack = partial(
+        judge, budget=budget, epsilon=threat.epsilon, norm=threat.norm, bounds=threat.bounds, quicken=subject.quicken
+    )
     images = subject.images
     images = np.asarray(data.to_float(images)) if images.dtype == np.uint8 else images
     key = session.attack_key(subject.key, protocols.ADAPTIVE)

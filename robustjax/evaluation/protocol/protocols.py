@@ -16,7 +16,7 @@ from robustjax.types import InputError, LossFn
 # The loss of C&W as the evaluated papers run it.
 CW_MARGIN = partial(losses.margin, confidence=50.0)
 # Where and with what a driver runs, none of it a setting of the attack.
-GIVEN_TO_DRIVERS = ("batch_size", "sharding", "progress")
+GIVEN_TO_DRIVERS = ("batch_size", "sharding", "quicken", "progress")
 
 
 class Protocol(NamedTuple):
@@ -87,7 +87,8 @@ def autoattack(threat: Threat, *, num_classes: int, eot_samples: int = 0) -> Pro
     stochastic = eot_samples > 0
     settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": eot_samples}
     return Protocol(
-        _bound(attacks.autoattack, bounds=threat.bounds, **settings),
+        # The network that an evaluation hands over is quickened, or not, for all of its attacks.
+        _bound(attacks.autoattack, bounds=threat.bounds, quicken=False, **settings),
         {"epsilon": threat.epsilon},
         num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
         num_restarts=1,
