@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "robustjax"
 # From the bottom up: a room imports only from itself and from rooms on lines before its own.
 FLOORS = (
     ("types", "version", "statistics"),
-    ("ops", "layers", "runtime"),
+    ("ops", "runtime"),
+    ("layers",),
+    ("transforms",),
     ("attacks", "defenses", "data"),
     ("models", "objectives"),
     ("training",),
@@ -31,7 +33,7 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms of one floor that know of each other all the same.
-NEIGHBOURS = {("models", "defenses"), ("layers", "runtime")}
+NEIGHBOURS = {("models", "defenses")}
 
 
 def _modules():

@@ -223,7 +223,9 @@ def run(
 def _adaptive(subject: Subject, runner: Runner, *, budget: str, progress: bool) -> tuple[Verdict, Protocol, Outcome]:
     """The verdict of :func:`judge`, and its strongest images verified like those of every other attack."""
     threat = runner.threat
-    attack = partial(judge, budget=budget, epsilon=threat.epsilon, norm=threat.norm, bounds=threat.bounds)
+    attack = partial(
+        judge, budget=budget, epsilon=threat.epsilon, norm=threat.norm, bounds=threat.bounds, quicken=subject.quicken
+    )
     images = floats(subject.images)
     key = session.attack_key(subject.key, protocols.ADAPTIVE)
     verdict = attack(subject.adaptive_fn, key, images, subject.labels, hints=subject.hints, progress=progress)

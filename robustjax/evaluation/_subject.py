@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from robustjax import transforms
 from robustjax.attacks.engine import inputs, verify
 from robustjax.evaluation.protocol import protocols, records, session
 from robustjax.evaluation.protocol.folder import file_name
@@ -186,7 +187,7 @@ def of_function(
         about |= {"num_draws": num_draws, "eot_samples": eot_samples}
     network = inputs.as_pytree(logits_fn)
     return Subject(
-        network=quickened(network) if quicken else network,
+        network=transforms.quicken(network) if quicken else network,
         hints=hints,
         adaptive_fn=logits_fn,
         images=images,
@@ -204,10 +205,3 @@ def of_function(
         keep_images=keep_images,
         quicken=quicken,
     )
-
-
-def quickened(network: LogitsFn) -> LogitsFn:
-    """The network with this library's fast convolutions in place of XLA's."""
-    from robustjax import transforms
-
-    return transforms.quicken(network)

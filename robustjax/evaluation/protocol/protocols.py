@@ -22,7 +22,7 @@ from robustjax.types import InputError, LossFn
 # The loss of C&W as the evaluated papers run it.
 CW_MARGIN = partial(losses.margin, confidence=50.0)
 # Where and with what a driver runs, none of it a setting of the attack.
-GIVEN_TO_DRIVERS = ("batch_size", "sharding", "progress")
+GIVEN_TO_DRIVERS = ("batch_size", "sharding", "quicken", "progress")
 # Options that are arguments of what is compiled; of the others a change compiles anew.
 TRACED = {
     "pgd": ("step_size", "num_steps"),
@@ -196,7 +196,8 @@ def _ensemble(options: dict[str, Any], threat: Threat, num_classes: int) -> Prot
         raise InputError("version must not be rand for a deterministic network, whose draws are all the same")
     _refuse(attacks.autoattack, threat, {"norm": threat.norm, **options})
     return Protocol(
-        _bound(attacks.autoattack, norm=threat.norm, bounds=threat.bounds, **options),
+        # The network that an evaluation hands over is quickened, or not, for all of its attacks.
+        _bound(attacks.autoattack, norm=threat.norm, bounds=threat.bounds, quicken=False, **options),
         {"epsilon": threat.epsilon},
         num_steps=5000 if "square" in attack_names(version) else 100,  # of its longest part, Square's queries
         num_restarts=1,
