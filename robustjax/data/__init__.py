@@ -7,11 +7,30 @@ seen; augmentation (``robustjax.data.augment``) happens on the device, inside th
 
 The embedded data set ``digits`` needs nothing. The others are tfds data sets in ArrayRecord form, read without
 TensorFlow; ``python -m robustjax.data prepare NAME`` makes the usual ones from their original archives.
+
+``read_images`` reads what is to be evaluated, also from a folder of class folders or an ``.npz`` file; ``save_images``
+and ``read_saved`` are for adversarial images.
 """
 
+from robustjax.data.images import Images, read_images
 from robustjax.data.order import epoch_order
 from robustjax.data.pipeline import batches, to_float
+from robustjax.data.saved import read_saved, save_images
 from robustjax.data.sources import Dataset, load, splits
 from robustjax.data.stream import Stream, open_stream, stream_batches
 
-__all__ = ["Dataset", "Stream", "batches", "epoch_order", "load", "open_stream", "splits", "stream_batches", "to_float"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "Stream",
+    "batches",
+    "epoch_order",
+    "load",
+    "open_stream",
+    "read_images",
+    "read_saved",
+    "save_images",
+    "splits",
+    "stream_batches",
+    "to_float",
+]

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -25,23 +26,23 @@ SECONDS_WORTH_KEEPING, MOST_BYTES = 1.0, 2 * 2**30
 def remembered(
     files: Sequence[str | os.PathLike],
     indices: np.ndarray,
-    image_size: int | None,
+    scaled: Any,
     decode: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels that ``decode`` gives, or gave before from the same files.
 
-    What was kept is found by the files' places, sizes and times of change, the indices, the image size and the version
-    of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that cannot be
-    written to, or is full, keeps nothing and troubles nobody.
+    What was kept is found by the files' places, sizes and times of change, the indices, how images are scaled and the
+    version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that
+    cannot be written to, or is full, keeps nothing and troubles nobody.
 
     Args:
         files: that the examples are read from.
         indices: int [N], which of the examples.
-        image_size: to which images are scaled, or None.
+        scaled: how images are scaled and to what, or None; anything that JSON can hold.
         decode: () -> uint8 images [N, H, W, C] and int32 labels [N].
     """
     try:
-        kept = cache_folder() / "decoded" / f"{_name(files, indices, image_size)}.npz"
+        kept = cache_folder() / "decoded" / f"{_name(files, indices, scaled)}.npz"
     except OSError:  # what is wrong with the files is said by whoever reads them
         return decode()
     # A damaged archive raises whatever its bytes lead to.
@@ -64,9 +65,9 @@ def remembered(
     return images, labels
 
 
-def _name(files: Sequence[str | os.PathLike], indices: np.ndarray, image_size: int | None) -> str:
+def _name(files: Sequence[str | os.PathLike], indices: np.ndarray, scaled: Any) -> str:
     stats = [(str(Path(path).resolve()), os.stat(path)) for path in files]
     where = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    name = hashlib.sha256(json.dumps([where, image_size, PIL.__version__, DECODING]).encode())
+    name = hashlib.sha256(json.dumps([where, scaled, PIL.__version__, DECODING]).encode())
     name.update(np.ascontiguousarray(indices, np.int64).tobytes())
     return name.hexdigest()[:32]

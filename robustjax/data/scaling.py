@@ -12,6 +12,8 @@ from PIL import Image
 CENTRE = 224 / 256
 NUM_DRAWS = 40  # that `random_resized_crop` takes: four for each attempt
 
+# A side, of squares cut from the middle; or (height, width) of whole images.
+Size = int | tuple[int, int]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of an image with so many channels
 
@@ -43,6 +45,15 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
+def natural_channels(image: Image.Image) -> int:
+    """How many channels the colours of an image have, without alpha: 1 of grey, 3 of colours and palettes.
+
+    >>> natural_channels(Image.new("LA", (2, 2))), natural_channels(Image.new("P", (2, 2)))
+    (1, 3)
+    """
+    return 1 if image.mode[0] in "1LIF" and image.mode != "LAB" else 3
+
+
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     """The middle of an image, as it is evaluated on: its shorter side scaled to size * 256 / 224, then cropped.
 
@@ -55,6 +66,23 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     side = min(image.size) * CENTRE
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return _scaled(image, (left, top, left + side, top + side), size)
+
+
+def to_size(image: Image.Image, size: Size) -> np.ndarray:
+    """An image scaled to a size: of one number its middle (:func:`centre_crop`), of a pair (H, W) the whole of it.
+
+    A pair changes the proportions of an image that has others. Both scale bilinearly, with antialiasing.
+
+    Returns:
+        uint8 [H, W] or [H, W, C].
+
+    >>> to_size(Image.new("RGB", (500, 375)), (32, 48)).shape
+    (32, 48, 3)
+    """
+    if isinstance(size, int):
+        return centre_crop(image, size)
+    height, width = size
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def random_resized_crop(image: Image.Image, size: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:

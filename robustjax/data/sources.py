@@ -9,6 +9,7 @@ import numpy as np
 
 from robustjax.data import tfds_source
 from robustjax.data.order import permutation
+from robustjax.data.scaling import Size
 from robustjax.types import InputError, nearest
 
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
@@ -97,13 +98,8 @@ def load(
     if validation_examples < 0:
         raise InputError(f"validation_examples must be at least 0, got {validation_examples}")
     carved = split == "train" or (split == "validation" and validation_examples > 0)
-    stored = "train" if carved else _stored_split(name, split, data_dir)
-    if name == "digits":
-        if image_size is not None:
-            raise InputError(f"image_size must be None for the digits, which are always 8 x 8, got {image_size}")
-        source = _digits(stored)
-    else:
-        source = tfds_source.open_split(name, stored, data_dir, image_size=image_size)
+    stored = "train" if carved else split
+    source = open_stored(name, stored, data_dir=data_dir, image_size=image_size)
     indices = select(source.num_examples, name, split, validation_examples if carved else 0, num_examples)
     images, labels = source.read(indices)
     return Dataset(name, images, labels, len(source.label_names), source.label_names)
@@ -123,6 +119,22 @@ def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str
         ('train', 'test')
     """
     return ("train", "test") if name == "digits" else tfds_source.split_names(name, data_dir)
+
+
+def open_stored(
+    name: str, split: str, *, data_dir: str | os.PathLike | None, image_size: Size | None
+) -> tfds_source.Source:
+    """Opens a split as it is stored, without reading its images yet; of ImageNet, "test" is the validation split.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    split = _stored_split(name, split, data_dir)
+    if name != "digits":
+        return tfds_source.open_split(name, split, data_dir, image_size=image_size)
+    if image_size is not None:
+        raise InputError(f"image_size must be None for the digits, which are always 8 x 8, got {image_size}")
+    return _digits(split)
 
 
 def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> str:

@@ -66,18 +66,20 @@ def _open(name: str, data_dir: str | os.PathLike | None) -> tuple[Path, Any, tup
     directory = resolve_data_dir(data_dir)
     found = find_prepared(directory)
     if name not in found:
-        raise InputError(_not_found(name, directory, found))
+        raise InputError(not_found(name, directory, found))
     folder = found[name]
 
     import tensorflow_datasets as tfds  # half a second, and the embedded digits do without
 
-    with _blaming(f"{folder} must be a readable tfds data set"):
+    with blaming(f"{folder} must be a readable tfds data set"):
         _check_classes(json.loads((folder / "features.json").read_text()))
         builder = tfds.builder_from_directory(folder)
         return folder, builder, tuple(builder.info.splits)
 
 
-def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, image_size: int | None = None) -> Source:
+def open_split(
+    name: str, split: str, data_dir: str | os.PathLike | None, *, image_size: scaling.Size | None = None
+) -> Source:
     """Opens a split of a prepared data set; its images are decoded, and scaled to image_size, when they are read.
 
     Raises:
@@ -89,7 +91,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
 
     import tensorflow_datasets as tfds
 
-    with _blaming(f"{folder} must be a readable tfds data set"):
+    with blaming(f"{folder} must be a readable tfds data set"):
         features = dict(builder.info.features)
     for path in builder.info.splits[split].filepaths:
         if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
@@ -111,7 +113,7 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
     num_classes = label.num_classes
     channels = image.shape[-1]  # pyright: ignore[reportIndexIssue] - tfds wraps a tuple
     where = f"{folder}, split {split!r}"
-    with _blaming(f"{where} must be ArrayRecord files with examples"):
+    with blaming(f"{where} must be ArrayRecord files with examples"):
         # The images stay encoded: tfds would decode them more slowly, and with OpenCV wherever that is installed.
         records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
         size = sum(os.path.getsize(path) for path in builder.info.splits[split].filepaths)
@@ -126,10 +128,10 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
         images, labels = None, np.empty(len(indices), np.int32)
         for start in range(0, len(indices), _CHUNK):
             chunk = indices[start : start + _CHUNK].tolist()
-            with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
+            with blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
                 examples = records.__getitems__(chunk)
             for position, (index, example) in enumerate(zip(chunk, examples, strict=True), start):
-                with _blaming(f"{where}, record {index} must be an encoded image"):
+                with blaming(f"{where}, record {index} must be an encoded image"):
                     pixels = _decode(example[image_key], channels, image_size)
                 if images is None:
                     images = np.empty((len(indices), *pixels.shape), np.uint8)
@@ -144,9 +146,9 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None, *, ima
         return images, labels
 
     def read_one(index: int, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
-        with _blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
+        with blaming(f"{where}: truncated or corrupt records; prepare the data set again"):
             example = records[index]
-        with _blaming(f"{where}, record {index} must be an encoded image"):
+        with blaming(f"{where}, record {index} must be an encoded image"):
             pixels = _decode(example[image_key], channels, image_size, draws)
         check_labels(example[label_key], example[label_key])
         return pixels, example[label_key]
@@ -174,7 +176,7 @@ def _supervised_keys(declared: Any) -> tuple[str, str]:
     return "image", "label"
 
 
-def _decode(encoded: bytes, channels: int, size: int | None, draws: np.ndarray | None = None) -> np.ndarray:
+def _decode(encoded: bytes, channels: int, size: scaling.Size | None, draws: np.ndarray | None = None) -> np.ndarray:
     """The pixels of a PNG or JPEG, uint8 [H, W, channels]; of its middle scaled to a size, or of a random part."""
     # In one thread: on small images Pillow mostly holds the interpreter's lock, and two threads are no faster.
     with Image.open(io.BytesIO(encoded)) as image:
@@ -182,8 +184,9 @@ def _decode(encoded: bytes, channels: int, size: int | None, draws: np.ndarray |
         if size is None:
             pixels = np.asarray(image)
         elif draws is None:
-            pixels = scaling.centre_crop(image, size)
+            pixels = scaling.to_size(image, size)
         else:
+            assert isinstance(size, int)  # random crops are square
             pixels = scaling.random_resized_crop(image, size, draws)
     return pixels[:, :, None] if channels == 1 else pixels
 
@@ -202,7 +205,7 @@ def _check_classes(features: Any) -> None:
 
 
 @contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
+def blaming(what: str) -> Iterator[None]:
     """Turns whatever tfds, ArrayRecord or Pillow raise on files that are not what they should be into an InputError."""
     try:
         yield
@@ -210,7 +213,7 @@ def _blaming(what: str) -> Iterator[None]:
         raise InputError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
 
-def _not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
+def not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
     if not directory.is_dir():
         there = "no such folder"
     else:

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 
@@ -32,15 +33,30 @@ def write(path: str | Path, content: str | bytes) -> None:
         >>> path.read_text()
         '{}'
     """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file open for writing, which takes the place of ``path`` at the end, durably; after an error nothing changes.
+
+    For what is too large to hold twice; otherwise see :func:`write`, which has the same promises and errors.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
         # The name reaches the disk only with its folder.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
