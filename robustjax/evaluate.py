@@ -15,6 +15,8 @@ trust.md; others' images, ``saved:FILE.npz``; another data set, ``corruption:cif
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from robustjax import cli
@@ -22,7 +24,7 @@ from robustjax.evaluation import Options, evaluate_run
 from robustjax.evaluation.verdict.trial import BUDGETS
 
 # Each is an attribute of `Options`, which has more to say of it; --workdir is among those of all commands.
-FLAGS = [
+FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_string("model", None, "package.module:function, file.py:function, robustbench:NAME or onnx:FILE."),
     flags.DEFINE_string("weights", None, "File of the model's weights."),
     flags.DEFINE_list("mean", None, "The model is given (images - mean) / std: one number, or one a channel."),
@@ -67,7 +69,7 @@ RENAMED = {"draws": "num_draws"}
 def main() -> int:
     """Runs the evaluation that the flags describe."""
     cli.join_hosts()
-    given = {RENAMED.get(flag.name, flag.name): flag.value for flag in FLAGS}
+    given: dict[str, Any] = {RENAMED.get(flag.name, flag.name): flag.value for flag in FLAGS}
     try:
         result = evaluate_run(Options(workdir=cli.WORKDIR.value, **given))
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from robustjax import data
 from robustjax.attacks.engine import inputs
 from robustjax.evaluation._evaluation import Evaluation, by_threat, worst_case
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
@@ -113,9 +114,7 @@ def evaluate(
         host_images, host_labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
 
     def first_others(spec: str) -> Any:
-        from robustjax.data import read_images
-
-        return read_images(spec, num_examples=len(host_labels))
+        return data.read_images(spec, num_examples=len(host_labels))
 
     subject = of_function(
         logits_fn,

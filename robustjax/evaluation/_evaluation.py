@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
+from robustjax import data
 from robustjax.evaluation.protocol import card, folder, protocols, records, requirements, tables
 from robustjax.evaluation.protocol.deciding import Deciding
 from robustjax.evaluation.protocol.outcome import Outcome
@@ -124,8 +125,6 @@ class Evaluation(NamedTuple):
         """
         if self.deciding is None or self.labels is None:
             raise InputError("images must have been kept, got an evaluation without; give keep_images=True")
-        from robustjax import data
-
         about = {"norm": self.worst_case["norm"], "epsilon": self.worst_case["epsilon"], **self.conditions}
         data.save_images(
             path,

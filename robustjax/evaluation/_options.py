@@ -216,12 +216,11 @@ def _bounds(options: Options) -> tuple[float, float]:
 def constants(options: Options) -> dict[str, tuple[float, ...] | None]:
     """``mean`` and ``std`` as numbers."""
     found = {}
-    for name in ("mean", "std"):
-        values = getattr(options, name)
+    for name, values in (("mean", options.mean), ("std", options.std)):
         try:
-            found[name] = None if values is None else tuple(threats.number(value) for value in values)
+            found[name] = None if values is None else tuple(map(threats.number, values))
         except ValueError:
-            text = ",".join(map(str, values))
+            text = ",".join(map(str, values or ()))
             raise InputError(
                 f"{name} must be numbers separated by commas, such as 0.5,0.5,0.5, got {text!r}; give one for each "
                 "channel, or one for all"

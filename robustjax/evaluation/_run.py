@@ -108,10 +108,11 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
 
 def _of_model(options: Options) -> Subject:
     """Somebody's network on the images that are named."""
-    from robustjax.interop.networks import load_network
+    from robustjax.interop.networks import load_network  # pyright: ignore[reportMissingImports]
 
-    assert options.model is not None and options.data is not None  # as `check` has made sure
-    images = hosts.together(lambda: _runs.read(options, options.data, size=options.image_size))
+    spec = options.data
+    assert options.model is not None and spec is not None  # as `check` has made sure
+    images = hosts.together(lambda: _runs.read(options, spec, size=options.image_size))
     network = load_network(options.model, weights=options.weights, **_options.constants(options))
     few = floats(images.images[:2])
     try:
@@ -136,7 +137,7 @@ def _of_model(options: Options) -> Subject:
         batch_size=options.batch_size,
         conditions={
             "network": network.about,
-            "dataset": options.data,
+            "dataset": spec,
             "split": images.about.get("split"),
             "data": images.about,
             "seed": options.seed,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from robustjax import build, runs
+from robustjax import build, data, runs
 from robustjax import config as config_lib
 from robustjax.evaluation._options import Options
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject
@@ -77,7 +77,7 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
         conditions=conditions | {**made, "config": config},
         settings=settings,
         stores=evaluations / "batches",
-        class_names=getattr(images, "class_names", None) or getattr(images, "label_names", None),
+        class_names=images.label_names if isinstance(images, data.Dataset) else images.class_names,
         read_others=lambda spec: read(options, spec, size=options.image_size or run.config.data.image_size),
         keep_images=options.save_images is not None,
         quicken=options.quicken,
@@ -96,11 +96,9 @@ def without_draws(workdir: str) -> LogitsFn:
     return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, run.variables)
 
 
-def read(options: Options, spec: Any, *, size: int | None, data_dir: str | None = None) -> Any:
-    """Images that a command line names, those of a subset that it asks for: a ``data.Images``."""
-    from robustjax.data import read_images
-
-    return read_images(
+def read(options: Options, spec: str, *, size: int | None, data_dir: str | None = None) -> data.Images:
+    """Images that a command line names, those of the subset that it asks for."""
+    return data.read_images(
         spec,
         split=options.split,
         num_examples=options.num_examples,
@@ -110,7 +108,7 @@ def read(options: Options, spec: Any, *, size: int | None, data_dir: str | None 
     )
 
 
-def _images(options: Options, run: runs.Run) -> tuple[Any, dict[str, Any]]:
+def _images(options: Options, run: runs.Run) -> tuple[data.Dataset | data.Images, dict[str, Any]]:
     """The images of a run's own data set or of another, and what records say of them."""
     name, size = run.config.data.name, options.image_size or run.config.data.image_size
     if options.data is None and options.subset_seed is None:

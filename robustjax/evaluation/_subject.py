@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from robustjax import transforms
+from robustjax import data, transforms
 from robustjax.attacks.engine import inputs, verify
 from robustjax.evaluation.protocol import protocols, records, session
 from robustjax.evaluation.protocol.folder import file_name
@@ -122,14 +123,12 @@ class Subject(NamedTuple):
 
     def _saved(self, spec: Spec, threat: Threat) -> Protocol:
         """Others' adversarial images, all of which must be inside ball and box."""
-        from robustjax.data import read_saved
-
-        images = read_saved(spec.argument, self.images, bounds=threat.bounds)
+        images = data.read_saved(spec.argument, self.images, bounds=threat.bounds)
         valid = np.concatenate(
             [
                 verify.is_valid(
-                    floats(self.images[i : i + 1000]),
-                    images[i : i + 1000],
+                    jnp.asarray(floats(self.images[i : i + 1000])),
+                    jnp.asarray(images[i : i + 1000]),
                     epsilon=threat.epsilon,
                     norm=threat.norm,
                     bounds=threat.bounds,
@@ -143,7 +142,7 @@ class Subject(NamedTuple):
                 f"got {np.sum(~valid)} of {len(valid)} outside, first that of example {np.argmin(valid)}; give the "
                 "threat that they were made for"
             )
-        digest = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+        digest = hashlib.sha256(images.tobytes()).hexdigest()
         return Protocol(None, images=images, about={"attack": "saved", "file": spec.argument, "sha256": digest})
 
     def _store(self, name: str, protocol: Protocol, runner: Runner) -> Store | None:

@@ -30,7 +30,7 @@ def read(workdir: str | Path) -> Config:
 
 def _instead(folder: Path) -> str:
     """What is there in place of a run, and where there are runs nearby."""
-    kind = f"{folder}, which is not there"
+    kind = f"{folder}, which is not there, nor a config.json in it"
     if folder.exists():
         kind = f"{folder}, which has no config.json" if folder.is_dir() else f"{folder}, which is a file"
     near = folder if folder.is_dir() else folder.parent

@@ -13,8 +13,8 @@ from scipy import stats
 from robustjax import attacks
 from robustjax.attacks import losses
 from robustjax.evaluation.protocol import protocols, records
-from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.evaluation.protocol.outcome import Outcome
+from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.statistics import wilson_interval
 
 

@@ -19,17 +19,25 @@ def spelled(*names):
 
 def test_every_public_attack_has_a_name_and_every_option_a_reader():
     public = {value for name, value in vars(attacks).items() if inspect.isfunction(value) and name in attacks.__all__}
-    assert public - set(specs.ATTACKS.values()) == {attacks.n_fgsm} == {getattr(attacks, name) for name in specs.INSTEAD}
+    assert (
+        public - set(specs.ATTACKS.values()) == {attacks.n_fgsm} == {getattr(attacks, name) for name in specs.INSTEAD}
+    )
     for name in specs.ATTACKS:
         for option, parameter in specs.options_of(name).items():
             assert parameter.annotation in specs._READERS, (name, option, parameter.annotation)
 
 
 def test_attacks_and_options_are_told_apart_by_their_first_colon_or_equals():
-    assert spelled("clean", "apgd:loss=dlr", "num_steps=50", "square") == ["clean", "apgd:loss=dlr,num_steps=50", "square"]
+    assert spelled("clean", "apgd:loss=dlr", "num_steps=50", "square") == [
+        "clean",
+        "apgd:loss=dlr,num_steps=50",
+        "square",
+    ]
     assert spelled("clean,apgd:num_steps=50,loss=dlr,square") == ["clean", "apgd:loss=dlr,num_steps=50", "square"]
     assert spelled("saved:a=1,b=2.npz", "clean") == ["saved:a=1,b=2.npz", "clean"]
-    assert spelled("corruption:cifar10_corrupted/brightness_1:1.0.0") == ["corruption:cifar10_corrupted/brightness_1:1.0.0"]
+    assert spelled("corruption:cifar10_corrupted/brightness_1:1.0.0") == [
+        "corruption:cifar10_corrupted/brightness_1:1.0.0"
+    ]
     assert spelled("pgd20", "clean", "pgd20") == ["pgd20", "clean"]
 
 
@@ -38,8 +46,14 @@ def test_attacks_and_options_are_told_apart_by_their_first_colon_or_equals():
     [
         ("apgd:num_steps=7,loss=dlr-targeted", {"num_steps": 7, "loss": "dlr-targeted"}),
         ("apgd:loss=margin", {"loss": losses.margin}),
-        ("pgd:num_steps=3,step_size=2/255,random_start=false", {"num_steps": 3, "step_size": 2 / 255, "random_start": False}),
-        ("pgd:num_steps=3,random_start=gaussian,keep_best=True", {"num_steps": 3, "random_start": "gaussian", "keep_best": True}),
+        (
+            "pgd:num_steps=3,step_size=2/255,random_start=false",
+            {"num_steps": 3, "step_size": 2 / 255, "random_start": False},
+        ),
+        (
+            "pgd:num_steps=3,random_start=gaussian,keep_best=True",
+            {"num_steps": 3, "random_start": "gaussian", "keep_best": True},
+        ),
         ("fab:num_targets=none", {"num_targets": None}),
         ("autoattack:version=apgd-ce+square", {"version": ("apgd-ce", "square")}),
         ("autoattack:version=plus", {"version": "plus"}),
@@ -74,7 +88,10 @@ def test_lengths_may_be_parts_of_epsilon():
         (["pgd:num_steps=3,step_size=epsilon/0"], ["step_size must be a number, or a part of epsilon"]),
         (["pgd:num_steps=3,step_size=nan"], ["step_size must be a number"]),
         (["pgd:num_steps=3,keep_best=1"], ["keep_best must be true or false"]),
-        (["pgd", "optimized_pgd:num_steps=3"], ["pgd must be given num_steps", "optimized_pgd must be given optimizer"]),
+        (
+            ["pgd", "optimized_pgd:num_steps=3"],
+            ["pgd must be given num_steps", "optimized_pgd must be given optimizer"],
+        ),
         (["optimized_pgd:num_steps=3,optimizer=sgd"], ["optimizer must be one of momentum, adam"]),
         (["apgd:epsilon=0.1"], ["epsilon is set for all attacks alike"]),
         (["apgd:num_steps=3,num_steps=4"], ["num_steps is given twice"]),
@@ -102,7 +119,11 @@ def test_mistakes_are_named_all_at_once(names, causes):
 @pytest.mark.parametrize(
     ("names", "eot_samples", "causes"),
     [
-        (["apgd:num_steps=0", "square:num_queries=0"], 0, ["apgd:num_steps=0: num_steps must be at least 1", "num_queries must be at least 1"]),
+        (
+            ["apgd:num_steps=0", "square:num_queries=0"],
+            0,
+            ["apgd:num_steps=0: num_steps must be at least 1", "num_queries must be at least 1"],
+        ),
         (["pgd:num_steps=3,random_start=middle"], 0, ["random_start must be True, False or 'gaussian'"]),
         (["pgd:num_steps=3,step_size=-1"], 0, ["step_size must be a number >= 0"]),
         (["autoattack:version=pluss"], 0, ["version must be one of standard, plus, rand"]),

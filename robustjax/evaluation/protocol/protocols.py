@@ -175,7 +175,7 @@ def _public(spec: Spec, threat: Threat, *, num_classes: int, eot_samples: int) -
     else:
         aim = {"classes": spec.toward, "own": "targeted" in signature, "eot_samples": draws}
         attack = _bound(wrappers.toward, base=base, **aim)
-    every = {name: each.default for name, each in parameters.items()} | options | traced
+    every: dict[str, Any] = {name: each.default for name, each in parameters.items()} | options | traced
     rounds = num_classes - 1 if spec.toward == "all" else 1
     return Protocol(
         attack,

@@ -66,15 +66,15 @@ def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
 
 
 def classified(
-    labels: np.ndarray, predictions: np.ndarray, robust: Sequence[bool], *, num_classes: int, class_names: Any = None
+    labels: np.ndarray, predictions: np.ndarray, robust: np.ndarray, *, num_classes: int, class_names: Any = None
 ) -> dict[str, Any]:
     """What follows from the class of each example's deciding image: accuracy by class, and which is taken for which.
 
     Args:
         labels: integers [N].
         predictions: int [N]; of a stochastic network the class that most draws predict.
-        robust: [N]. An example that is not robust though its label is predicted, whose logits are not numbers or which
-            loses by a tie of draws, counts as predicted for no class, -1.
+        robust: bool [N]. An example that is not robust though its label is predicted, whose logits are not numbers or
+            which loses by a tie of draws, counts as predicted for no class, -1.
         num_classes: K.
         class_names: K strings, if they are known.
 
@@ -83,11 +83,11 @@ def classified(
         numbers of examples by predicted class, without those of class -1.
 
     Example:
-        >>> found = classified(np.array([0, 0, 1]), np.array([0, 1, 1]), [True, False, True], num_classes=2)
+        >>> robust = np.array([True, False, True])
+        >>> found = classified(np.array([0, 0, 1]), np.array([0, 1, 1]), robust, num_classes=2)
         >>> found["confusion"], [entry["accuracy"] for entry in found["per_class"]]
         ([[1, 1], [0, 1]], [0.5, 1.0])
     """
-    robust = np.asarray(robust, bool)
     predictions = np.where((predictions == labels) & ~robust, -1, predictions)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     known = predictions >= 0
@@ -151,7 +151,7 @@ def record(
         **classified(
             labels,
             outcome.deciding_predictions,
-            values["robust"],
+            np.array(values["robust"], bool),
             num_classes=num_classes,
             class_names=class_names,
         ),
@@ -211,7 +211,7 @@ def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **classified(
             labels,
             predictions,
-            values["robust"],
+            np.array(values["robust"], bool),
             num_classes=num_classes,
             class_names=[names.get(label, str(label)) for label in range(num_classes)] if names else None,
         ),

@@ -130,6 +130,8 @@ class Runner:
         """The rounds of an attack that aims at classes, each verified; of each example the strongest round is kept."""
         rows = self.examples(protocol)[index]
         images, labels = self._floats(rows), self.labels[rows]
+        assert protocol.attack is not None
+        program = self._program(protocol.attack)
         kept, seconds = {}, 0.0
         tries, hits = (np.zeros(len(labels), np.int32) for _ in range(2))
         for i in range(1, protocol.rounds + 1):
@@ -138,7 +140,7 @@ class Runner:
             options = _arrays(protocol.options) | {"offset": np.int32(i)}
             key_round = jax.random.fold_in(key_attack, i)
             arguments = (self._network, key_round, batch.images, batch.labels, options)
-            (moved, targets), spent = self._program(protocol.attack)(*arguments)
+            (moved, targets), spent = program(*arguments)
             moved, targets = moved[batch.mask], targets[batch.mask]
             unit = self.verify_unit(protocol, key, index, moved)
             seconds += spent + unit.seconds

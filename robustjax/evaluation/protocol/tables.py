@@ -67,7 +67,7 @@ def of_classes(entries: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-CSV_COLUMNS = (
+CSV_COLUMNS: tuple[str, ...] = (
     "attack", "norm", "epsilon", "num_steps", "num_restarts", "num_examples", "accuracy", "low_95", "high_95",
     "majority_vote", "worst_of_draws", "target_hit", "seconds", "network", "dataset", "split", "seed",
     "checkpoint_step", "commit",
@@ -109,7 +109,7 @@ def _table(conditions: Mapping[str, Any], headings: Sequence[str], several: bool
     """An empty table whose title says what was measured, as far as the records of a network tell."""
     defended = f" with {conditions['defense']}" if conditions.get("defense") else ""
     dataset = f" of {conditions['dataset']}" if "dataset" in conditions else ""
-    split = f"{conditions['split']} " if "split" in conditions else ""
+    split = f"{conditions['split']} " if conditions.get("split") else ""
     threat = "several threats" if several else f"{conditions['norm']} epsilon {conditions['epsilon']:.4g}"
     step = f", checkpoint of step {conditions['checkpoint_step']:,}" if "checkpoint_step" in conditions else ""
     network = network_name(conditions) or "network"
