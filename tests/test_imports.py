@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "robustjax"
 FLOORS = (
     ("types", "version", "statistics"),
     ("ops", "layers", "runtime"),
+    ("transforms",),
     ("attacks", "defenses", "data"),
     ("models", "objectives"),
     ("training",),
