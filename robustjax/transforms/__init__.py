@@ -1,5 +1,6 @@
-"""From a network to a network, by its program: the same function, computed or differentiated another way."""
+"""From a network to a network: the same function, from another library or computed another way."""
 
 from robustjax.transforms._quicken import quicken
+from robustjax.transforms._torch import from_torch_module
 
-__all__ = ["quicken"]
+__all__ = ["from_torch_module", "quicken"]
