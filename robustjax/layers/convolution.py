@@ -22,7 +22,7 @@ from robustjax.layers import quick, winograd
 from robustjax.types import Array
 
 Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+Padding = Sequence[Pair]
 FORMS = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
 
 
@@ -74,34 +74,25 @@ def _in_layout(
     **rest: Any,
 ) -> Array:
     """The convolution of images [B, ..., I] and a kernel [..., I / groups, O]."""
-    last = images.ndim - 1
-    plain = last == 3 and feature_group_count == batch_group_count == math.prod(rhs_dilation) == 1
-    if plain and preferred_element_type in (None, images.dtype):
-        strides, padding, gaps = tuple(window_strides), tuple(padding), tuple(lhs_dilation)
-        if math.prod(gaps) > 1 and math.prod(strides) == 1:
+    if any(min(pads) < 0 for pads in padding):  # where XLA's own reads beyond its memory
+        edges = [(low, high, gap - 1) for (low, high), gap in zip(padding, lhs_dilation, strict=True)]
+        images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        padding, lhs_dilation = [(0, 0)] * len(edges), [1] * len(edges)
+    strides, gaps = tuple(window_strides), tuple(lhs_dilation)
+    plain = images.ndim == 4 and feature_group_count == batch_group_count == math.prod(rhs_dilation) == 1
+    if plain and images.size and preferred_element_type in (None, images.dtype):
+        if strides == gaps == (1, 1) and winograd.is_quicker(images, kernel, padding):
+            return winograd.convolve(images, kernel, tuple(padding))
+        if gaps == (1, 1) and _is_quicker_multiplied(images.shape, kernel.shape, strides):
+            return _multiply(images, kernel, strides, padding)
+        if strides == (1, 1) and (gaps != (1, 1) or kernel.shape[3] <= FEW_CHANNELS):
             return _spread(images, kernel, gaps, padding)
-        if math.prod(gaps) == 1:
-            if strides == (1, 1) and winograd.is_quicker(images, kernel, padding):
-                return winograd.convolve(images, kernel, padding)
-            if _is_quicker_multiplied(images.shape, kernel.shape, strides):
-                return _multiply(images, kernel, strides, padding)
-            if strides == (1, 1) and kernel.shape[3] <= FEW_CHANNELS:
-                return _spread(images, kernel, gaps, padding)
+    last = images.ndim - 1
+    form = (0, last, *range(1, last)), (last, last - 1, *range(last - 1)), (0, last, *range(1, last))
     return jax.lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        jax.lax.ConvDimensionNumbers(
-            (0, last, *range(1, last)), (last, last - 1, *range(last - 1)), (0, last, *range(1, last))
-        ),
-        feature_group_count,
-        batch_group_count,
-        precision,
-        preferred_element_type,
-    )
+        images, kernel, strides, padding, gaps, rhs_dilation, jax.lax.ConvDimensionNumbers(*form),
+        feature_group_count, batch_group_count, precision, preferred_element_type,
+    )  # fmt: skip
 
 
 # So few are little to store once for each entry of the kernel.

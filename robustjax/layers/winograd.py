@@ -10,6 +10,7 @@ products, and the transforms around them are matrix products as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 
 from robustjax.types import Array
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = Sequence[tuple[int, int]]
 TILE = 4
 # A polynomial's values at these and at infinity stand for its coefficients. Of all such points tried, rounding in
 # float32 does least harm at these: 6e-7 of the outputs' spread, where 0, +-1, +-2 give 1.3e-6 and direct sums 2e-7.

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxprs_in_params, primitives
@@ -105,19 +106,17 @@ def _enter(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> Any:
 
 def _enter_custom_jvp(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> Any:
     """The function by the rules, and so its own derivative rule, which is asked for by differentiating the equation."""
-    count = equation.params["num_consts"]
-    constants, operands = operands[:count], operands[count:]
 
     @jax.custom_jvp
     def function(*operands: Any) -> Any:
-        return evaluate(equation.params["call_jaxpr"], rule_of, *constants, *operands)
+        return evaluate(equation.params["call_jaxpr"], rule_of, *operands)
 
     @partial(function.defjvp, symbolic_zeros=True)
     def derivative(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
         moving = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
 
         def along(primals: tuple, slopes: list[Any]) -> tuple[Any, Any]:
-            apply = lambda *some: bind(equation, *constants, *merged(moving, some, primals))  # noqa: E731
+            apply = lambda *some: bind(equation, *merged(moving, some, primals))  # noqa: E731
             return jax.jvp(apply, tuple(chosen(moving, primals)), tuple(slopes))
 
         return rewritten(along, rule_of)(primals, chosen(moving, tangents))
@@ -127,21 +126,29 @@ def _enter_custom_jvp(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> An
 
 def _enter_custom_vjp(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> Any:
     """Likewise, for a function with a rule for the reverse derivative."""
-    count = equation.params["num_consts"]
-    constants, operands = operands[:count], operands[count:]
 
     @jax.custom_vjp
     def function(*operands: Any) -> Any:
-        return evaluate(equation.params["call_jaxpr"], rule_of, *constants, *operands)
+        return evaluate(equation.params["call_jaxpr"], rule_of, *operands)
 
     def forward(*operands: Any) -> tuple[Any, Any]:
-        return rewritten(partial(jax.vjp, partial(bind, equation, *constants)), rule_of)(*operands)
+        values, moving = [operand.value for operand in operands], [operand.perturbed for operand in operands]
 
-    def backward(pull: Callable[..., tuple], slopes: Any) -> tuple:
-        return rewritten(pull, rule_of)(slopes)
+        def along(values: list[Any]) -> tuple[Any, Any]:
+            apply = lambda *some: bind(equation, *merged(moving, some, values))  # noqa: E731
+            return jax.vjp(apply, *chosen(moving, values))
 
-    function.defvjp(forward, backward)
+        outputs, pull = rewritten(along, rule_of)(values)
+        return outputs, jax.tree_util.Partial(partial(_pulled, rule_of, tuple(moving)), pull)
+
+    function.defvjp(forward, lambda pull, slopes: pull(slopes), symbolic_zeros=True)
     return function(*operands)
+
+
+def _pulled(rule_of: RuleOf, moving: tuple[bool, ...], pull: Callable[..., tuple], slopes: list[Any]) -> tuple:
+    """The derivatives by all operands, None by those that do not move."""
+    slopes = [jnp.zeros(each.shape, each.dtype) if isinstance(each, SymbolicZero) else each for each in slopes]
+    return tuple(merged(moving, rewritten(pull, rule_of)(slopes), [None] * len(moving)))
 
 
 # Primitives that hold programs -> how they are entered. Whatever else holds some is bound as it is.
