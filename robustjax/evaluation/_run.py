@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from robustjax import interop
 from robustjax.attacks.engine import inputs
 from robustjax.evaluation import _evaluate, _options, _runs
 from robustjax.evaluation._evaluation import Evaluation, by_threat, worst_case
@@ -108,12 +109,10 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
 
 def _of_model(options: Options) -> Subject:
     """Somebody's network on the images that are named."""
-    from robustjax.interop.networks import load_network  # pyright: ignore[reportMissingImports]
-
     spec = options.data
     assert options.model is not None and spec is not None  # as `check` has made sure
     images = hosts.together(lambda: _runs.read(options, spec, size=options.image_size))
-    network = load_network(options.model, weights=options.weights, **_options.constants(options))
+    network = interop.load_network(options.model, weights=options.weights, **_options.constants(options))
     few = floats(images.images[:2])
     try:
         inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))

@@ -1,4 +1,7 @@
-"""Networks from elsewhere: :func:`load_network`, :func:`from_torch`, :func:`to_torch`; a command makes runs of them."""
+"""Networks from elsewhere: :func:`load_network`, :func:`from_torch`, :func:`to_torch`; a command makes runs of them.
+
+Networks in ONNX files are read by :func:`robustjax.interop.onnx.read`.
+"""
 
 from robustjax.interop.convert import from_torch, to_torch
 from robustjax.interop.networks import Network, load_network

@@ -274,7 +274,8 @@ DENSE = [node("Flatten", "image", "a"), node("Gemm", "a w")]
     [
         ([node("LSTM", "image w r", hidden_size=2)], {"w": floats(1, 8, 2), "r": floats(1, 8, 2)}, {}, "LSTM (node"),
         ([helper.make_node("Gelu", ["image"], ["logits"], domain="com.microsoft")], {}, {}, "com.microsoft.Gelu"),
-        (DENSE, FLAT, {"opset": 6}, "operators of set 7 or newer, got 6"),
+        (DENSE, FLAT, {"opset": 6}, "operators of set 7 to 28, got 6"),
+        (DENSE, FLAT, {"opset": 29}, "operators of set 7 to 28, got 29"),
         (DENSE, FLAT, {"outputs": ("logits", "a")}, "one output, the logits, got logits, a"),
         ([node("Gemm", "a w")], FLAT, {}, "network.onnx"),
         ([*DENSE[:1], node("Gemm", "a w w")], FLAT, {}, "Gemm (node 'logits')"),

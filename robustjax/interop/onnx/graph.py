@@ -16,7 +16,8 @@ from robustjax.interop.onnx.node import Node, Value
 from robustjax.types import InputError
 
 OPERATORS = elementwise.OPERATORS | layers.OPERATORS | shapes.OPERATORS
-OLDEST_OPSET = 7  # before, operators say by attributes how they broadcast
+# Before, operators say by attributes how they broadcast; what a later set will mean is not known.
+OLDEST_OPSET, NEWEST_OPSET = 7, 28
 
 _OWN_DOMAIN = ("", "ai.onnx")
 
@@ -88,10 +89,10 @@ def load(path: str | Path) -> Graph:
 
 def _check_operators(model: Any, path: Path) -> None:
     for opset in model.opset_import:
-        if opset.domain in _OWN_DOMAIN and opset.version < OLDEST_OPSET:
+        if opset.domain in _OWN_DOMAIN and not OLDEST_OPSET <= opset.version <= NEWEST_OPSET:
             raise InputError(
-                f"{path} must have operators of set {OLDEST_OPSET} or newer, got {opset.version}; export it again, or "
-                "use onnx.version_converter"
+                f"{path} must have operators of set {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset.version}; export it "
+                "with another opset_version, or use onnx.version_converter"
             )
     unknown: dict[str, str] = {}
     for node in model.graph.node:
