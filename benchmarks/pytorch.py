@@ -2,12 +2,15 @@
 
 python benchmarks/pytorch.py [--model=resnet18] [--batch_size=32] [--what=attack|training|apgd] [--num_steps=10]
                              [--repetitions=7] [--peer=torchattacks|foolbox] [--peer_python=PATH]
+                             [--foreign=nhwc|nchw [--noquicken]]
 
 Each side lives in a process of its own and waits for its turn, since idle OpenMP threads spin and would spoil the
 other's time; a pause between turns lets them fall asleep. PyTorch runs as its users run it at its best: channels_last,
 all cores, inference mode of BatchNorm in the attack. Before anything is timed, both sides' logits and adversarial
 images are compared. Prints seconds of both sides, medians and spread, and the median over turns of PyTorch's time over
 ours.
+
+--foreign attacks the same network written with `jax.lax` alone, in that layout, through `transforms.quicken`.
 
 --peer lets a library attack in PyTorch's place: by PGD or, torchattacks only, by Auto-PGD on cross-entropy, whose
 random starts are each side's own, so that how many images it fools is compared.
@@ -34,6 +37,10 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images.", lower_bound=1)
 WHAT = flags.DEFINE_enum(
     "what", "attack", ["attack", "training", "apgd"], "PGD, PGD and the update on its images, or Auto-PGD."
 )
+FOREIGN = flags.DEFINE_enum(
+    "foreign", None, ["nhwc", "nchw"], "Attack small_cnn or resnet18 as others write them, in this layout."
+)
+QUICKEN = flags.DEFINE_bool("quicken", True, "Attack what is foreign through transforms.quicken.")
 PEER = flags.DEFINE_enum("peer", "pytorch", list(PEERS), "Whose attack runs in PyTorch.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter of PyTorch's side, where this one has no PyTorch.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Of the attack.", lower_bound=1)
@@ -48,6 +55,8 @@ def main(_) -> None:
     """Runs both sides, or one of them in this process."""
     if PEER.value not in {"attack": PEERS, "training": PEERS[:1], "apgd": ("torchattacks",)}[WHAT.value]:
         sys.exit(f"error: --peer={PEER.value} has no --what={WHAT.value}")
+    if FOREIGN.value and (WHAT.value == "training" or MODEL.value == "wide_resnet"):
+        sys.exit(f"error: --foreign attacks small_cnn or resnet18, not --model={MODEL.value} --what={WHAT.value}")
     if PART.value:
         {"ours": ours, "pytorch": pytorch}[PART.value](CASE.value)
         return
@@ -93,7 +102,8 @@ def report(seconds: dict[str, list[float]]) -> None:
     """Both sides and their ratio."""
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["pytorch"], strict=True)]
     what = {"attack": "PGD", "training": "PGD training", "apgd": "APGD"}[WHAT.value]
-    print(f"{MODEL.value}, batch {BATCH_SIZE.value}, {what} of {NUM_STEPS.value} steps, {os.cpu_count()} cores")
+    written = f" in {FOREIGN.value}{'' if QUICKEN.value else ', not quickened'}" if FOREIGN.value else ""
+    print(f"{MODEL.value}{written}, batch {BATCH_SIZE.value}, {what} of {NUM_STEPS.value} steps, {os.cpu_count()} cores")
     for name, times in zip(("ours", PEER.value), seconds.values(), strict=True):
         rate = BATCH_SIZE.value / statistics.median(times)
         print(f"  {name:12} {measure.milliseconds(times):32} {rate:8.1f} images/s")
@@ -102,10 +112,11 @@ def report(seconds: dict[str, list[float]]) -> None:
 
 def ours(folder: str) -> None:
     """Writes weights, images and what becomes of them; then serves."""
+    import foreign
     import jax
     import jax.numpy as jnp
 
-    from robustjax import attacks, interop, models
+    from robustjax import attacks, interop, models, transforms
     from robustjax.attacks.losses import cross_entropy
     from robustjax.runtime import process
 
@@ -119,6 +130,10 @@ def ours(folder: str) -> None:
     def logits(variables, images):
         return module.apply(variables, images).logits
 
+    if FOREIGN.value:
+        logits = foreign.network(MODEL.value, FOREIGN.value)
+        if QUICKEN.value:
+            logits = transforms.quicken(logits)
     labels = jnp.argmax(jax.jit(logits)(variables, images), -1)  # torchattacks' APGD leaves the wrong ones alone
 
     def attack(variables, images, num_steps=NUM_STEPS.value):

@@ -14,7 +14,7 @@ from robustjax import attacks, data, defenses, models, objectives, registry
 from robustjax import config as config_lib
 from robustjax.data import augment
 from robustjax.training import loop, optim, state, step
-from robustjax.types import Array, Attack, Config, InputError, Key
+from robustjax.types import Array, Attack, Config, InputError, Key, nearest
 
 
 def datasets(config: Config) -> tuple[data.Dataset | data.Stream, data.Dataset]:
@@ -46,7 +46,11 @@ def test_dataset(config: Config, *, num_examples: int | None = None, split: str 
         InputError: as :func:`robustjax.data.load`.
     """
     name, folder = config.data.name, config.data.data_dir
-    own = split == "validation" and split in data.splits(name, data_dir=folder)
+    stored = data.splits(name, data_dir=folder)
+    known = tuple(dict.fromkeys([*stored, "validation"]))
+    if split not in (*known, "test"):
+        raise InputError(f"split must be one of {', '.join(known)} of {name!r}, got {split!r}{nearest(split, known)}")
+    own = split == "validation" and split in stored
     return data.load(
         name,
         split,

@@ -98,6 +98,13 @@ def define_config() -> flags.FlagHolder[Any]:
     return holder
 
 
+def define_output(what: str) -> flags.FlagHolder[Any]:
+    """Defines --output, by default None, which several commands have: a process that imports them defines it once."""
+    if "output" in flags.FLAGS:
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS["output"])
+    return flags.DEFINE_string("output", None, what)
+
+
 class _ByName(flags.ArgumentParser):
     """Hands the path of a config file on, also where a shipped one is given by its name."""
 
@@ -106,8 +113,15 @@ class _ByName(flags.ArgumentParser):
         self._of_paths = of_paths
 
     def parse(self, argument: str) -> Any:
-        name, *rest = argument.split(":", 1)
-        return self._of_paths.parse(":".join([str(find_config(name)), *rest]))
+        name, *variant = argument.split(":", 1)
+        try:
+            return self._of_paths.parse(":".join([str(find_config(name)), *variant]))
+        except Exception as error:  # whatever the file raises, with its traceback
+            if variant and "get_config() takes 0 positional arguments" in str(error):
+                raise InputError(
+                    f"config must be {name} alone, which has no variants, got {argument!r}; leave out :{variant[0]}"
+                ) from error
+            raise
 
 
 def find_config(name: str) -> Path:

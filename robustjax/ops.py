@@ -1,8 +1,8 @@
-"""Small operations on arrays that several rooms share: gradients by substitution, dtypes, channels of a feature map."""
+"""Small operations that several rooms share: gradients by substitution, dtypes, channels of a feature map, sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,3 +91,24 @@ def scale_channels(features: Array, weights: Array) -> Array:
     batch, channels = weights.shape
     weights = weights.reshape((batch,) + (1,) * (features.ndim - 2) + (channels,))
     return (features.astype(jnp.float32) * weights.astype(jnp.float32)).astype(features.dtype)
+
+
+def chosen(which: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+    """The values at the places that ``which`` marks.
+
+    Example:
+        >>> chosen([True, False, True], "abc")
+        ['a', 'c']
+    """
+    return [value for marked, value in zip(which, values, strict=True) if marked]
+
+
+def merged(which: Sequence[bool], some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """``some`` in order at the places that ``which`` marks, and what ``others`` has at the rest.
+
+    Example:
+        >>> merged([True, False, True], "xy", "abc")
+        ['x', 'b', 'y']
+    """
+    taken = iter(some)
+    return [next(taken) if marked else other for marked, other in zip(which, others, strict=True)]

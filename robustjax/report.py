@@ -16,7 +16,7 @@ from robustjax.runtime import files
 from robustjax.types import InputError
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were evaluated.")
-OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+OUTPUT = cli.define_output("The page to write, by default report.html.")
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     if not WORKDIRS.value:
         raise InputError("--workdirs names no folder; give those of runs that were evaluated, separated by commas")
     rows = summary.summarise(WORKDIRS.value)
-    output = Path(OUTPUT.value)
+    output = Path(OUTPUT.value or "report.html")
     if not output.parent.is_dir():
         raise InputError(f"--output {output} cannot be written: there is no folder {output.parent}; make it first")
     files.write(output, page.page(rows))

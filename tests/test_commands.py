@@ -269,3 +269,27 @@ def test_bad_input_to_evaluate_is_one_line(arguments, message, trained):
 def test_evaluating_what_is_not_a_run_is_refused(tmp_path):
     assert "has no config.json" in refused(run("evaluate", f"--workdir={tmp_path}"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_requirement_is_the_exit_status(trained):
+    flags = ["--attacks=clean,apgd:loss=dlr,num_steps=3", "--num_examples=40", f"--workdir={trained}"]
+    assert run("evaluate", *flags, "--require=clean>=1%", "--require=worst_case<=99%").returncode == 0
+    done = run("evaluate", *flags, "--require=apgd:loss=dlr,num_steps=3>=99.9%", "--require=clean>0")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("error: apgd:loss=dlr,num_steps=3>=99.9% does not hold: accuracy")
+    assert "points too low (95 % interval" in line and "worst case" in done.stdout
+    assert "require" in refused(run("evaluate", *flags, "--require=apgd>=0.5"))
+
+
+def test_somebody_elses_network_by_one_command_line(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def network():\n    return lambda images: images.reshape(len(images), -1)[:, 20:30]\n"
+    )
+    model = [f"--model={tmp_path / 'mine.py'}:network", "--data=digits", "--num_examples=40", "--batch_size=40"]
+    attacks = ["--attacks=clean,pgd20", "--threat=linf:2/255,l2:0.1", "--per_class", f"--output={tmp_path / 'out'}"]
+    done = run("evaluate", *model, *attacks)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "accuracy by class" in done.stdout and "mine.py:network" in "".join(done.stdout.split())
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"clean.json", "pgd20-l2-0.1.json", "worst_case.json", "results.csv", "examples.png"} <= names
+    assert "2 problems" in refused(run("evaluate", model[0], "--data=digits", "--seed=-1"))

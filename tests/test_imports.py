@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "robustjax"
 # From the bottom up: a room imports only from itself and from rooms on lines before its own.
 FLOORS = (
     ("types", "version", "statistics"),
-    ("ops", "layers", "runtime"),
+    ("ops", "runtime"),
+    ("layers",),
+    ("transforms",),
     ("attacks", "defenses", "data"),
     ("models", "objectives"),
     ("training",),
@@ -23,14 +25,15 @@ FLOORS = (
     ("config",),
     ("build",),
     ("runs",),
+    ("interop",),
     ("evaluation",),
-    ("analysis", "interop"),
+    ("analysis",),
     ("cli",),
     ("train", "evaluate", "report"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms of one floor that know of each other all the same.
-NEIGHBOURS = {("models", "defenses"), ("layers", "runtime")}
+NEIGHBOURS = {("models", "defenses")}
 
 
 def _modules():

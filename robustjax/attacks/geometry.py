@@ -51,7 +51,7 @@ def get(norm: str) -> Geometry:
         >>> get("l2").norm(jnp.array([[3.0, 4.0]]))
         Array([5.], dtype=float32)
     """
-    if norm not in GEOMETRIES:
+    if not isinstance(norm, str) or norm not in GEOMETRIES:
         raise InputError(f"norm must be one of {', '.join(GEOMETRIES)}, got {norm!r}; choose one of these")
     return GEOMETRIES[norm]
 

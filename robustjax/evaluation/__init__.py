@@ -1,8 +1,10 @@
 """How robust is this network really: attacks over images, verdicts, and records that say under which conditions."""
 
-from robustjax.evaluation._evaluate import Evaluation, evaluate
-from robustjax.evaluation._run import Options, evaluate_run
-from robustjax.evaluation.protocol.protocols import Threat
+from robustjax.evaluation._evaluate import evaluate
+from robustjax.evaluation._evaluation import Evaluation
+from robustjax.evaluation._options import Options
+from robustjax.evaluation._run import evaluate_run
+from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict._judge import Verdict, judge
 from robustjax.evaluation.verdict.hints import Hints

@@ -1,199 +1,239 @@
-"""The evaluation of a trained run, as one call: what ``python -m robustjax.evaluate`` does."""
+"""An evaluation as a command line describes it, as one call: what ``python -m robustjax.evaluate`` does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from robustjax import build, data, runs
-from robustjax import config as config_lib
-from robustjax.evaluation import _evaluate
-from robustjax.evaluation._evaluate import Evaluation, Subject
-from robustjax.evaluation.protocol import pictures, protocols, records, session, sweeps, tables
-from robustjax.evaluation.protocol.protocols import Threat
+from robustjax import interop
+from robustjax.attacks.engine import inputs
+from robustjax.evaluation import _evaluate, _options, _runs
+from robustjax.evaluation._evaluation import Evaluation, by_threat, worst_case
+from robustjax.evaluation._options import Options
+from robustjax.evaluation._subject import Subject, of_function
+from robustjax.evaluation.protocol import (
+    card,
+    folder,
+    pictures,
+    protocols,
+    records,
+    requirements,
+    session,
+    specs,
+    sweeps,
+    tables,
+)
+from robustjax.evaluation.protocol.runner import floats
+from robustjax.evaluation.protocol.specs import Spec
+from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict import trust
-from robustjax.evaluation.verdict.hints import hints_of
-from robustjax.runs import network
-from robustjax.runtime import hosts, sharding
-from robustjax.types import InputError, LogitsFn
-
-
-class Options(NamedTuple):
-    """How a run is evaluated; each is a flag of ``python -m robustjax.evaluate``.
-
-    Attributes:
-        workdir: of the run.
-        attacks: in the order in which they run; None: clean, fgsm, pgd20, cw and pgd100, of a sweep pgd20.
-        num_examples: only the first so many images; None: all.
-        split: of the data set.
-        checkpoint: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        batch_size: images at a time, over all devices.
-        seed: of attacks that draw.
-        budget: of the adaptive attacks, ``"quick"`` or ``"full"``.
-        transfer_from: folder of another run on the same data, from whose network adaptive attacks transfer.
-        sweep: ``"epsilon"`` or ``"steps"``: accuracy against them in place of records.
-        defense: evaluate the network with a defense switched on, as ``"sap:fraction=0.5"``, or with ``"none"`` off.
-        eot_samples, num_draws, prediction_draws: of a stochastic network: draws over which attacks average (20), fresh
-            ones on which each image is classified (10), and draws whose probabilities one prediction averages (1).
-    """
-
-    workdir: str
-    attacks: Sequence[str] | None = None
-    num_examples: int | None = None
-    split: str = "test"
-    checkpoint: str = "best"
-    batch_size: int = 500
-    seed: int = 0
-    budget: str = "quick"
-    transfer_from: str | None = None
-    sweep: str | None = None
-    defense: str | None = None
-    eot_samples: int | None = None
-    num_draws: int | None = None
-    prediction_draws: int | None = None
+from robustjax.evaluation.verdict.hints import Hints
+from robustjax.runtime import files, hosts
+from robustjax.types import InputError
 
 
 def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
-    """Evaluates the network of a run under the threat it was trained for; goes on where it was stopped.
+    """Evaluates the network of a run, or somebody's ``model``, and prints a table; goes on where it was stopped.
 
-    Writes ``<attack>.json``, ``worst_case.json`` and ``examples.png`` to ``workdir/evaluation`` (with a ``defense`` to
-    a folder of it below), of adaptive attacks ``trust.json`` and ``trust.md``, of a sweep ``sweep_<kind>.json`` and
-    ``.png`` instead, and prints a table.
+    The results of a run are written to ``workdir/evaluation`` (with a ``defense``, other ``data`` or another ``split``
+    to a folder of it below), those of a model to ``output`` if it is given: ``<attack>.json``, ``worst_case.json``,
+    ``results.csv`` and ``examples.png``, of adaptive attacks ``trust.json`` and ``trust.md``, of a sweep
+    ``sweep_<kind>.json`` and ``.png`` instead. The folder holds records of one set of conditions: those of others, such
+    as fewer images or another threat, are put aside in ``earlier/`` and come back when they are evaluated again. The
+    worst case of a run is over all records of its conditions, also those of calls before.
 
     Returns:
         The evaluation, or the sweep as it is written.
 
     Raises:
-        InputError: no such run or checkpoint, options that contradict each other, or a defense that the network lacks.
+        InputError: options that contradict each other, no such run, checkpoint, model or data, unknown attacks, a
+            network that does not fit the images, or a defense that it lacks.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "mine.py"
+        >>> text = "def network(): return lambda images: images.reshape(len(images), -1)[:, 20:30]"
+        >>> _ = file.write_text(text)
+        >>> options = Options(model=f"{file}:network", data="digits", num_examples=20, epsilon="0.1", batch_size=20)
+        >>> result = evaluate_run(options._replace(attacks=["clean", "pgd20"]))
+        estimated...
+        >>> result.worst_case["accuracy"]
+        0.1
     """
-    names = options.attacks or (["pgd20"] if options.sweep else list(_evaluate.DEFAULT_ATTACKS))
-    run = runs.load(options.workdir, checkpoint=options.checkpoint, defense=options.defense)
-    dataset = hosts.together(lambda: run.test_data(options.num_examples, split=options.split))
-    threat = Threat(run.config.attack.norm, run.config.attack.epsilon)
-    subject = _subject(options, run, dataset)
-    chosen = subject.protocols(names, threat)
-    single = not options.sweep and not hosts.several() and (options.prediction_draws or 1) == 1
-    if protocols.ADAPTIVE in names and not single:
+    _options.check(options)
+    sweep = sweeps.parse(options.sweep) if options.sweep is not None else None
+    default = _evaluate.DEFAULT_ATTACKS if sweep is None else ("pgd20",)
+    chosen = specs.parse(default if options.attacks is None else options.attacks)
+    requirements.parse(options.require, [spec.spelling for spec in chosen])
+    if options.workdir is not None:
+        subject, trained, place = _runs.of_run(options)
+    else:
+        subject, trained, place = _of_model(options), None, Path(options.output) if options.output else None
+    threats = _options.threats_of(options, trained)
+    _refuse(options, chosen, threats)
+    if any(threat.bounds != (0.0, 1.0) for threat in threats):
+        for threat in threats:
+            inputs.on_host(floats(subject.images), subject.labels, threat.epsilon, threat.norm, threat.bounds)
+    own = folder.mark(subject.conditions, threats, len(subject.labels))
+    subject = subject._replace(conditions={**subject.conditions, folder.MARK: own})
+    if sweep is not None:
+        found = subject.protocols(chosen, threats[0])
+        return _sweep(*sweep, subject, threats[0], found, lambda: _settled(place, own))
+    several, settled = len(threats) > 1, False
+
+    def on_record(record: dict[str, Any]) -> None:
+        nonlocal settled
+        if place is None or not hosts.is_first():
+            return
+        if not settled:
+            folder.settle(place, own)
+            settled = True
+        records.write(place, folder.record_name(record, several=several), record)
+
+    evaluation = _evaluate.run(
+        subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record
+    )
+    if not hosts.is_first():
+        return evaluation
+    before = _of_before(evaluation, place, own, several=several) if options.workdir is not None and place else []
+    if before:
+        every = [*before, *evaluation.records]
+        evaluation = evaluation._replace(worst_case=worst_case(every), by_threat=by_threat(every))
+    _write(evaluation, before, subject, options, place)
+    return evaluation
+
+
+def _of_model(options: Options) -> Subject:
+    """Somebody's network on the images that are named."""
+    spec = options.data
+    assert options.model is not None and spec is not None  # as `check` has made sure
+    images = hosts.together(lambda: _runs.read(options, spec, size=options.image_size))
+    network = interop.load_network(options.model, weights=options.weights, **_options.constants(options))
+    few = floats(images.images[:2])
+    try:
+        inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
+    except InputError as error:
+        raise InputError(f"model {options.model}: {error}") from error
+    except Exception as error:  # anyone's code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {options.model} must take images {list(few.shape[1:])}, got {type(error).__name__}: {reason}; give "
+            "the --data or the --image_size that it is for"
+        ) from error
+    hints = Hints()
+    if options.transfer_from:
+        hints = hints._replace(trained_fn=_runs.without_draws(options.transfer_from))
+    return of_function(
+        network.logits_fn,
+        jax.random.key(options.seed),
+        images.images,
+        images.labels,
+        hints=hints,
+        batch_size=options.batch_size,
+        conditions={
+            "network": network.about,
+            "dataset": spec,
+            "split": images.about.get("split"),
+            "data": images.about,
+            "seed": options.seed,
+        },
+        class_names=images.class_names,
+        read_others=lambda spec: _runs.read(options, spec, size=options.image_size),
+        keep_images=options.save_images is not None,
+        quicken=options.quicken,
+    )
+
+
+def _refuse(options: Options, chosen: Sequence[Spec], threats: Sequence[Threat]) -> None:
+    """What only the threats and attacks together tell, before anything runs."""
+    single = options.sweep is None and not hosts.several() and (options.prediction_draws or 1) == 1
+    if any(spec.name == protocols.ADAPTIVE for spec in chosen) and not single:
         raise InputError(
             "--attacks=adaptive judges single draws of a network at one epsilon in one process; "
             "leave out --sweep, --prediction_draws and several processes"
         )
-    folder = Path(options.workdir) / "evaluation"
-    if options.defense:
-        folder = folder / str(run.spelling)
-    if options.split != "test":  # records of other images must not mix with those of the test images
-        folder = folder / f"split={options.split}"
-    if options.sweep:
-        return _sweep(options.sweep, subject, dataset, threat, chosen, folder)
-    evaluation = _evaluate.run(
-        subject,
-        [threat],
-        names,
-        budget=options.budget,
-        progress=True,
-        on_record=lambda record: records.write(folder, record["attack"], record) if hosts.is_first() else None,
-    )
-    if hosts.is_first():
-        evaluation.save(folder)
-        if evaluation.verdict is not None:
-            tables.show(trust.table(evaluation.verdict, protocol=evaluation.usual_records))
-            print(f"verdict: {folder / 'trust.json'}")
-        tables.show(evaluation.table())
-        picture = _save_picture(evaluation, dataset, folder)
-        print(f"records: {folder}" + (f"; picture: {picture}" if picture else ""))
-    return evaluation
+    if options.card is not None:
+        card.check([spec.spelling for spec in chosen], threats)
+    if options.save_images is not None and len(threats) > 1:
+        raise InputError("--save_images must be of images in one ball, got several threats; give one --threat")
+    if options.sweep is not None:
+        if len(threats) > 1:
+            raise InputError("--sweep must be of one threat, got several; give one --threat")
+        given = [spec.spelling for spec in chosen if spec.name in specs.GIVEN]
+        if given:
+            raise InputError(f"--sweep must be of attacks, got {', '.join(given)}, whose images are what they are")
 
 
-def _subject(options: Options, run: runs.Run, dataset: data.Dataset) -> Subject:
-    """The network of a run on its test images, with what its defense declares."""
-    layout = sharding.layout()
-    layout.check_batch_size("--batch_size", options.batch_size)
-    draws = {"num_draws": (options.num_draws, _evaluate.NUM_DRAWS)}
-    draws |= {"eot_samples": (options.eot_samples, _evaluate.EOT_SAMPLES)}
-    draws |= {"prediction_draws": (options.prediction_draws, 1)}
-    if not run.stochastic:
-        for name, (given, _) in draws.items():
-            if given is not None:
-                flag = "draws" if name == "num_draws" else name
-                raise InputError(f"--{flag}: the network is deterministic, and has no draws; leave the flag out")
-    drawn = {name: given or default for name, (given, default) in draws.items()} if run.stochastic else {}
-    about = records.conditions()
-    config = config_lib.plain(run.config)
-    conditions = {
-        "dataset": dataset.name,
-        "split": options.split,
-        "seed": options.seed,
-        "checkpoint_step": run.step,
-        "weights": network.digest(run.variables),
-        "batch_norm": "running statistics",
-        "defense": run.spelling,
-        **drawn,
-    }
-    settings = {
-        **conditions,
-        "batch_size": options.batch_size,
-        "model": config["model"],
-        "trained_defense": config["defense"],
-        "source": about["source"],
-        "jax": about["versions"]["jax"],
-        "device": about["hardware"]["device"],
-    }
-    logits_fn, hints = hints_of(run.with_defense, run.defense, run.variables)
-    if config["model"]["dtype"] == "bfloat16":  # what its users compute in, while it is evaluated in float32
-        coarse = run.module.clone(dtype="bfloat16")
-        hints = hints._replace(bfloat16_fn=hints_of(partial(build.guarded, coarse), run.defense, run.variables)[0])
-    if options.transfer_from:
-        hints = hints._replace(trained_fn=_without_draws(runs.load(options.transfer_from)))
-    predict = network.logits_fn(
-        run.module, stochastic=run.stochastic, prediction_draws=drawn.get("prediction_draws", 1)
-    )
-    return Subject(
-        network=jax.tree_util.Partial(predict, run.variables),
-        hints=hints,
-        adaptive_fn=logits_fn,
-        images=dataset.images,
-        labels=dataset.labels,
-        num_classes=dataset.num_classes,
-        key=jax.random.key(options.seed),
-        batch_size=options.batch_size,
-        eot_samples=drawn.get("eot_samples", 0),
-        num_draws=drawn.get("num_draws", 0),
-        conditions=conditions | {**about, "config": config},
-        settings=settings,
-        stores=Path(options.workdir) / "evaluation" / "batches",
-    )
+def _of_before(evaluation: Evaluation, place: Path, own: str, *, several: bool) -> list[dict[str, Any]]:
+    """The records of earlier calls under the same conditions, of attacks that this one did not run."""
+    ran = {folder.record_name(record, several=several) for record in evaluation.records}
+    return [record for record in folder.read(place, own) if folder.record_name(record, several=several) not in ran]
 
 
-def _without_draws(run: runs.Run) -> LogitsFn:
-    """The network that a run trained, without the draws that a stochastic defense would make."""
-    module = run.with_defense(None) if run.stochastic else run.module
-    return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, run.variables)
+def _settled(place: Path | None, own: str) -> Path | None:
+    """The folder of the results, ready for them, in the process that writes."""
+    if place is None or not hosts.is_first():
+        return None
+    folder.settle(place, own)
+    return place
+
+
+def _write(
+    evaluation: Evaluation,
+    before: Sequence[dict[str, Any]],
+    subject: Subject,
+    options: Options,
+    place: Path | None,
+) -> None:
+    """Files and tables of an evaluation."""
+    if place is not None:
+        evaluation.save(place)
+        if before:
+            files.write(place / "results.csv", tables.csv_text([*before, *evaluation.rows]))
+    if evaluation.verdict is not None:
+        tables.show(trust.table(evaluation.verdict, protocol=evaluation.usual_records))
+        if place is not None:
+            print(f"verdict: {place / 'trust.json'}")
+    tables.show(evaluation.table())
+    if options.per_class:
+        tables.show(evaluation.class_table())
+    if place is not None:
+        picture = _save_picture(evaluation, subject, place)
+        print(f"records: {place}" + (f"; picture: {picture}" if picture else ""))
+    if options.save_images is not None:
+        evaluation.save_images(options.save_images)
+        print(f"images: {options.save_images}")
+    if options.card is not None:
+        card.write(options.card, evaluation.card())
+        print(f"card: {options.card}; to be filled in: {', '.join(card.TO_FILL_IN)}")
 
 
 def _sweep(
     kind: str,
+    values: Sequence[float] | None,
     subject: Subject,
-    dataset: data.Dataset,
     threat: Threat,
     chosen: dict[str, protocols.Protocol],
-    folder: Path,
+    settled: Any,
 ) -> dict[str, Any]:
     runner = subject.runner(threat)
-    swept = sweeps.points(kind, chosen, threat=threat, image_shape=dataset.image_shape)
+    swept = sweeps.points(kind, chosen, threat=threat, image_shape=subject.images.shape[1:], values=values)
     tasks = [subject.task(point.attack, point.protocol, runner) for point in swept]
     outcomes = list(session.outcomes(runner, tasks, key=subject.key))
     conditions = {"norm": threat.norm, "epsilon": threat.epsilon, **subject.conditions}
     sweep = sweeps.summary(kind, swept, outcomes, num_classes=subject.num_classes, conditions=conditions)
     if not hosts.is_first():
         return sweep
-    records.write(folder, f"sweep_{kind}", sweep)
     tables.show(tables.of_sweep(sweep))
-    picture = folder / f"sweep_{kind}.png"
+    place = settled()
+    if place is None:
+        return sweep
+    records.write(place, f"sweep_{kind}", sweep)
+    picture = place / f"sweep_{kind}.png"
     curves = {name: [] for name in chosen}
     for point, entry in zip(swept, sweep["points"], strict=True):
         curves[point.attack].append((point.at, entry["accuracy"], *entry["interval_95"]))
@@ -204,30 +244,35 @@ def _sweep(
         marked=threat.epsilon if kind == "epsilon" else None,
         chance=sweep["chance"],
         title=(
-            f"{sweep['config']['model']['name']} on {len(dataset.labels):,} test images of {dataset.name}, "
-            f"{threat.norm}" + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
+            f"{tables.network_name(sweep)} on {len(subject.labels):,} images of {sweep['dataset']}, {threat.norm}"
+            + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
         ),
     )
-    print(f"sweep: {folder / f'sweep_{kind}.json'}; picture: {picture}")
+    print(f"sweep: {place / f'sweep_{kind}.json'}; picture: {picture}")
     return sweep
 
 
-def _save_picture(evaluation: Evaluation, dataset: data.Dataset, folder: Path) -> Path | None:
+def _save_picture(evaluation: Evaluation, subject: Subject, place: Path) -> Path | None:
     """The first images under the strongest attack, the one that leaves least accuracy; None where nothing attacked."""
-    attacks = [pair for pair in zip(evaluation.records, evaluation.outcomes, strict=True) if pair[0]["num_steps"] > 0]
+    attacks = [
+        (record, outcome)
+        for record, outcome in zip(evaluation.records, evaluation.outcomes, strict=True)
+        if record["attack"] != "clean" and record["norm"] != tables.NO_BALL
+    ]
     if not attacks:
         return None
     strongest, outcome = min(attacks, key=lambda pair: pair[0]["accuracy"])
     shown = slice(len(outcome.adversarial))
-    path = folder / "examples.png"
+    path = place / "examples.png"
+    names = [*(subject.class_names or ())]
     pictures.save_examples(
         path,
-        np.asarray(data.to_float(dataset.images[shown])),
+        np.asarray(floats(subject.images[shown])),
         outcome.adversarial,
         outcome.clean_predictions[shown],
         outcome.predictions[shown],
-        dataset.labels[shown],
-        label_names=dataset.label_names,
+        subject.labels[shown],
+        label_names=names + [str(label) for label in range(len(names), subject.num_classes)],
         title=(
             f"{strongest['attack']}, {strongest['norm']} epsilon {strongest['epsilon']:.4g}: "
             f"{strongest['accuracy']:.1%} robust"

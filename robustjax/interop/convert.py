@@ -150,7 +150,7 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
 def read(state_dict: Mapping[str, Any], name: str) -> Published:
     """``from_torch``, with what else is found out on the way."""
     source = source_of(name)
-    everything = _unwrapped(state_dict)
+    everything = unwrapped(state_dict)
     prefix, layout = recognise(everything, name)
     entries, outside = _inside(everything, prefix)
     shapes = {entry: tuple(value.shape) for entry, value in entries.items() if hasattr(value, "shape")}
@@ -193,7 +193,7 @@ def read(state_dict: Mapping[str, Any], name: str) -> Published:
     return Published(network, _nested(arrays), options, channels, bool(constants or normaliser), unused)
 
 
-def _unwrapped(state_dict: Any) -> dict[str, Any]:
+def unwrapped(state_dict: Any) -> dict[str, Any]:
     """The state dict that a checkpoint holds, without counters of batches.
 
     Raises:
@@ -203,7 +203,7 @@ def _unwrapped(state_dict: Any) -> dict[str, Any]:
         raise InputError(f"state dict must be a mapping from names to arrays, got {type(state_dict).__name__}")
     inner = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), None)
     if inner is not None:
-        return _unwrapped(state_dict[inner])
+        return unwrapped(state_dict[inner])
     holding = [key for key, value in state_dict.items() if isinstance(value, Mapping) and _holds_arrays(value)]
     if holding:
         keys = " or ".join(f"checkpoint[{key!r}]" for key in holding)

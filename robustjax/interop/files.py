@@ -1,4 +1,4 @@
-"""Reading checkpoints: .safetensors without any library, everything else through PyTorch, and never code."""
+"""Reading checkpoints: .safetensors and .npz without PyTorch, everything else through it, and never code."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ DTYPES = {
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a checkpoint holds: a state dict of NumPy arrays from a .safetensors, else whatever PyTorch unpickles.
+    """What a checkpoint holds: a state dict of NumPy arrays of .safetensors and .npz, else whatever PyTorch unpickles.
 
     Raises:
         InputError: the file is not there, damaged, or holds more than weights; or PyTorch is needed and missing.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is not a file; give a checkpoint (.pt, .pth, .safetensors)")
-    return read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        raise InputError(f"{path} is not a file; give a checkpoint (.pt, .pth, .safetensors, .npz)")
+    return {".safetensors": read_safetensors, ".npz": read_npz}.get(path.suffix, _read_torch)(path)
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -52,6 +52,15 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         return {name: _array(data, entry) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {type(error).__name__}: {error}") from error
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; objects, which would be unpickled, are refused."""
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{path} cannot be read as npz: {type(error).__name__}: {error}") from error
 
 
 def _array(data: memoryview, entry: dict[str, Any]) -> np.ndarray:

@@ -10,12 +10,16 @@ products, and the transforms around them are matrix products as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robustjax.types import Array
 
+Padding = Sequence[tuple[int, int]]
 TILE = 4
 # A polynomial's values at these and at infinity stand for its coefficients. Of all such points tried, rounding in
 # float32 does least harm at these: 6e-7 of the outputs' spread, where 0, +-1, +-2 give 1.3e-6 and direct sums 2e-7.
@@ -42,24 +46,33 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 OUTPUTS, KERNEL, IMAGES = _transforms()
 
 
-@jax.jit
-def convolve(images: Array, kernel: Array) -> Array:
-    """Cross-correlation of float32 images [B, H, W, I] with a kernel [3, 3, I, O], stride 1 and padding 1.
+@partial(jax.jit, static_argnums=2)
+def convolve(images: Array, kernel: Array, padding: Padding) -> Array:
+    """Cross-correlation of float32 images [B, H, W, I] with a kernel [3, 3, I, O], stride 1.
+
+    Args:
+        images: [B, H, W, I].
+        kernel: [3, 3, I, O].
+        padding: zeros above and below, and to the left and right; less than none takes pixels away.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> convolve(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].round(4)
+        >>> convolve(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), ((1, 1), (1, 1)))[0, :2, :2, 0].round(4)
         Array([[4., 6.],
                [6., 9.]], dtype=float32)
     """
-    batch, height, width, inputs = images.shape
+    batch, *sizes, inputs = images.shape
     outputs = kernel.shape[-1]
     transformed = jnp.matmul(KERNEL, kernel.reshape(9, -1)).reshape(36, inputs, outputs)
+    height, width = _output_sizes(images.shape, padding)
     down, right = -(-height // TILE), -(-width // TILE)
+    edges = [
+        (low, TILE * tiles + 2 - size - low, 0)
+        for tiles, size, (low, _) in zip((down, right), sizes, padding, strict=True)
+    ]
 
     def of_chunk(images: Array) -> Array:
-        padding = ((0, 0), (1, TILE * down + 1 - height), (1, TILE * right + 1 - width), (0, 0))
-        padded = jnp.pad(images, padding)
+        padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         rows = jnp.stack([padded[:, i : i + TILE * (down - 1) + 1 : TILE] for i in range(6)])
         tiles = jnp.stack([rows[:, :, :, j : j + TILE * (right - 1) + 1 : TILE] for j in range(6)], axis=1)
         values = jnp.matmul(IMAGES, tiles.reshape(36, -1)).reshape(36, -1, inputs)
@@ -74,13 +87,20 @@ def convolve(images: Array, kernel: Array) -> Array:
     size = -(-batch // count)
     count = -(-batch // size)
     filled = jnp.pad(images, ((0, count * size - batch), (0, 0), (0, 0), (0, 0)))
-    parts = jax.lax.map(of_chunk, filled.reshape(count, size, height, width, inputs))
+    parts = jax.lax.map(of_chunk, filled.reshape(count, size, *sizes, inputs))
     return parts.reshape(-1, height, width, outputs)[:batch]
 
 
-def is_quicker(images: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int) -> bool:
-    """Whether it pays: with many channels, enough tiles, and little of them beyond the images' edge."""
-    batch, height, width, _ = images
+def is_quicker(images: Array, kernel: Array, padding: Padding) -> bool:
+    """Whether it pays, at stride 1: with many channels, enough tiles, and little of them beyond the outputs' edge."""
+    height, width = _output_sizes(images.shape, padding)
     tiles = -(-height // TILE) * -(-width // TILE)
-    fits = kernel[:2] == (3, 3) and stride == padding == 1 and 2 * height * width >= tiles * TILE * TILE
-    return fits and min(kernel[2:]) >= 64 and batch * tiles >= 32
+    fits = kernel.shape[:2] == (3, 3) and images.dtype == kernel.dtype == jnp.float32
+    filled = 2 * height * width >= tiles * TILE * TILE
+    return fits and filled and min(kernel.shape[2:]) >= 64 and images.shape[0] * tiles >= 32
+
+
+def _output_sizes(images: tuple[int, ...], padding: Padding) -> tuple[int, int]:
+    """Height and width of what comes out."""
+    height, width = (size + sum(pads) - 2 for size, pads in zip(images[1:3], padding, strict=True))
+    return height, width

@@ -42,7 +42,7 @@ def test_several_threats_have_a_record_each_and_one_worst_case(tmp_path):
     assert result.worst_case["threats"] == [{"norm": "linf", "epsilon": 0.02}, {"norm": "l2", "epsilon": 0.2}]
     result.save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"pgd20-linf-0.02.json", "pgd20-l2-0.2.json", "worst_case.json"}
+    assert names == {"pgd20-linf-0.02.json", "pgd20-l2-0.2.json", "worst_case.json", "results.csv"}
     assert "l2 0.2" in text(result.table())
 
 

@@ -13,8 +13,8 @@ from scipy import stats
 from robustjax import attacks
 from robustjax.attacks import losses
 from robustjax.evaluation.protocol import protocols, records
+from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
-from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.statistics import wilson_interval
 
 
@@ -50,6 +50,8 @@ def _record(attack, right, steps, num_draws=1, by_attack=None):
         norm="linf",
         epsilon=0.1,
         conditions={"seed": 0},
+        labels=none,
+        num_classes=2,
     )
 
 

@@ -36,7 +36,7 @@ def test_checkpoints_are_chosen_by_name_or_step(workdir):
     assert last.step == 16 and runs.load(workdir, checkpoint=16).step == 16
     with pytest.raises(InputError, match="got '7'"):
         runs.load(workdir, checkpoint=7)
-    with pytest.raises(InputError, match="is not the folder of a run"):
+    with pytest.raises(InputError, match="workdir must be the folder of a run"):
         runs.load(workdir / "nowhere")
 
 

@@ -8,28 +8,48 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from robustjax import attacks
 from robustjax.attacks import losses
-from robustjax.attacks._autoattack import most_passes
+from robustjax.attacks._autoattack import attack_names, most_passes
+from robustjax.evaluation.protocol import specs, wrappers
+from robustjax.evaluation.protocol.specs import Spec
+from robustjax.evaluation.protocol.threats import Threat
 from robustjax.types import InputError, LossFn
 
 # The loss of C&W as the evaluated papers run it.
 CW_MARGIN = partial(losses.margin, confidence=50.0)
 # Where and with what a driver runs, none of it a setting of the attack.
-GIVEN_TO_DRIVERS = ("batch_size", "sharding", "progress")
+GIVEN_TO_DRIVERS = ("batch_size", "sharding", "quicken", "progress")
+# Options that are arguments of what is compiled; of the others a change compiles anew.
+TRACED = {
+    "pgd": ("step_size", "num_steps"),
+    "multi_targeted": ("step_size", "num_steps"),
+    "optimized_pgd": ("step_size",),
+}
+# Attacks that look for the nearest image wherever it is.
+MINIMUM_NORM = ("cw_l2", "deepfool")
 
 
 class Protocol(NamedTuple):
     """An attack of an evaluation.
 
     Attributes:
-        attack: ``(logits_fn, key, images, labels, **options) -> images``, compiled by the runner; None: clean accuracy.
+        attack: ``(logits_fn, key, images, labels, **options) -> images``, compiled by the runner; None: the images are
+            there, those of the data set (clean accuracy) or ``images``.
         options: numbers that are arguments of the compiled program: attacks that differ in them alone compile once.
             Where ``epsilon`` is among them, it is also the ball that images are checked against.
         num_steps, num_restarts: of the attack; of the longest part of an ensemble.
         passes: forward passes that it costs for each example, at most, a gradient counting as two further ones.
         whole: whether it is a driver like ``attacks.autoattack``, which compiles by itself, takes many images at once,
             and further ``batch_size``, ``sharding`` and ``progress``.
+        toward: the classes that it aims at, as in :func:`wrappers.toward`; ``attack`` then returns them as well, and
+            for "all" runs ``rounds`` times with another ``offset``. None: any wrong class.
+        rounds: how often it runs.
+        images: float32 or uint8 [N, H, W, C], others' adversarial images, to be verified.
+        about: what records say of given images.
     """
 
     attack: Callable[..., Any] | None
@@ -38,29 +58,18 @@ class Protocol(NamedTuple):
     num_restarts: int = 0
     passes: float = 0
     whole: bool = False
+    toward: str | int | None = None
+    rounds: int = 1
+    images: np.ndarray | None = None
+    about: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether the images that are judged are others than the data set's."""
+        return self.attack is not None or self.images is not None
 
 
 CLEAN = Protocol(None)
-
-
-class Threat(NamedTuple):
-    """What an adversary may do to an image: anything within a ball around it and inside the box of valid pixels.
-
-    Attributes:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        epsilon: radius of the ball, in units of pixels.
-        bounds: of the pixels.
-    """
-
-    norm: str
-    epsilon: float
-    bounds: tuple[float, float] = (0.0, 1.0)
-
-
-def fgsm(threat: Threat, *, num_classes: int = 0, eot_samples: int = 0) -> Protocol:
-    """One step of length epsilon, from the image itself."""
-    options = {"epsilon": threat.epsilon}
-    return _of_gradients(attacks.fgsm, threat, num_steps=1, eot_samples=eot_samples, settings={}, options=options)
 
 
 def pgd(
@@ -72,39 +81,23 @@ def pgd(
     eot_samples: int = 0,
 ) -> Protocol:
     """Steps of epsilon / 10 from the image itself, as the evaluated papers share them; C&W is PGD on the margin."""
-    return _of_gradients(
-        attacks.pgd,
-        threat,
-        num_steps=num_steps,
-        eot_samples=eot_samples,
-        settings={"loss": loss, "random_start": False},
-        options={"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
-    )
-
-
-def autoattack(threat: Threat, *, num_classes: int, eot_samples: int = 0) -> Protocol:
-    """AutoAttack ``standard``; ``rand`` for a stochastic network."""
-    stochastic = eot_samples > 0
-    settings = {"norm": threat.norm, "version": "rand" if stochastic else "standard", "eot_samples": eot_samples}
+    settings = {"norm": threat.norm, "bounds": threat.bounds, "eot_samples": eot_samples, "loss": loss}
     return Protocol(
-        _bound(attacks.autoattack, bounds=threat.bounds, **settings),
-        {"epsilon": threat.epsilon},
-        num_steps=100 if stochastic else 5000,  # of its longest part, which is Square's 5000 queries
+        _bound(attacks.pgd, random_start=False, **settings),
+        {"epsilon": threat.epsilon, "step_size": threat.epsilon / 10, "num_steps": num_steps},
+        num_steps=num_steps,
         num_restarts=1,
-        passes=most_passes(num_classes=num_classes, **settings),
-        whole=True,
+        passes=3 * num_steps * max(eot_samples, 1),
     )
 
 
-# Name of an attack -> (threat, num_classes, eot_samples) -> its protocol. With `eot_samples` >= 1 the network is
-# stochastic, and attacks average over so many draws.
+# The attacks whose every option is settled: name -> (threat, num_classes, eot_samples) -> protocol. With `eot_samples`
+# >= 1 the network is stochastic, and attacks average over so many draws.
 PROTOCOLS = {
     "clean": lambda threat, **network: CLEAN,
-    "fgsm": fgsm,
     "pgd20": partial(pgd, num_steps=20),
     "cw": partial(pgd, num_steps=30, loss=CW_MARGIN),
     "pgd100": partial(pgd, num_steps=100),
-    "autoattack": autoattack,
 }
 # The attack that is a verdict of its own, by :func:`robustjax.evaluation.judge`.
 ADAPTIVE = "adaptive"
@@ -114,36 +107,138 @@ def by_name(names: Sequence[str], threat: Threat, *, num_classes: int, eot_sampl
     """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but ``evaluation.judge``.
 
     Args:
-        names: of :data:`PROTOCOLS`, or ``"adaptive"``.
+        names: attacks with their options, see :func:`specs.parse`.
         threat: that the network is to withstand.
         num_classes: K.
         eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
 
     Raises:
-        InputError: naming every unknown attack and the known ones.
+        InputError: naming every unknown attack and option, and every value that an attack refuses.
     """
-    known = (*PROTOCOLS, ADAPTIVE)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise InputError(f"attacks must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
-    settings = {"num_classes": num_classes, "eot_samples": eot_samples}
-    return {name: PROTOCOLS[name](threat, **settings) for name in names if name != ADAPTIVE}
+    return of_specs(specs.parse(names), threat, num_classes=num_classes, eot_samples=eot_samples)
 
 
-def _of_gradients(
-    attack: Callable[..., Any],
-    threat: Threat,
-    *,
-    num_steps: int,
-    eot_samples: int,
-    settings: dict[str, Any],
-    options: dict[str, float],
-) -> Protocol:
-    bound = _bound(attack, norm=threat.norm, bounds=threat.bounds, eot_samples=eot_samples, **settings)
-    return Protocol(bound, options, num_steps, 1, passes=3 * num_steps * max(eot_samples, 1))
+def of_specs(
+    chosen: Sequence[Spec], threat: Threat, *, num_classes: int, eot_samples: int = 0
+) -> dict[str, Protocol]:
+    """:func:`by_name` of what is read already; given images are left out."""
+    network = {"num_classes": num_classes, "eot_samples": eot_samples}
+    found, problems = {}, []
+    for spec in chosen:
+        try:
+            if spec.name in PROTOCOLS:
+                found[spec.spelling] = PROTOCOLS[spec.name](threat, **network)
+            elif spec.name in specs.ATTACKS:
+                found[spec.spelling] = _public(spec, threat, **network)
+        except InputError as error:
+            problems.append(f"{spec.spelling}: {error}")
+    if problems:
+        raise InputError("; ".join(problems))
+    return found
 
 
-@functools.cache
+def _public(spec: Spec, threat: Threat, *, num_classes: int, eot_samples: int) -> Protocol:
+    """A public attack with the options that were asked for, under a threat.
+
+    Raises:
+        InputError: the attack refuses an option or the norm, or an option is for other networks.
+    """
+    function = specs.ATTACKS[spec.name]
+    parameters = specs.options_of(spec.name)
+    options = {name: value * threat.epsilon if isinstance(value, specs.OfEpsilon) else value
+               for name, value in spec.options.items()}  # fmt: skip
+    if "eot_samples" in options and not (eot_samples and options["eot_samples"]):
+        kind = "stochastic" if eot_samples else "deterministic"
+        raise InputError(f"eot_samples must be {'from 1' if eot_samples else 'left out'} for a {kind} network")
+    if isinstance(spec.toward, int) and spec.toward >= num_classes:
+        raise InputError(f"toward must be a class 0 to {num_classes - 1}, got {spec.toward}")
+    if "step_size" in parameters:
+        options.setdefault("step_size", threat.epsilon / 10)
+    if "eot_samples" in parameters and eot_samples:
+        options.setdefault("eot_samples", eot_samples)
+    signature = specs.signature(spec.name)
+    norm = {"norm": threat.norm} if "norm" in signature else {}
+    if spec.name == "autoattack":
+        return _ensemble(options, threat, num_classes)
+    if spec.name == "optimized_pgd":
+        function = wrappers.by_optimizer
+    _refuse(function, threat, {**norm, **options}, minimum_norm=spec.name in MINIMUM_NORM)
+    traced = {name: options.pop(name) for name in TRACED.get(spec.name, ()) if name in options}
+    draws = options.pop("eot_samples", 0)
+    if spec.name in MINIMUM_NORM:
+        unbounded = _bound(function, **norm, **options)
+        base = _bound(wrappers.within, base=unbounded, norm=threat.norm, bounds=threat.bounds)
+    else:
+        base = _bound(function, **norm, bounds=threat.bounds, **options)
+    if spec.toward is None:
+        attack = _bound(base, eot_samples=draws) if draws else base
+    else:
+        aim = {"classes": spec.toward, "own": "targeted" in signature, "eot_samples": draws}
+        attack = _bound(wrappers.toward, base=base, **aim)
+    every: dict[str, Any] = {name: each.default for name, each in parameters.items()} | options | traced
+    rounds = num_classes - 1 if spec.toward == "all" else 1
+    return Protocol(
+        attack,
+        {"epsilon": threat.epsilon, **traced},
+        num_steps=_num_steps(spec.name, every),
+        num_restarts=every.get("num_restarts", 1),
+        passes=rounds * max(draws, 1) * _passes(spec.name, every, num_classes),
+        toward=spec.toward,
+        rounds=rounds,
+    )
+
+
+def _ensemble(options: dict[str, Any], threat: Threat, num_classes: int) -> Protocol:
+    """AutoAttack: ``rand`` for a stochastic network, else ``standard``, unless another version is asked for."""
+    draws = options.get("eot_samples", 0)
+    version = options.setdefault("version", "rand" if draws else "standard")
+    if version == "rand" and not draws:
+        raise InputError("version must not be rand for a deterministic network, whose draws are all the same")
+    _refuse(attacks.autoattack, threat, {"norm": threat.norm, **options})
+    return Protocol(
+        # The network that an evaluation hands over is quickened, or not, for all of its attacks.
+        _bound(attacks.autoattack, norm=threat.norm, bounds=threat.bounds, quicken=False, **options),
+        {"epsilon": threat.epsilon},
+        num_steps=5000 if "square" in attack_names(version) else 100,  # of its longest part, Square's queries
+        num_restarts=1,
+        passes=most_passes(norm=threat.norm, version=version, num_classes=num_classes, eot_samples=draws),
+        whole=True,
+    )
+
+
+def _refuse(
+    function: Callable[..., Any], threat: Threat, options: dict[str, Any], *, minimum_norm: bool = False
+) -> None:
+    """Has an attack itself check its options, on no image at all: it then returns before it calls a network."""
+    images, labels = np.zeros((0, 1, 1, 1), np.float32), np.zeros(0, np.int32)
+    ball = {} if minimum_norm else {"epsilon": threat.epsilon}
+    function(lambda points, *keys: points, jax.random.key(0), images, labels, **ball, **options)
+
+
+def _num_steps(name: str, options: Mapping[str, Any]) -> int:
+    if name == "fgsm":
+        return 1
+    return options["num_queries"] if name == "square" else options["num_steps"]
+
+
+def _passes(name: str, options: Mapping[str, Any], num_classes: int) -> float:
+    """Forward passes of a public attack for each example, at most, of one draw."""
+    steps, restarts, wrong = _num_steps(name, options), options.get("num_restarts", 1), num_classes - 1
+    targets = min(options.get("num_targets") or wrong, wrong)
+    if name == "apgd":
+        return 3 * steps * restarts * (targets if options["loss"] == "dlr-targeted" else 1)
+    if name == "fab":
+        of_step = 4 * targets if options["num_targets"] is not None else 2 * (1 + wrong)
+        return steps * restarts * of_step
+    return {
+        "square": steps * restarts,
+        "cw_l2": 3 * steps * options.get("num_searches", 1),
+        "deepfool": 2 * (1 + wrong) * steps,
+        "multi_targeted": 3 * steps * targets,
+    }.get(name, 3 * steps * restarts)
+
+
+@functools.lru_cache(maxsize=256)
 def _bound(attack: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """The same object for the same settings, so that attacks which differ in traced options alone compile once."""
     return partial(attack, **settings)

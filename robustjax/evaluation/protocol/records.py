@@ -19,8 +19,8 @@ import numpy as np
 
 from robustjax import version
 from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import GIVEN_TO_DRIVERS, Protocol
-from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 
@@ -65,8 +65,64 @@ def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
     }
 
 
+def classified(
+    labels: np.ndarray, predictions: np.ndarray, robust: np.ndarray, *, num_classes: int, class_names: Any = None
+) -> dict[str, Any]:
+    """What follows from the class of each example's deciding image: accuracy by class, and which is taken for which.
+
+    Args:
+        labels: integers [N].
+        predictions: int [N]; of a stochastic network the class that most draws predict.
+        robust: bool [N]. An example that is not robust though its label is predicted, whose logits are not numbers or
+            which loses by a tie of draws, counts as predicted for no class, -1.
+        num_classes: K.
+        class_names: K strings, if they are known.
+
+    Returns:
+        ``labels``, ``predictions``, ``per_class`` (of classes that occur) and ``confusion``, K rows for the labels of K
+        numbers of examples by predicted class, without those of class -1.
+
+    Example:
+        >>> robust = np.array([True, False, True])
+        >>> found = classified(np.array([0, 0, 1]), np.array([0, 1, 1]), robust, num_classes=2)
+        >>> found["confusion"], [entry["accuracy"] for entry in found["per_class"]]
+        ([[1, 1], [0, 1]], [0.5, 1.0])
+    """
+    predictions = np.where((predictions == labels) & ~robust, -1, predictions)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    known = predictions >= 0
+    np.add.at(confusion, (labels[known], predictions[known]), 1)
+    per_class = []
+    for label in np.unique(labels).tolist():
+        right, total = int(robust[labels == label].sum()), int((labels == label).sum())
+        per_class.append(
+            {
+                "class": label,
+                **({"name": class_names[label]} if class_names and label < len(class_names) else {}),
+                "num_examples": total,
+                "accuracy": right / total,
+                "interval_95": wilson_interval(right, total),
+            }
+        )
+    return {
+        "labels": labels.tolist(),
+        "predictions": predictions.tolist(),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
 def record(
-    attack: str, protocol: Protocol, outcome: Outcome, *, norm: str, epsilon: float, conditions: dict[str, Any]
+    attack: str,
+    protocol: Protocol,
+    outcome: Outcome,
+    *,
+    norm: str,
+    epsilon: float,
+    conditions: dict[str, Any],
+    labels: np.ndarray,
+    num_classes: int,
+    class_names: Any = None,
 ) -> dict[str, Any]:
     """One attack's outcome as plain data.
 
@@ -75,8 +131,11 @@ def record(
         protocol, outcome: what ran, and what came of it.
         norm, epsilon: the threat.
         conditions: what all records of an evaluation share (``conditions``, and what the caller adds).
+        labels: integers [N].
+        num_classes, class_names: see :func:`classified`.
     """
     by_attack = {name: float(flags.mean()) for name, flags in outcome.by_attack.items()}
+    values = figures(outcome.right, outcome.num_draws)
     return {
         "attack": attack,
         "norm": norm,
@@ -87,8 +146,38 @@ def record(
         "seconds": round(outcome.seconds, 3),
         **conditions,
         **({"by_attack": by_attack} if by_attack else {}),
-        **figures(outcome.right, outcome.num_draws),
+        **(_towards(protocol, outcome) if protocol.toward is not None else {}),
+        **values,
+        **classified(
+            labels,
+            outcome.deciding_predictions,
+            np.array(values["robust"], bool),
+            num_classes=num_classes,
+            class_names=class_names,
+        ),
     }
+
+
+def _towards(protocol: Protocol, outcome: Outcome) -> dict[str, Any]:
+    """How often an attack arrives at the class that it aims at; images of that very class are no try."""
+    assert outcome.tries is not None and outcome.hits is not None and outcome.targets is not None
+    tried = int((outcome.tries > 0).sum())
+    share = float(outcome.hits.sum() / max(outcome.tries.sum(), 1))
+    return {
+        "toward": protocol.toward,
+        "target_hit": share if tried else None,
+        # Several classes of one example are no further examples.
+        "target_hit_interval_95": wilson_interval(share * tried, tried) if tried else None,
+        "target_tries": outcome.tries.tolist(),
+        "target_hits": outcome.hits.tolist(),
+        **({} if protocol.rounds > 1 else {"targets": outcome.targets.tolist()}),
+    }
+
+
+# Of one attack, and not of the worst case over several.
+OF_ATTACK = (
+    "settings", "by_attack", "toward", "target_hit", "target_hit_interval_95", "target_tries", "target_hits", "targets",
+)  # fmt: skip
 
 
 def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -97,9 +186,15 @@ def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
     """
     num_draws = records[0].get("num_draws", 1)
-    right = np.min([record["right_draws" if num_draws > 1 else "robust"] for record in records], axis=0).astype(int)
-    shared = {name: value for name, value in records[0].items() if name not in ("settings", "by_attack")}
+    every = np.array([record["right_draws" if num_draws > 1 else "robust"] for record in records], int)
+    right, decides = every.min(axis=0), every.argmin(axis=0)
+    shared = {name: value for name, value in records[0].items() if name not in OF_ATTACK}
     threats = list({(record["norm"], record["epsilon"]): None for record in records})
+    labels = np.array(records[0]["labels"], int)
+    predictions = np.array([record["predictions"] for record in records])[decides, np.arange(len(labels))]
+    values = figures(right, num_draws)
+    names = {entry["class"]: entry["name"] for entry in shared["per_class"] if "name" in entry}
+    num_classes = len(shared["confusion"])
     return {
         **shared,
         **(
@@ -108,11 +203,18 @@ def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else {}
         ),
         "attack": "worst_case",
-        "attacks": [record["attack"] for record in records],
+        "attacks": list(dict.fromkeys(record["attack"] for record in records)),
         "num_steps": max(record["num_steps"] for record in records),
         "num_restarts": max(record["num_restarts"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 3),
-        **figures(right, num_draws),
+        **values,
+        **classified(
+            labels,
+            predictions,
+            np.array(values["robust"], bool),
+            num_classes=num_classes,
+            class_names=[names.get(label, str(label)) for label in range(num_classes)] if names else None,
+        ),
     }
 
 
@@ -124,7 +226,8 @@ def resolved(protocol: Protocol) -> dict[str, Any]:
         >>> resolved(Protocol(attack, {"epsilon": 0.5}))
         {'attack': 'attack', 'num_steps': 10, 'loss': 'abs', 'epsilon': 0.5}
     """
-    return {} if protocol.attack is None else _resolved(protocol.attack, "attack", dict(protocol.options))
+    given = dict(protocol.about)
+    return given if protocol.attack is None else given | _resolved(protocol.attack, "attack", dict(protocol.options))
 
 
 def _resolved(function: Callable[..., Any], kind: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from robustjax import data
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs, verify
+from robustjax.evaluation.protocol.outcome import Outcome, Unit
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.runtime import hosts
 from robustjax.runtime.sharding import Layout
@@ -24,48 +25,6 @@ NUM_KEPT = 8
 # the last images leave slots empty. On a network that mostly holds, 8 batches at a time cost 12 % more forward passes
 # than 32 did, 4 cost 25 % and 2 cost 98 % more; while a kill costs the chunk that was running.
 BATCHES_PER_CHUNK = 8
-
-
-class Unit(NamedTuple):
-    """What a protocol did to a batch, or a driver to a chunk of several.
-
-    Attributes:
-        arrays: by name, all but ``adversarial`` with the examples leading: ``right`` and ``clean_right``, in how many
-            draws the network is right after and before the attack; ``predictions`` and ``clean_predictions``, the most
-            frequent; ``adversarial``, those of the data set's first images that are here; and of an ensemble
-            ``by_attack.NAME``.
-        seconds: without compiling what the runner compiles.
-    """
-
-    arrays: dict[str, np.ndarray]
-    seconds: float
-
-
-class Outcome(NamedTuple):
-    """What an attack did to a data set.
-
-    Attributes:
-        right: int [N], in how many draws the network is right on the image as it is and after the attack, whichever
-            is fewer. A deterministic network is asked once.
-        num_draws: how often it was asked.
-        clean_predictions, predictions: int [N], the classes before and after the attack, most frequent over the draws.
-        adversarial: the first images, float32 [min(N, NUM_KEPT), H, W, C].
-        by_attack: of an ensemble, its attacks' names -> bool [N], what it held for robust after each.
-        seconds: of all batches, whenever they ran, without compiling what the runner compiles.
-    """
-
-    right: np.ndarray
-    num_draws: int
-    clean_predictions: np.ndarray
-    predictions: np.ndarray
-    adversarial: np.ndarray
-    by_attack: dict[str, np.ndarray]
-    seconds: float
-
-    @property
-    def robust(self) -> np.ndarray:
-        """bool [N]: not misclassified, by the majority of the draws."""
-        return ~verify.is_misclassified(1.0 - self.right / self.num_draws)
 
 
 class Runner:
@@ -84,6 +43,7 @@ class Runner:
         layout: of the devices.
         num_draws: for a stochastic network, on how many draws each image is classified, never an attack's own. 0 means
             a deterministic network.
+        num_kept: how many of the first adversarial images outcomes hold; None: all.
 
     Attributes:
         images, labels, threat: as given.
@@ -110,8 +70,10 @@ class Runner:
         batch_size: int,
         layout: Layout,
         num_draws: int = 0,
+        num_kept: int | None = NUM_KEPT,
     ):
         self.images, self.labels, self.threat = images, labels, threat
+        self._num_kept = len(labels) if num_kept is None else num_kept
         self._batch_size, self._layout, self._num_draws = batch_size, layout, num_draws
         network = inputs.as_pytree(network)
         self._network = layout.replicate(network)
@@ -154,9 +116,44 @@ class Runner:
         def report(name: str, done: float, robust: int) -> None:
             progress(done, f"{name}: {robust} of {len(labels)} images left, accuracy {robust / len(labels):.2%}")
 
+        if protocol.toward is not None:
+            return self._run_toward(protocol, key, index, key_attack, progress)
+        if protocol.images is not None:
+            return self.verify_unit(protocol, key, index, floats(protocol.images[rows]))
         adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, report)
         unit = self.verify_unit(protocol, key, index, adversarial, by_attack)
         return unit._replace(seconds=unit.seconds + seconds)
+
+    def _run_toward(
+        self, protocol: Protocol, key: Key, index: int, key_attack: Key, progress: Callable[[float, str], None]
+    ) -> Unit:
+        """The rounds of an attack that aims at classes, each verified; of each example the strongest round is kept."""
+        rows = self.examples(protocol)[index]
+        images, labels = self._floats(rows), self.labels[rows]
+        assert protocol.attack is not None
+        program = self._program(protocol.attack)
+        kept, seconds = {}, 0.0
+        tries, hits = (np.zeros(len(labels), np.int32) for _ in range(2))
+        for i in range(1, protocol.rounds + 1):
+            progress((i - 1) / protocol.rounds, f"class {i} of {protocol.rounds}" if protocol.rounds > 1 else "")
+            (batch,) = self._batches(images, labels)
+            options = _arrays(protocol.options) | {"offset": np.int32(i)}
+            key_round = jax.random.fold_in(key_attack, i)
+            arguments = (self._network, key_round, batch.images, batch.labels, options)
+            (moved, targets), spent = program(*arguments)
+            moved, targets = moved[batch.mask], targets[batch.mask]
+            unit = self.verify_unit(protocol, key, index, moved)
+            seconds += spent + unit.seconds
+            aimed = targets != labels
+            tries += aimed
+            hits += aimed & (unit.arrays["predictions"] == targets)
+            found = unit.arrays | {"targets": targets}
+            if not kept:
+                kept = found
+                continue
+            stronger = found["right"] < kept["right"]
+            kept = {name: _chosen(stronger, found[name], values) for name, values in kept.items()}
+        return Unit(kept | {"tries": tries, "hits": hits}, seconds)
 
     def verify_unit(
         self,
@@ -196,7 +193,7 @@ class Runner:
                 f"box, first of example {rows.start + np.argmin(valid)}: its figure would be meaningless"
             )
         arrays |= {f"by_attack.{name}": flags for name, flags in (by_attack or {}).items()}
-        return Unit(arrays | {"adversarial": adversarial[: max(NUM_KEPT - rows.start, 0)]}, seconds)
+        return Unit(arrays | {"adversarial": adversarial[: max(self._num_kept - rows.start, 0)]}, seconds)
 
     def outcome(self, protocol: Protocol, units: list[Unit]) -> Outcome:
         """The outcome of a protocol from all of its units."""
@@ -206,6 +203,7 @@ class Runner:
             return np.concatenate([unit.arrays[name][:count] for unit, count in zip(units, counts, strict=True)])
 
         ensemble = [name for name in units[0].arrays if name.startswith("by_attack.")]
+        aimed = ("targets", "tries", "hits") if protocol.toward is not None else ()
         return Outcome(
             np.minimum(column("right"), column("clean_right")),
             max(self._num_draws, 1),
@@ -214,6 +212,8 @@ class Runner:
             column("adversarial"),
             {name.removeprefix("by_attack."): column(name) for name in ensemble},
             sum(unit.seconds for unit in units),
+            by_clean=column("clean_right") < column("right"),
+            **{name: column(name) for name in aimed},
         )
 
     def _keys(self, key: Key, index: int) -> tuple[Key, Key]:
@@ -222,8 +222,7 @@ class Runner:
         return key_attack, key_verify
 
     def _floats(self, rows: slice) -> np.ndarray:
-        images = self.images[rows]
-        return np.asarray(data.to_float(images)) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+        return floats(self.images[rows])
 
     def _batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
         for batch in data.batches(images, labels, self._padded_size):
@@ -293,6 +292,17 @@ def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable
         return results, time.perf_counter() - started
 
     return call
+
+
+def floats(images: np.ndarray) -> np.ndarray:
+    """Images as networks take them, float32."""
+    return np.asarray(data.to_float(images)) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+
+
+def _chosen(rows: np.ndarray, chosen: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Rows of the one or of the other, of as many as these are: images are kept of the first examples alone."""
+    rows = rows[: len(other)]
+    return np.where(rows.reshape(rows.shape + (1,) * (other.ndim - 1)), chosen, other)
 
 
 def _arrays(options: Mapping[str, float]) -> dict[str, np.int32 | np.float32]:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from robustjax.evaluation.protocol.outcome import Outcome, Unit
 from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
-from robustjax.evaluation.protocol.runner import Outcome, Runner, Unit
+from robustjax.evaluation.protocol.runner import Runner
 from robustjax.evaluation.protocol.store import DamagedBatch, Store, fingerprints
 from robustjax.runtime import hosts
 from robustjax.runtime.progress import Progress, duration

@@ -10,13 +10,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustjax.evaluation.protocol import records
-from robustjax.evaluation.protocol.protocols import Protocol, Threat
-from robustjax.evaluation.protocol.runner import Outcome
+from robustjax.evaluation.protocol.outcome import Outcome
+from robustjax.evaluation.protocol.protocols import Protocol
+from robustjax.evaluation.protocol.threats import Threat, number
 from robustjax.types import InputError
 
 KINDS = ("epsilon", "steps")
 MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+
+
+def parse(text: str) -> tuple[str, tuple[float, ...] | None]:
+    """The kind of a sweep, and the values that a user chose for it, rising, or None.
+
+    Raises:
+        InputError: another kind, or values that it cannot have.
+
+    Example:
+        >>> parse("epsilon:0,0.5"), parse("steps")
+        (('epsilon', (0.0, 0.5)), ('steps', None))
+        >>> parse("steps:1.5")
+        Traceback (most recent call last):
+        robustjax.types.InputError: sweep must be epsilon or steps, alone or with values as in epsilon:0,2/255,4/255 and
+        steps:1,10,100, got 'steps:1.5'; leave them out for the usual ones
+    """
+    kind, colon, rest = str(text).partition(":")
+    try:
+        values = sorted({_value(kind, value) for value in rest.split(",")}) if colon else None
+    except ValueError:
+        values = []
+    fine = values is None or (len(values) > 0 and values[0] >= (1 if kind == "steps" else 0))
+    if kind not in KINDS or not fine:
+        raise InputError(
+            "sweep must be epsilon or steps, alone or with values as in epsilon:0,2/255,4/255 and "
+            f"steps:1,10,100, got {text!r}; leave them out for the usual ones"
+        )
+    return kind, None if values is None else tuple(values)
+
+
+def _value(kind: str, text: str) -> float:
+    return int(text) if kind == "steps" else number(text)
 
 
 class Point(NamedTuple):
@@ -33,7 +66,14 @@ class Point(NamedTuple):
     protocol: Protocol
 
 
-def points(kind: str, protocols: Mapping[str, Protocol], *, threat: Threat, image_shape: Sequence[int]) -> list[Point]:
+def points(
+    kind: str,
+    protocols: Mapping[str, Protocol],
+    *,
+    threat: Threat,
+    image_shape: Sequence[int],
+    values: Sequence[float] | None = None,
+) -> list[Point]:
     """The points of a sweep, attack by attack.
 
     "epsilon": multiples of the run's, and the radius at which every image can be turned into the same grey one, where
@@ -42,11 +82,12 @@ def points(kind: str, protocols: Mapping[str, Protocol], *, threat: Threat, imag
     Args:
         kind: "epsilon" or "steps".
         protocols: by the attacks' names.
-        threat: of the run.
+        threat: whose epsilon attacks have their steps for; above 0 in a sweep of epsilon.
         image_shape: (H, W, C).
+        values: rising, in place of the usual ones.
 
     Raises:
-        InputError: an attack has no epsilon, or not a number of steps to be set.
+        InputError: an attack has no epsilon, or not a number of steps to be set; or epsilon is 0.
 
     Example:
         >>> swept = points("epsilon", {"fgsm": Protocol(abs, {"epsilon": 0.1})}, threat=Threat("linf", 0.1),
@@ -59,9 +100,15 @@ def points(kind: str, protocols: Mapping[str, Protocol], *, threat: Threat, imag
     if without:
         raise InputError(f"--sweep={kind}: {', '.join(without)} has no {option} to sweep; leave it out of --attacks")
     if kind == "steps":
-        return [Point(name, count, _steps(base, count)) for name, base in protocols.items() for count in STEPS]
-    radii = sorted({threat.epsilon * multiple for multiple in MULTIPLES} | {grey_radius(threat, image_shape)})
-    return [Point(name, at, _scaled(base, at, at / threat.epsilon)) for name, base in protocols.items() for at in radii]
+        counts = STEPS if values is None else [int(value) for value in values]
+        return [Point(name, count, _steps(base, count)) for name, base in protocols.items() for count in counts]
+    if threat.epsilon <= 0:
+        raise InputError(f"epsilon must be above 0 for --sweep=epsilon, got {threat.epsilon:g}; give the usual one")
+    if values is None:
+        values = sorted({threat.epsilon * multiple for multiple in MULTIPLES} | {grey_radius(threat, image_shape)})
+    return [
+        Point(name, at, _scaled(base, at, at / threat.epsilon)) for name, base in protocols.items() for at in values
+    ]
 
 
 def grey_radius(threat: Threat, image_shape: Sequence[int]) -> float:

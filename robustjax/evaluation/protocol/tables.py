@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,29 +11,79 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 WIDEST = 200
+# The norm of a record whose images are within no ball around those of the data set.
+NO_BALL = "none"
 
 
 def of_records(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each record of an evaluation, the worst case last."""
+    """A row for each record of an evaluation, worst cases last."""
     first = entries[0]
     num_draws = first.get("num_draws", 1)
-    several = len({(entry["norm"], entry["epsilon"]) for entry in entries[:-1]}) > 1
-    draws = ["majority", f"worst of {num_draws}"] if num_draws > 1 else []
-    threat = ["threat"] if several else []
-    table = _table(first, ["attack", *threat, "steps", "accuracy", "95 % interval", *draws, "seconds"], several)
-    for entry in entries:
-        worst = entry["attack"] == "worst_case"
-        table.add_row(
-            entry["attack"].replace("_", " "),
-            *(["all" if worst else f"{entry['norm']} {entry['epsilon']:.4g}"] if several else []),
-            "" if worst else str(entry["num_steps"]),
-            f"{entry['accuracy']:.2%}",
-            _interval(entry),
-            *[f"{entry[name]:.2%}" for name in ("majority_vote", "worst_of_draws") if name in entry],
-            f"{entry['seconds']:.1f}",
-            end_section=entry is entries[-2],
-        )
+    threats = dict.fromkeys((entry["norm"], entry["epsilon"]) for entry in entries if entry["norm"] != NO_BALL)
+    several = len(threats) > 1
+    optional = {
+        "threat": lambda entry: _threat(entry) if several else None,
+        "target hit": lambda entry: f"{entry['target_hit']:.2%}" if entry.get("target_hit") is not None else None,
+        "majority": lambda entry: f"{entry['majority_vote']:.2%}" if num_draws > 1 else None,
+        f"worst of {num_draws}": lambda entry: f"{entry['worst_of_draws']:.2%}" if num_draws > 1 else None,
+    }
+    shown = {
+        "attack": lambda entry: _name(entry, entries),
+        "threat": optional["threat"],
+        "steps": lambda entry: "" if entry["attack"] == "worst_case" else str(entry["num_steps"]),
+        "accuracy": lambda entry: f"{entry['accuracy']:.2%}",
+        "95 % interval": _interval,
+        **{name: cell for name, cell in optional.items() if name != "threat"},
+        "seconds": lambda entry: f"{entry['seconds']:.1f}",
+    }
+    columns = {name: cells for name, cell in shown.items() if any(cells := [cell(entry) for entry in entries])}
+    table = _table(first, list(columns), several)
+    worst = [entry["attack"] == "worst_case" for entry in entries]
+    for i, cells in enumerate(zip(*columns.values(), strict=True)):
+        last = i + 1 < len(entries) and worst[i + 1] and not worst[i]
+        table.add_row(*[cell or "" for cell in cells], end_section=last)
     return table
+
+
+def of_classes(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Accuracy by class under each attack, and the class that the last record's images are mostly taken for."""
+    several = len({(entry["norm"], entry["epsilon"]) for entry in entries}) > 1
+    headings = [entry["attack"].replace("worst_case", "worst case") + (f" {_threat(entry)}" if several else "")
+                for entry in entries]  # fmt: skip
+    table = Table(title="accuracy by class")
+    for i, heading in enumerate(("class", "images", *headings, "mostly taken for")):
+        table.add_column(heading, justify="right" if 0 < i <= len(headings) + 1 else "left")
+    names = {part["class"]: part.get("name", str(part["class"])) for part in entries[-1]["per_class"]}
+    for part in entries[-1]["per_class"]:
+        label = part["class"]
+        cells = [
+            next((f"{other['accuracy']:.2%}" for other in entry["per_class"] if other["class"] == label), "")
+            for entry in entries
+        ]
+        others = {k: n for k, n in enumerate(entries[-1]["confusion"][label]) if k != label and n}
+        most = max(others, key=lambda k: others[k]) if others else None
+        taken = "" if most is None else f"{names.get(most, str(most))} ({others[most]})"
+        table.add_row(names[label], f"{part['num_examples']:,}", *cells, taken)
+    return table
+
+
+CSV_COLUMNS: tuple[str, ...] = (
+    "attack", "norm", "epsilon", "num_steps", "num_restarts", "num_examples", "accuracy", "low_95", "high_95",
+    "majority_vote", "worst_of_draws", "target_hit", "seconds", "network", "dataset", "split", "seed",
+    "checkpoint_step", "commit",
+)  # fmt: skip
+
+
+def csv_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each record, under the names of :data:`CSV_COLUMNS`; empty where a record does not say."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for entry in entries:
+        low, high = entry["interval_95"]
+        union = {"norm": "", "epsilon": ""} if entry.get("threats") else {}
+        writer.writerow({**entry, "network": network_name(entry), "low_95": low, "high_95": high, **union})
+    return text.getvalue()
 
 
 def of_sweep(sweep: Mapping[str, Any]) -> Table:
@@ -55,18 +107,38 @@ def show(table: RenderableType) -> None:
 
 def _table(conditions: Mapping[str, Any], headings: Sequence[str], several: bool = False) -> Table:
     """An empty table whose title says what was measured, as far as the records of a network tell."""
-    config = conditions.get("config")
-    network = config["model"]["name"] if config else "network"
     defended = f" with {conditions['defense']}" if conditions.get("defense") else ""
     dataset = f" of {conditions['dataset']}" if "dataset" in conditions else ""
-    split = f"{conditions['split']} " if "split" in conditions else ""
+    split = f"{conditions['split']} " if conditions.get("split") else ""
     threat = "several threats" if several else f"{conditions['norm']} epsilon {conditions['epsilon']:.4g}"
     step = f", checkpoint of step {conditions['checkpoint_step']:,}" if "checkpoint_step" in conditions else ""
+    network = network_name(conditions) or "network"
     title = f"{network}{defended} on {conditions['num_examples']:,} {split}images{dataset}, {threat}{step}"
     table = Table(title=title)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("attack", "threat") else "right")
     return table
+
+
+def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    """A record's name; of a worst case also the attacks of before that it is over besides."""
+    if entry["attack"] != "worst_case":
+        return entry["attack"]
+    shown = {other["attack"] for other in entries}
+    before = [name for name in entry["attacks"] if name not in shown]
+    return "worst case" + (f" (with {', '.join(before)} of before)" if before else "")
+
+
+def network_name(conditions: Mapping[str, Any]) -> str:
+    """What a record calls the network; empty where it does not say."""
+    config = conditions.get("config")
+    return config["model"]["name"] if config else conditions.get("network", {}).get("model", "")
+
+
+def _threat(entry: Mapping[str, Any]) -> str:
+    if entry.get("threats"):
+        return "all"
+    return "no ball" if entry["norm"] == NO_BALL else f"{entry['norm']} {entry['epsilon']:.4g}"
 
 
 def _interval(entry: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax import transforms
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
@@ -93,6 +94,7 @@ def judge(
     bounds: geometry.Bounds = (0.0, 1.0),
     hints: Hints = Hints(),  # noqa: B008
     budget: str = "quick",
+    quicken: bool = True,
     progress: bool = False,
 ) -> Verdict:
     """Attacks a network with all that applies to it, and looks for signs that the attacks failed.
@@ -116,6 +118,7 @@ def judge(
         bounds: box of valid pixels.
         hints: what the author of the network declares.
         budget: "quick", or "full" for the standard numbers of steps, queries and draws.
+        quicken: run the network and the functions of the hints by :func:`robustjax.transforms.quicken`.
         progress: print a line for each attack.
 
     Returns:
@@ -152,14 +155,17 @@ def judge(
         if flags["randomness"].status == "fail"
         else diagnostics.batch_dependence(probes.as_logits_fn(logits_fn), few, bounds, keys)
     )
+    networks = Networks(
+        direct,
+        probes.as_logits_fn(hints.surrogate_fn),
+        inputs.as_pytree(hints.auxiliary_fn),
+        probes.as_logits_fn(hints.undefended_fn),
+        probes.as_logits_fn(hints.trained_fn),
+    )
+    if quicken:
+        networks = Networks(*(None if network is None else transforms.quicken(network) for network in networks))
     trial = Trial(
-        Networks(
-            direct,
-            probes.as_logits_fn(hints.surrogate_fn),
-            inputs.as_pytree(hints.auxiliary_fn),
-            probes.as_logits_fn(hints.undefended_fn),
-            probes.as_logits_fn(hints.trained_fn),
-        ),
+        networks,
         key,
         images,
         labels,
@@ -238,6 +244,7 @@ def check_functions(
             raise InputError(f"{name} must be a function, got {type(function).__name__}")
         _check_arguments(name, function, images, keys)
     outputs = jax.eval_shape(logits_fn, images, *keys)
+    inputs.logits_of(outputs, len(images))
     expected = jax.eval_shape(probes.float_logits, outputs).shape
     if expected[0] != len(images):
         raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")

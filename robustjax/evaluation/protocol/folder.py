@@ -1,0 +1,118 @@
+"""The folder of an evaluation: at any time it holds records of one set of conditions, and the worst case over them.
+
+Records of other conditions, such as of fewer images or another threat, are put aside below it, in ``earlier/``, and
+come back when these conditions are evaluated again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustjax.evaluation.protocol import records, tables
+from robustjax.evaluation.protocol.threats import Threat
+from robustjax.runtime import files
+
+# The key of a record under which its conditions are named.
+MARK = "evaluation"
+EARLIER = "earlier"
+# What does not make a figure, or follows from the rest: an image that is misclassified is, whatever code found it.
+NO_CONDITION = ("commit", "source", "versions", "hardware", "config")
+
+
+def mark(conditions: Mapping[str, Any], threats: Sequence[Threat], num_examples: int) -> str:
+    """A name of the conditions under which records may be combined: readable, and a digest.
+
+    Example:
+        >>> mark({"split": "test", "seed": 0}, [Threat("linf", 0.1)], 100)
+        'test-100-linf-0.1-57d55bf9'
+    """
+    made = {name: value for name, value in conditions.items() if name not in NO_CONDITION}
+    text = json.dumps([made, threats, num_examples], sort_keys=True, default=str)
+    ball = "+".join(f"{threat.norm}-{threat.epsilon:.4g}" for threat in threats)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{file_name(str(conditions.get('split') or 'images'))}-{num_examples}-{ball}-{digest}"
+
+
+def file_name(name: str) -> str:
+    """A record's name as that of a file: no folders in it, and not too long for any disk.
+
+    Example:
+        >>> file_name("pgd:step_size=2/255")
+        'pgd:step_size=2_255'
+    """
+    name = name.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def record_name(record: Mapping[str, Any], *, several: bool) -> str:
+    """The name of a record's file; of several threats it ends in its own, where it has one."""
+    of_all = record.get("threats") or record["norm"] == tables.NO_BALL or record["attack"] == "clean"
+    threat = f"-{record['norm']}-{record['epsilon']:.9g}" if several and not of_all else ""
+    return file_name(record["attack"]) + threat
+
+
+def settle(folder: str | Path, own: str) -> None:
+    """Makes room for records of these conditions: those of others go to ``earlier/``, their own come back."""
+    folder = Path(folder)
+    present = _mark_of(folder)
+    if present == own or (present is None and not _files(folder)):
+        present = own
+    if present != own:
+        _move(folder, folder / EARLIER / (present or "unmarked"))
+    kept = folder / EARLIER / own
+    if kept.is_dir():
+        _move(kept, folder)
+
+
+def read(folder: str | Path, own: str) -> list[dict[str, Any]]:
+    """The records of attacks in a folder that are of these conditions."""
+    found = [_read(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [
+        record
+        for record in found
+        if record.get(MARK) == own
+        and "robust" in record
+        and record.get("attack", "worst_case") != "worst_case"
+        and record["norm"] != tables.NO_BALL
+    ]
+
+
+def write(folder: str | Path, entries: Sequence[Mapping[str, Any]], *, several: bool) -> None:
+    """Records as a file each, and all of them as ``results.csv``."""
+    for entry in entries:
+        records.write(folder, record_name(entry, several=several), dict(entry))
+    files.write(Path(folder) / "results.csv", tables.csv_text(entries))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def _mark_of(folder: Path) -> str | None:
+    """The conditions of what lies in a folder; None where nothing says."""
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        found = _read(path).get(MARK)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file holds if it is an object, and else nothing: damaged files are not of these conditions."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _move(source: Path, target: Path) -> None:
+    with files.writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in _files(source):
+            os.replace(path, target / path.name)

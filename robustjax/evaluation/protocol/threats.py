@@ -1,0 +1,99 @@
+"""What an adversary may do to an image, and how a user writes it: ``linf:8/255``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from robustjax.attacks.geometry import GEOMETRIES
+from robustjax.types import InputError, nearest
+
+
+class Threat(NamedTuple):
+    """What an adversary may do to an image: anything within a ball around it and inside the box of valid pixels.
+
+    Attributes:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        epsilon: radius of the ball, in units of pixels.
+        bounds: of the pixels.
+    """
+
+    norm: str
+    epsilon: float
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+def number(text: str | float) -> float:
+    """A finite number as a user writes it, also as a fraction.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> number("0.5"), number("8/255") == 8 / 255
+        (0.5, True)
+    """
+    above, slash, below = str(text).partition("/")
+    try:
+        value = float(above) / float(below) if slash else float(above)
+    except ZeroDivisionError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number: {text}")
+    return value
+
+
+def radius(name: str, value: str | float) -> float:
+    """A radius, at least 0.
+
+    Example:
+        >>> radius("epsilon", "-1")
+        Traceback (most recent call last):
+        robustjax.types.InputError: epsilon must be a number >= 0 in the units of the pixels, got '-1'; give for example
+        8/255
+    """
+    try:
+        radius = number(value)
+    except ValueError:
+        radius = -1.0
+    if radius < 0:
+        wanted = "a number >= 0 in the units of the pixels"
+        raise InputError(f"{name} must be {wanted}, got {value!r}; give for example 8/255")
+    return radius
+
+
+def parse(entries: str | Sequence[str], bounds: tuple[float, float] = (0.0, 1.0)) -> list[Threat]:
+    """Threats as a command line names them, norm and radius with a colon between them.
+
+    Args:
+        entries: as ``"linf:8/255,l2:0.5"``, or a list of them.
+        bounds: of the pixels, for all.
+
+    Raises:
+        InputError: naming every entry that is wrong, with the nearest norm.
+
+    Example:
+        >>> parse("l2:0.5,l1:12")
+        [Threat(norm='l2', epsilon=0.5, bounds=(0.0, 1.0)), Threat(norm='l1', epsilon=12.0, bounds=(0.0, 1.0))]
+        >>> parse("l3:0.5")
+        Traceback (most recent call last):
+        robustjax.types.InputError: threat must be norms with a radius each, as in linf:8/255,l2:0.5, got 'l3:0.5' (the
+        norms are linf, l2, l1)
+    """
+    entries = entries.split(",") if isinstance(entries, str) else list(entries)
+    threats, wrong = [], []
+    for entry in entries:
+        norm, _, epsilon = str(entry).partition(":")
+        if norm not in GEOMETRIES:
+            hint = nearest(norm.lower(), GEOMETRIES) or f" (the norms are {', '.join(GEOMETRIES)})"
+            wrong.append(f"{entry!r}{hint}")
+            continue
+        try:
+            threats.append(Threat(norm, radius("epsilon", epsilon), bounds))
+        except InputError:
+            wrong.append(f"{entry!r} (its radius must be a number >= 0)")
+    if wrong or not threats:
+        got = "; ".join(wrong) or "none"
+        raise InputError(f"threat must be norms with a radius each, as in linf:8/255,l2:0.5, got {got}")
+    return threats

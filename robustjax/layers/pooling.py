@@ -1,0 +1,114 @@
+"""Pooling that is quick on a CPU: windows as slices of the whole array, in place of a loop over each window.
+
+XLA's CPU backend visits a window's pixels one by one, and scatters a maximum's gradient one by one. Slices that start
+at each place of the window, compared or summed whole, do the same in a few vectorized passes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive, primitives
+
+from robustjax.layers import quick
+from robustjax.types import Array
+
+Pads = Sequence[tuple[int, int]]
+# Of larger windows there are too many slices to compile.
+MOST_PLACES = 64
+
+
+def _slices(padded: Array, lengths: Sequence[int], strides: Sequence[int]) -> Iterator[Array]:
+    """What each place of a window sees, first to last."""
+    limits = [1 + (size - length) // step * step for size, length, step in zip(padded.shape, lengths, strides, strict=True)]
+    for starts in itertools.product(*map(range, lengths)):
+        ends = [start + limit for start, limit in zip(starts, limits, strict=True)]
+        yield jax.lax.slice(padded, starts, ends, strides)
+
+
+def _padded(values: Array, fill: float, padding: Pads) -> Array:
+    return jax.lax.pad(values, jnp.asarray(fill, values.dtype), [(low, high, 0) for low, high in padding])
+
+
+def _reduced(
+    slow: Primitive,
+    combine: Callable[[Array, Array], Array],
+    identity: float,
+    values: Array,
+    *,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Pads,
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> Array:
+    """Maximum or sum of each window, one axis after the other."""
+    if {*base_dilation, *window_dilation} != {1}:
+        return slow.bind(
+            values, window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
+            base_dilation=base_dilation, window_dilation=window_dilation,
+        )  # fmt: skip
+    values = _padded(values, identity, padding)
+    for axis in range(values.ndim):
+        lengths, strides = [1] * values.ndim, [1] * values.ndim
+        lengths[axis], strides[axis] = window_dimensions[axis], window_strides[axis]
+        values = reduce(combine, _slices(values, lengths, strides))
+    return values
+
+
+def _scattered(
+    source: Array,
+    operand: Array,
+    *,
+    select_prim: Primitive,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Pads,
+) -> Array:
+    """The gradient of a maximum (or minimum): each window's goes to the first of its greatest entries."""
+    if math.prod(window_dimensions) > MOST_PLACES:
+        return primitives.select_and_scatter_add_p.bind(
+            source, operand, select_prim=select_prim, window_dimensions=window_dimensions,
+            window_strides=window_strides, padding=padding,
+        )  # fmt: skip
+    worst = -jnp.inf if select_prim is primitives.ge_p else jnp.inf
+    padded = _padded(operand, worst, padding)
+    places = itertools.product(*map(range, window_dimensions))
+    seen = enumerate(_slices(padded, window_dimensions, window_strides))
+    _, best = next(seen)
+    chosen = jnp.zeros(source.shape, jnp.int8)
+    for i, values in seen:
+        stays = select_prim.bind(best, values)
+        best, chosen = jnp.where(stays, best, values), jnp.where(stays, chosen, jnp.int8(i))
+    # In blocks of strides' entries, a place of the window is always at the same entry of a block.
+    shape = [
+        count + (length - 1) // stride
+        for count, length, stride in zip(source.shape, window_dimensions, window_strides, strict=True)
+    ]
+    entries: dict[tuple[int, ...], Array] = {}
+    for i, place in enumerate(places):
+        block, entry = zip(*map(divmod, place, window_strides), strict=True)
+        edges = [(low, total - count - low) for low, total, count in zip(block, shape, source.shape, strict=True)]
+        part = _padded(jnp.where(chosen == i, source, jnp.zeros_like(source)), 0.0, edges)
+        entries[entry] = entries[entry] + part if entry in entries else part
+    nothing = jnp.zeros(shape, source.dtype)  # of entries that no window covers
+    blocks = jnp.stack([entries.get(entry, nothing) for entry in itertools.product(*map(range, window_strides))])
+    axes = [axis for pair in zip(range(len(shape), 2 * len(shape)), range(len(shape)), strict=True) for axis in pair]
+    whole = blocks.reshape(*window_strides, *shape).transpose(axes)
+    whole = whole.reshape([total * stride for total, stride in zip(shape, window_strides, strict=True)])
+    edges = [
+        (-low, size + low - total)
+        for (low, _), size, total in zip(padding, operand.shape, whole.shape, strict=True)
+    ]
+    return _padded(whole, 0.0, edges)
+
+
+quick.register(primitives.reduce_window_max_p, partial(_reduced, primitives.reduce_window_max_p, jnp.maximum, -jnp.inf))
+quick.register(primitives.reduce_window_sum_p, partial(_reduced, primitives.reduce_window_sum_p, jnp.add, 0.0))
+quick.register(primitives.select_and_scatter_add_p, _scattered)
+quick.register(primitives.select_and_gather_add_p)

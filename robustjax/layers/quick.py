@@ -1,0 +1,84 @@
+"""Primitives that are JAX's own in all but how a CPU computes them.
+
+A quick primitive has the parameters, results and derivatives of the slow one that it stands for. Its rules of
+differentiation, transposition and batching are JAX's own with quick primitives in place of slow ones, so that
+derivatives of every order are quick as well. Which program computes it is decided where it is lowered: for any other
+backend than a CPU it is JAX's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+from robustjax.ops import chosen, merged
+from robustjax.types import Array
+
+# JAX's primitive -> the quick one.
+QUICK: dict[Primitive, Primitive] = {}
+
+
+def register(slow: Primitive, on_cpu: Callable[..., Array] | None = None) -> Primitive:
+    """Makes the quick primitive of a slow one.
+
+    Args:
+        slow: a primitive of JAX with one result.
+        on_cpu: computes it on a CPU from the same arguments and parameters. Without it a CPU does as JAX does, which is
+            of use where only the derivatives are slow.
+    """
+    quick = Primitive(f"quick_{slow.name}")
+    quick.def_impl(partial(xla.apply_primitive, quick))
+    quick.def_effectful_abstract_eval(slow.abstract_eval)
+    ad.primitive_jvps[quick] = partial(_jvp, slow)
+    ad.primitive_transposes[quick] = partial(_transpose, slow)
+    batching.primitive_batchers[quick] = partial(_batch, slow)
+    mlir.register_lowering(quick, mlir.lower_fun(slow.bind, multiple_results=False))
+    if on_cpu is not None:
+        mlir.register_lowering(quick, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+    QUICK[slow] = quick
+    return quick
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, computed by quick primitives wherever it binds a slow one itself.
+
+    For functions of a few operations; :func:`robustjax.transforms.quicken` takes whole networks.
+    """
+    program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    equations = [each.replace(primitive=QUICK.get(each.primitive, each.primitive)) for each in program.jaxpr.eqns]
+    values = jax.core.eval_jaxpr(program.jaxpr.replace(eqns=equations), program.consts, *jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shape), values)
+
+
+def _jvp(slow: Primitive, primals: tuple, tangents: tuple, **params: Any) -> tuple[Array, Array]:
+    moving = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+
+    def along(primals: tuple, slopes: list[Array]) -> tuple[Array, Array]:
+        apply = lambda *some: slow.bind(*merged(moving, some, primals), **params)  # noqa: E731
+        return jax.jvp(apply, tuple(chosen(moving, primals)), tuple(slopes))
+
+    return call(along, tuple(primals), chosen(moving, tangents))
+
+
+def _transpose(slow: Primitive, cotangent: Array, *operands: Any, **params: Any) -> list[Array | None]:
+    linear = [ad.is_undefined_primal(operand) for operand in operands]
+    if isinstance(cotangent, ad.Zero):
+        return [ad.Zero(operand.aval) if moves else None for moves, operand in zip(linear, operands, strict=True)]
+    known = [None if moves else operand for moves, operand in zip(linear, operands, strict=True)]
+    avals = [operand.aval for operand in chosen(linear, operands)]
+
+    def pull(cotangent: Array, known: list[Array | None]) -> tuple[Array, ...]:
+        apply = lambda *some: slow.bind(*merged(linear, some, known), **params)  # noqa: E731
+        return jax.linear_transpose(apply, *avals)(cotangent)
+
+    return merged(linear, call(pull, cotangent, known), [None] * len(operands))
+
+
+def _batch(slow: Primitive, operands: tuple[Array, ...], axes: tuple[int | None, ...], **params: Any):
+    return call(jax.vmap(partial(slow.bind, **params), in_axes=tuple(axes)), *operands), 0
+
