@@ -33,6 +33,15 @@ def test_cw_keeps_its_confidence_and_reaches_targets(key):
     assert np.all(logits[np.arange(16), target] - others >= 0.5)
 
 
+def test_cw_steps_by_adam_in_the_variable_whose_tanh_a_pixel_is(key):
+    images = jnp.linspace(0.1, 0.9, 12).reshape(3, 2, 2, 1)
+    least = jnp.sum(images, axis=(1, 2, 3)) - 1e-4  # whatever step is taken crosses it
+    network = lambda points: jnp.stack([jnp.sum(points, axis=(1, 2, 3)), least], axis=1)  # noqa: E731
+    adversarial = cw(network, key, images, jnp.zeros(3, jnp.int32), num_steps=2, num_searches=1, learning_rate=0.01)
+    expected = 0.5 * np.tanh(np.arctanh(2 * np.asarray(images, np.float64) - 1) - 0.01) + 0.5
+    np.testing.assert_allclose(adversarial, expected, atol=2e-5)
+
+
 def test_cw_leaves_what_cannot_be_broken(key):
     stubborn = lambda images: jnp.stack([jnp.ones(images.shape[0]), jnp.zeros(images.shape[0])], axis=1)  # noqa: E731
     images = jnp.round(toys.IMAGES)  # at the walls, where tanh is flat
@@ -61,6 +70,7 @@ def test_deepfool_leaves_misclassified_images_and_the_box_alone(key):
     _, labels = toys.linear_distances("l2")
     wrong = (labels + 1) % toys.NUM_CLASSES
     np.testing.assert_array_equal(deepfool(toys.linear, key, toys.IMAGES, wrong), toys.IMAGES)
+    np.testing.assert_array_equal(deepfool(toys.linear, key, toys.IMAGES, labels, num_steps=0), toys.IMAGES)
     images = jnp.round(toys.IMAGES)
     adversarial = deepfool(toys.smooth, key, images, jnp.argmax(toys.smooth(images), axis=1))
     assert float(adversarial.min()) >= 0 and float(adversarial.max()) <= 1
