@@ -8,8 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-# Compiling is what the tests spend their time on, and code of little optimisation is compiled twice as quickly. Commands
-# that tests start as processes of their own run as users run them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all of it so.
+# Compiling is what the tests spend their time on, and with few optimisations it takes half as long. Commands that tests
+# start as processes of their own run as users run them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything so.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -7,8 +7,9 @@ import pytest
 import toys
 from scipy import optimize
 
-from robustjax.attacks import fab, geometry
+from robustjax.attacks import _fab, fab, geometry
 from robustjax.attacks.engine.hyperplane import nearest_boundary, shortest_way
+from robustjax.attacks.engine.search import problem
 from robustjax.attacks.engine.verify import is_correct, is_valid
 
 RNG = np.random.default_rng(1)
@@ -68,6 +69,55 @@ def test_the_nearest_boundary_is_the_closed_forms(norm):
     lead, normals = nearest_boundary(toys.linear, toys.IMAGES, labels, norm=norm)
     dual = np.linalg.norm(normals.reshape(16, -1), toys.DUAL[norm], axis=1)
     np.testing.assert_allclose(lead / dual, distances, rtol=1e-4)
+
+
+def _onto(normal, gain, norm):
+    """The shortest way onto a plane without a box."""
+    if norm == "l2":
+        return gain * normal / np.sum(normal**2)
+    if norm == "linf":
+        return gain * np.sign(normal) / np.sum(np.abs(normal))
+    way, largest = np.zeros(len(normal)), np.argmax(np.abs(normal))
+    way[largest] = gain / normal[largest]
+    return way
+
+
+@pytest.mark.parametrize("norm", toys.NORMS)
+def test_every_step_is_the_published_one(norm, key):
+    images = np.asarray(toys.IMAGES, np.float64).reshape(16, -1)
+    hidden, readout = np.asarray(toys.HIDDEN, np.float64), np.asarray(toys.READOUT, np.float64)
+    labels = np.argmax(np.tanh(images @ hidden) @ readout, axis=1)
+    targets, epsilon = (labels + 1) % toys.NUM_CLASSES, np.full(16, 0.5)
+    posed = problem(
+        jax.random.split(key, 16), toys.IMAGES, labels, targets, epsilon.astype(np.float32), np.ones(16, np.int32)
+    )
+    attack = _fab.search(norm=norm, targeted=True, num_steps=6, bounds=(-50.0, 50.0))
+    state = attack.start(attack.options, posed)
+    points = np.asarray(state.points, np.float64).reshape(16, -1)
+    away = np.linalg.norm(points - images, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+    np.testing.assert_allclose(away, 0.25, rtol=1e-5)
+    nearest, found = np.full(16, np.inf), images.copy()
+    for _ in range(6):
+        state = attack.step(attack.options, toys.smooth, key, posed, state)
+        for i, (image, point, label, target) in enumerate(zip(images, points.copy(), labels, targets, strict=True)):
+            active = np.tanh(point @ hidden)
+            slopes = (hidden * (1 - active**2)) @ readout
+            normal = slopes[:, target] - slopes[:, label]
+            lead = active @ readout[:, label] - active @ readout[:, target]
+            from_point = _onto(normal, lead, norm)
+            from_image = _onto(normal, lead + normal @ (point - image), norm)
+            of = lambda way: np.linalg.norm(way, {"linf": np.inf, "l2": 2, "l1": 1}[norm])  # noqa: E731
+            share = min(of(from_point) / (of(from_point) + of(from_image)), 0.1)
+            moved = (1 - share) * (point + 1.05 * from_point) + share * (image + 1.05 * from_image)
+            fooled = np.argmax(np.tanh(moved @ hidden) @ readout) != label
+            if fooled and of(moved - image) < nearest[i]:
+                nearest[i], found[i] = of(moved - image), moved
+            points[i] = image + 0.9 * (moved - image) if fooled else moved
+        np.testing.assert_allclose(state.points.reshape(16, -1), points, rtol=1e-3, atol=1e-3)
+        points = np.asarray(state.points, np.float64).reshape(16, -1)  # rounding does not add up over steps
+    assert np.isfinite(nearest).sum() >= 8
+    np.testing.assert_allclose(state.best.images.reshape(16, -1), found, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(state.best.share == 1.0, nearest <= 0.5)
 
 
 @pytest.mark.parametrize("norm", toys.NORMS)

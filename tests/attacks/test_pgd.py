@@ -48,6 +48,19 @@ def test_pgd_reaches_the_closed_form_optimum_of_a_linear_network(norm, key):
     np.testing.assert_allclose(change, epsilon * np.linalg.norm(WEIGHTS[:, 0], DUAL[norm]), rtol=1e-3)
 
 
+@pytest.mark.parametrize("num_restarts", [1, 2, 3])
+def test_every_restart_is_a_draw_of_its_own(num_restarts, key):
+    # The largest of n uniform draws in [-1, 1] is (n - 1) / (n + 1) on average.
+    brightness = lambda images: jnp.stack([jnp.sum(images, axis=(1, 2, 3)) + 9.0, jnp.zeros(len(images))], axis=1)  # noqa: E731
+    images, labels = jnp.full((4000, 1, 1, 1), 0.5), jnp.zeros(4000, jnp.int32)
+    started = pgd(
+        brightness, key, images, labels, epsilon=0.2, step_size=0.1, num_steps=0, num_restarts=num_restarts,
+        loss=losses.margin,
+    )  # fmt: skip
+    expected = (num_restarts - 1) / (num_restarts + 1)
+    np.testing.assert_allclose(np.mean(0.5 - started) / 0.2, expected, atol=0.05)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fgsm_is_exact_on_a_linear_network(norm, key):
     epsilon = EPSILON[norm]
