@@ -96,6 +96,10 @@ def test_pgd_matches_numpy_step_by_step(key):
     linear = lambda images: images.reshape(-1, SIZE) @ WEIGHTS  # noqa: E731
     ours = pgd(linear, key, IMAGES, LABELS, epsilon=0.05, step_size=0.02, num_steps=5, random_start=False)
     np.testing.assert_allclose(ours, points, atol=1e-6)
+    # Every step raises a convex loss here, so the last point is the best.
+    options = {"epsilon": 0.05, "step_size": 0.01, "num_steps": 5, "random_start": False}
+    last, best = (pgd(linear, key, IMAGES, LABELS, keep_best=kept, **options) for kept in (False, True))
+    np.testing.assert_array_equal(best, last)
 
 
 def test_targeted_pgd_moves_towards_the_target(key):
