@@ -98,8 +98,11 @@ class _Converted:
     def __call__(self, variables: dict[str, Array], images: Array) -> Array:
         images = jnp.asarray(images)
         size = images.shape[1:]
-        if len(size) != 3:
-            raise InputError(f"images must be [B, H, W, C], got {list(images.shape)}; give a batch of images")
+        if len(size) != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"images must be floats [B, H, W, C] in [0, 1], got {images.dtype} {list(images.shape)}; give a "
+                "batch of images, integers divided by 255"
+            )
         with self._lock:
             if size not in self._checked:
                 with jax.ensure_compile_time_eval():

@@ -173,6 +173,13 @@ def test_images_of_other_dtypes_are_cast(converted):
         assert logits_fn(jnp.asarray(images, jnp.float64)).dtype == jnp.float32
 
 
+def test_images_that_are_no_batch_of_floats_are_refused(converted):
+    _, logits_fn = converted
+    for images in (some_images()[0], np.zeros((1, 8, 8, 3), np.uint8)):
+        with pytest.raises(InputError, match="images must be floats"):
+            logits_fn(images)
+
+
 def test_shared_weights_stay_shared():
     made = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 12)).eval()
     made[2].weight = made[1].weight
