@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -105,7 +107,7 @@ class _Converted:
             )
         with self._lock:
             if size not in self._checked:
-                with jax.ensure_compile_time_eval():
+                with jax.ensure_compile_time_eval(), _one_thread():
                     _check(self._module, self.values, size)
                 self._checked.add(size)
         return self._program(variables, images.astype(jnp.float32))
@@ -126,6 +128,19 @@ class _Converted:
         with jax.default_matmul_precision("highest"):
             logits, gradient = both(self._variables, jnp.asarray(images), jnp.asarray(weights))
         return np.asarray(logits), np.asarray(gradient)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch's threads have crashed beside those of JAX."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _torchax() -> Any:
