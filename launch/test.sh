@@ -10,7 +10,7 @@ source launch/environment.sh
 
 extra=dev
 if [[ " $* " == *" -m torch "* ]]; then
-  extra=dev,torch
+  extra=dev,torch,zoo
   VENV=${VENV:-$PWD/.venv-torch}
 fi
 ensure_environment "$extra"

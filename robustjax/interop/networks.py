@@ -155,9 +155,9 @@ def _imported(spec: str, source: str, path: Path | None) -> ModuleType:
     try:
         if path is None:
             return importlib.import_module(source)
-        found = importlib.util.spec_from_file_location(path.stem, path)
+        found = importlib.util.spec_from_file_location(f"_network_{path.stem}", path)
         assert found is not None and found.loader is not None  # as its name ends in .py
-        module = importlib.util.module_from_spec(found)
+        module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # where dataclasses look for it
         found.loader.exec_module(module)
         return module
     except ModuleNotFoundError as error:
@@ -175,11 +175,16 @@ def _attribute(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if callable(function):
         return function
-    names = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    which = f"nearest: {', '.join(nearest)}" if nearest else f"it has {', '.join(names) or 'none'}"
+    own = {other for other, value in vars(module).items() if _defined_in(module, value) and not other.startswith("_")}
+    nearest = difflib.get_close_matches(name, sorted(own), n=3, cutoff=0.5)
+    which = f"nearest: {', '.join(nearest)}" if nearest else f"it has {', '.join(sorted(own)[:5]) or 'none'}"
     got = "no" if function is None else type(function).__name__
-    raise InputError(f"model {spec} must name a function, got {got} {name} in {module.__name__}; {which}")
+    raise InputError(f"model {spec} must name a function, got {got} {name} in it; {which}")
+
+
+def _defined_in(module: ModuleType, value: Any) -> bool:
+    """Whether it is a function or class of the module or, of a package, of one in it."""
+    return callable(value) and str(getattr(value, "__module__", "")).startswith(module.__name__)
 
 
 def _called(function: Callable[..., Any], spec: str, weights: str | Path | None) -> tuple[Any, str | Path | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,9 @@ INSTALL = "pip install 'torch>=2.10,<2.13' torchax==0.0.13"
 
 # Largest difference of logits from PyTorch's, as a share of the largest logit.
 MOST_DIFFERENCE = 1e-5
-# The same of input gradients, at which a warning is given; rounding puts a few activations on the other side of a kink.
-MOST_GRADIENT_DIFFERENCE = 1e-2
+# Largest length of the difference of input gradients, as a share of their own, without a warning. Rounding puts some
+# activations on the other side of a kink: of a ResNet-50, PyTorch's gradient in float32 is 0.2 % off that in float64.
+MOST_GRADIENT_DIFFERENCE = 0.05
 
 
 def from_torch_module(module: Any) -> jax.tree_util.Partial:
@@ -97,11 +100,14 @@ class _Converted:
     def __call__(self, variables: dict[str, Array], images: Array) -> Array:
         images = jnp.asarray(images)
         size = images.shape[1:]
-        if len(size) != 3:
-            raise InputError(f"images must be [B, H, W, C], got {list(images.shape)}; give a batch of images")
+        if len(size) != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"images must be floats [B, H, W, C] in [0, 1], got {images.dtype} {list(images.shape)}; give a "
+                "batch of images, integers divided by 255"
+            )
         with self._lock:
             if size not in self._checked:
-                with jax.ensure_compile_time_eval():
+                with jax.ensure_compile_time_eval(), _one_thread():
                     _check(self._module, self.values, size)
                 self._checked.add(size)
         return self._program(variables, images.astype(jnp.float32))
@@ -122,6 +128,19 @@ class _Converted:
         with jax.default_matmul_precision("highest"):
             logits, gradient = both(self._variables, jnp.asarray(images), jnp.asarray(weights))
         return np.asarray(logits), np.asarray(gradient)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch's threads have crashed beside those of JAX."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _torchax() -> Any:
@@ -195,10 +214,11 @@ def _check(module: Any, converted: Any, size: tuple[int, ...]) -> None:
             f"module must have the same logits in JAX up to {MOST_DIFFERENCE:g} of the largest, got a difference of "
             f"{difference:.1e}; convert it another way, as by onnx:FILE"
         )
-    difference = _difference(our_gradient, gradient)
+    longest = max(np.linalg.norm(our_gradient), np.linalg.norm(gradient), np.finfo(np.float32).tiny)
+    difference = np.linalg.norm(our_gradient - gradient) / longest
     if not difference <= MOST_GRADIENT_DIFFERENCE:
         warnings.warn(
-            f"the module's input gradient in JAX differs from PyTorch's by {difference:.1g} of the largest: it defines "
+            f"the module's input gradient in JAX differs from PyTorch's by {difference:.0%} of its length: it defines "
             "one of its own (torch.autograd.Function) or hides one (torch.no_grad), and attacks follow that of the "
             "operations that it carries out; write a straight-through estimator as x + (f(x) - x).detach()",
             stacklevel=4,

@@ -93,6 +93,7 @@ class Hostile:
         return os.system, (f"touch {self.trace}",)
 
 
+@pytest.mark.torch
 def test_a_pickle_that_runs_code_is_not_loaded(tmp_path):
     torch = pytest.importorskip("torch")
     trace, path = tmp_path / "trace", tmp_path / "weights.pt"
@@ -106,6 +107,7 @@ def test_a_pickle_that_runs_code_is_not_loaded(tmp_path):
     assert "cannot be read by PyTorch" in refusal(path)
 
 
+@pytest.mark.torch
 def test_pytorch_checkpoints_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pth.tar"

@@ -21,6 +21,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
 
 FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax, jax.numpy as jnp
 import beside
 
@@ -62,6 +66,17 @@ def needs():
     import a_package_that_is_not_there
 
 constant = 3
+
+@dataclass
+class Scaled:
+    scale: float
+    names: ClassVar[list] = []
+
+    def __call__(self, images):
+        return self.scale * beside.logits(images)
+
+def scaled():
+    return Scaled(1.0)
 """
 BESIDE = """
 import jax.numpy as jnp
@@ -88,7 +103,7 @@ def expected(images):
     return np.stack([images.sum((1, 2, 3)), np.ones(len(images))], axis=1)
 
 
-@pytest.mark.parametrize("name", ["plain", "late"])
+@pytest.mark.parametrize("name", ["plain", "late", "scaled"])
 def test_a_function_of_a_file_returns_the_network(file, name):
     before = list(sys.path)
     network = load_network(f"{file}:{name}")
@@ -149,9 +164,9 @@ REFUSED = {
     "no module": ("robustbnch:Carmon2019Unlabeled", "there is no module robustbnch"),
     "no submodule": ("robustjax.modls:create", "there is no module robustjax.modls"),
     "no file": ("{folder}/yours.py:plain", "must name a file that is there, got no"),
-    "unknown function": ("{file}:plian", "got no plian in mine; nearest: plain"),
-    "no function at all": ("{file}:xxxxxx", "it has plain, late, with_weights"),
-    "a constant": ("{file}:constant", "got int constant in mine"),
+    "unknown function": ("{file}:plian", "got no plian in it; nearest: plain"),
+    "no function at all": ("{file}:xxxxxx", "it has Scaled, fails, held, late, module"),
+    "a constant": ("{file}:constant", "got int constant in it"),
     "a logits_fn": ("{file}:of_images", "got a function of images; write one that returns it"),
     "two": ("{file}:two", "got tuple; of a Flax module return lambda images"),
     "a Flax module": ("{file}:module", "got Dense; of a Flax module return lambda images"),

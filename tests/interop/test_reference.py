@@ -12,6 +12,7 @@ import torch_networks as published  # noqa: E402
 from robustjax import interop  # noqa: E402
 from robustjax.models import PreActResNet, ResNet  # noqa: E402
 
+pytestmark = pytest.mark.torch
 CLASSES = 5
 NETWORKS = {
     "cas-resnet": ("cas", lambda: published.ResNet(CLASSES, "cas"), 16),
