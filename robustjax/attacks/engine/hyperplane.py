@@ -126,10 +126,9 @@ def nearest_wrong(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> scaled = lambda x: jnp.stack([x[:, 0], 0 * x[:, 0], 9 * x[:, 1]], axis=1)
-        >>> images, labels = jnp.array([[1.0, -0.2]]), jnp.array([0])
-        >>> likeliest_wrong(scaled(images), labels, 2).ravel(), nearest_wrong(scaled, images, labels, 2, norm="l2").ravel()
-        (Array([1, 2], dtype=int32), Array([2, 1], dtype=int32))
+        >>> steep = lambda x: jnp.stack([x[:, 0], 0 * x[:, 0], 9 * x[:, 1]], axis=1)  # of 1, 0 and -1.8
+        >>> nearest_wrong(steep, jnp.array([[1.0, -0.2]]), jnp.array([0]), 2, norm="l2").ravel()
+        Array([2, 1], dtype=int32)
     """
     values, pullback = jax.vjp(logits_fn, images)
     candidates = likeliest_wrong(values, labels, max(count, NUM_LINEARISED))
