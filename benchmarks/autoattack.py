@@ -34,7 +34,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds data s
 NORMS = flags.DEFINE_list("norms", "linf,l2", "Threats.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 256, "Test images to attack.", lower_bound=1)
 TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Of adversarial training, 128 images each.", lower_bound=1)
-PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the published side, with its packages.")
+PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the published side.")
 PART = flags.DEFINE_enum(
     "part", None, ["train", "ours", "published", "published_again"], "Do only this, on --case, as the parent asks."
 )
@@ -128,14 +128,7 @@ def ours(case: str, norm: str) -> None:
     process.keep_memory()  # as the commands do
     arrays = dict(np.load(case))
     images, labels = arrays.pop("images"), arrays.pop("labels")
-    params = {}
-    for name, value in arrays.items():
-        layer = params
-        *path, leaf = name.split("/")
-        for part in path:
-            layer = layer.setdefault(part, {})
-        layer[leaf] = value
-    module = models.create("small_cnn")
+    params, module = nested(arrays), models.create("small_cnn")
     network = lambda images: module.apply(params, images).logits  # noqa: E731
     epsilon = EPSILON[DATASET.value, norm]
     seconds = []
@@ -151,6 +144,18 @@ def ours(case: str, norm: str) -> None:
         seconds.append(np.diff([ended[name] for name in ("start", *ATTACKS)]))
     outcomes = [result.by_attack[name] for name in ATTACKS]
     np.savez(f"{case}.ours.npz", flags=outcomes, seconds=seconds, cpu=time.process_time() / 2)
+
+
+def nested(arrays: dict[str, np.ndarray]) -> dict:
+    """Weights by module and name."""
+    params = {}
+    for name, value in arrays.items():
+        layer = params
+        *path, leaf = name.split("/")
+        for part in path:
+            layer = layer.setdefault(part, {})
+        layer[leaf] = value
+    return params
 
 
 def published(case: str, norm: str, *, seed: int = 0) -> None:
@@ -179,8 +184,8 @@ def published(case: str, norm: str, *, seed: int = 0) -> None:
             return torch.nn.functional.linear(x, layers["head_kernel"], layers["head_bias"])
 
     network = Network().eval().requires_grad_(False)
-    images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(arrays["labels"]).long()
+    images = torch.tensor(arrays["images"][: NUM_IMAGES.value]).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(arrays["labels"][: NUM_IMAGES.value]).long()
     common = {"eps": EPSILON[DATASET.value, norm], "norm": {"linf": "Linf", "l2": "L2"}[norm]}
     common["seed"] = seed
     square = torchattacks.Square(network, n_queries=5000, **common)
@@ -192,7 +197,7 @@ def published(case: str, norm: str, *, seed: int = 0) -> None:
         square,
     )
     robust = (network(images).argmax(1) == labels).numpy()
-    outcomes, seconds = [], []
+    outcomes, seconds, used = [], [], time.process_time()
     for attack in attacks:
         alive = np.flatnonzero(robust)
         started = time.perf_counter()
@@ -201,7 +206,7 @@ def published(case: str, norm: str, *, seed: int = 0) -> None:
             robust[alive] = (network(adversarial).argmax(1) == labels[alive]).numpy()
         seconds.append(time.perf_counter() - started)
         outcomes.append(robust.copy())
-    np.savez(f"{case}.{PART.value}.npz", flags=outcomes, seconds=seconds, cpu=time.process_time())
+    np.savez(f"{case}.{PART.value}.npz", flags=outcomes, seconds=seconds, cpu=time.process_time() - used)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ The same float32 weights are attacked through
 - "bfloat16": every layer computes in bfloat16, losses in float32, as a run with `model.dtype = "bfloat16"` attacks
   while it trains;
 - "its gradients alone": gradients of the bfloat16 network at the float32 one's logits, so that losses, step sizes and
-  which image counts as broken are exact, at one forward pass more a step.
+  which image counts as broken are exact, at one forward pass more a step: what `bfloat16_fn` asks `autoattack` and
+  `apgd` for.
 
 and whatever they return is judged by one float32 forward pass. `autoattack` is its apgd-ce and apgd-t. It believes the
 network that it is given: where that is in bfloat16 throughout, an image that only bfloat16 gets wrong is given up too
@@ -26,6 +27,7 @@ from absl import flags
 
 from robustjax import attacks, build, cli, data, runs
 from robustjax.attacks.engine import verify
+from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.evaluation.protocol import records
 from robustjax.runs import network
 from robustjax.types import Array, InputError, Key, LogitsFn
@@ -56,7 +58,7 @@ def main() -> int:
         "float32": (exact, 0),
         "another seed": (exact, 1),
         "bfloat16": (coarse, 0),
-        "its gradients alone": (jax.tree_util.Partial(_gradients_of, coarse, exact), 0),
+        "its gradients alone": (jax.tree_util.Partial(with_gradients_of, coarse, exact), 0),
     }
     judge = jax.jit(partial(_robust, **threat))
 
@@ -81,12 +83,6 @@ def main() -> int:
             differing = f"{lost + gained:3} flags differ, {lost} broken by float32 alone, {gained} by this alone"
             print(f"{name:11} {way:20} {robust.mean():7.2%}  {differing}", flush=True)
     return 0
-
-
-def _gradients_of(coarse: LogitsFn, exact: LogitsFn, images: Array) -> Array:
-    """The logits of one network, to rounding, with the gradients of another."""
-    outputs = coarse(images)
-    return outputs + jax.lax.stop_gradient(exact(images) - outputs)
 
 
 def _pgd20(

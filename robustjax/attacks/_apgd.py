@@ -13,10 +13,14 @@ import numpy as np
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.hyperplane import nearest_wrong
+from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
 from robustjax.attacks.eot import expected_gradient_and_outcome, expected_logits_fn
 from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
+# What classes the targeted loss aims at: those of the largest logits, or of the nearest linearised boundaries.
+TARGETS = ("logits", "linearised")
 MOMENTUM = 0.75  # weight of the new step against the one before
 RISING = 0.75  # share of steps that must raise the loss for a step size to be kept
 # l1 (arXiv 2103.01208): radii in units of epsilon and their shares of the steps, share of pixels that a step moves at
@@ -249,6 +253,8 @@ def apgd(
     num_restarts: int = 1,
     loss: str | LossFn = "ce",
     num_targets: int = 9,
+    targets: str = "logits",
+    bfloat16_fn: LogitsFn | None = None,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
 ) -> Array:
@@ -273,9 +279,16 @@ def apgd(
         norm: "linf", "l2" or "l1".
         num_steps: gradient steps of a restart.
         num_restarts: runs, from independent starts, of each target.
-        loss: "ce"; "dlr"; "dlr-targeted", against the ``num_targets`` likeliest wrong classes one after the other; or
-            (outputs, labels) -> [B]. With fewer classes than a ratio needs (3, targeted 4) the margin takes its place.
+        loss: "ce"; "dlr"; "dlr-targeted", against ``num_targets`` wrong classes one after the other; or (outputs,
+            labels) -> [B]. With fewer classes than a ratio needs (3, targeted 4) the margin takes its place.
         num_targets: for "dlr-targeted"; at most K - 1 are used.
+        targets: which classes "dlr-targeted" aims at first: "logits", those of the largest logits; or "linearised",
+            those whose decision boundaries, linearised at the image, are nearest in the norm, among the 100 of the
+            largest logits (MALT, Melamed et al. 2024, arXiv 2407.02240). That costs a backward pass for each of these,
+            once, and the first few then find what nine by logits find.
+        bfloat16_fn: the same network computing in bfloat16, called as ``logits_fn`` is: gradients are taken through it,
+            at the logits of ``logits_fn``, which alone decide on step sizes and success. For devices with bfloat16
+            units; a CPU imitates it, at more time than is saved. None: all in the precision of ``logits_fn``.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every gradient and comparison over n fresh keys; 0 for deterministic networks.
 
@@ -284,7 +297,8 @@ def apgd(
         dtype given. An empty batch is returned as it is.
 
     Raises:
-        InputError: for an unknown norm or loss, counts below 1, or arguments of the wrong shape, dtype or value.
+        InputError: for an unknown norm, loss or order of targets, counts below 1, outputs of ``bfloat16_fn`` unlike
+            those of ``logits_fn``, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -295,17 +309,23 @@ def apgd(
     """
     inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     _loss(loss)
+    if targets not in TARGETS:
+        raise InputError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}; choose one of these")
+    network = logits_fn if bfloat16_fn is None else functools.partial(with_gradients_of, bfloat16_fn, logits_fn)
     given = inputs.check(
-        logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon},
+        network, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon},
         loss=loss if callable(loss) else losses.cross_entropy, eot_samples=eot_samples, keys_per_example=True,
     )  # fmt: skip
     if given.is_empty:
         return given.given
     if loss == "dlr-targeted":
-        logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)(given.images)
-        targets = likeliest_wrong(logits, given.labels, num_targets)
+        expected = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)
+        if targets == "logits":
+            classes = likeliest_wrong(expected(given.images), given.labels, num_targets)
+        else:
+            classes = nearest_wrong(expected, given.images, given.labels, num_targets, norm=norm)
     else:
-        targets = given.labels[None]
+        classes = given.labels[None]
     used = given.loss if callable(loss) else loss
     best = solve(
         search(norm=norm, loss=used, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
@@ -313,7 +333,7 @@ def apgd(
         key,
         given.images,
         given.labels,
-        targets=targets,
+        targets=classes,
         epsilon=epsilon,
         num_restarts=num_restarts,
         run_all=False,

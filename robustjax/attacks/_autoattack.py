@@ -18,7 +18,9 @@ from robustjax.attacks._fab import search as fab_search
 from robustjax.attacks._square import search as square_search
 from robustjax.attacks.engine import inputs, lanes, threads
 from robustjax.attacks.engine.candidates import Candidates
+from robustjax.attacks.engine.hyperplane import NUM_LINEARISED
 from robustjax.attacks.engine.lanes import Stage
+from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.attacks.engine.search import likeliest_wrong
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.runtime import compiler
@@ -29,9 +31,12 @@ VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
+    "fast": ("apgd-ce", "apgd-t"),
 }
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 RAND_EOT_SAMPLES = 20
+# Classes that "fast" aims at, of those whose linearised boundaries are nearest.
+FAST_TARGETS = 4
 # Points of each image that are kept for the decision on a stochastic network.
 NUM_CANDIDATES = 3
 # A CPU is quickest where a batch's activations stay in its caches.
@@ -63,6 +68,7 @@ def autoattack(
     version: str | Sequence[str] = "standard",
     batch_size: int | None = None,
     bounds: geometry.Bounds = (0.0, 1.0),
+    bfloat16_fn: LogitsFn | None = None,
     eot_samples: int | None = None,
     num_draws: int = 200,
     sharding: jax.sharding.NamedSharding | None = None,
@@ -103,10 +109,16 @@ def autoattack(
         norm: "linf", "l2" or "l1".
         version: "standard": apgd-ce, apgd-t, fab-t, square; "plus": further apgd-dlr and untargeted fab, with five
             restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient and loss;
-            or a list of attacks' names. In l1 apgd-ce restarts five times and apgd-t takes five targets, as published.
+            "fast": apgd-ce, and apgd-t against the few classes whose linearised decision boundaries are nearest (MALT,
+            Melamed et al. 2024, arXiv 2407.02240); or a list of attacks' names. In l1 "standard" restarts apgd-ce five
+            times and its apgd-t takes five targets, as published.
         batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
             each device, and 64 on a CPU, whose caches hold no more.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
+        bfloat16_fn: the same network computing in bfloat16, called as ``logits_fn`` is: attacks take gradients through
+            it, at the logits of ``logits_fn``, which alone decide on losses, step sizes and success. For devices with
+            bfloat16 units; a CPU imitates it, at more time than is saved. None, everywhere the default: no half
+            precision.
         eot_samples: for stochastic networks outside "rand": draws over which each gradient and loss are averaged.
         num_draws: for stochastic networks: fresh draws that decide in the end. A network that is right in 60 % of draws
             is right by majority of 200 draws on 997 of 1000 images, of 20 draws on 755.
@@ -122,7 +134,8 @@ def autoattack(
 
     Raises:
         InputError: for an unknown version, attack or norm, images outside bounds or not finite, labels that are not
-            classes, or arguments of the wrong shape, dtype or value.
+            classes, outputs of ``bfloat16_fn`` unlike those of ``logits_fn``, or arguments of the wrong shape, dtype or
+            value.
 
     Warns:
         UserWarning: where outputs are probabilities, differ between two calls of a network that was not declared to be
@@ -156,17 +169,24 @@ def autoattack(
         raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")
     if not len(images):
         return AutoAttackResult(images, np.zeros(0, bool), {name: np.zeros(0, bool) for name in names})
+    coarse = inputs.as_pytree(bfloat16_fn)
     network = inputs.as_pytree(logits_fn)
     if quicken:
         network = transforms.quicken(network)
     if sharding is not None:
-        network = jax.device_put(network, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        network, coarse = jax.device_put((network, coarse), everywhere)
+    attacked_fn = network
+    if coarse is not None:
+        attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
+        jax.eval_shape(attacked_fn, images[:1], *((key,) if eot_samples else ()))  # which checks its outputs
     num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
     sizes = lanes.batch_sizes(batch_size // num_lanes, num_devices)
     num_draws = num_draws if eot_samples else 0
     driver = lanes.Driver(
-        network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding
-    )
+        network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
+        attacked_fn,
+    )  # fmt: skip
     as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]
     inputs.labels_in_range(labels, num_classes)
@@ -270,7 +290,9 @@ def _stage(
     loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[name]
     search = apgd_search(loss=loss, num_steps=100, **common)
     if name == "apgd-t":
-        return Stage(search, min(5 if norm == "l1" else 9, num_wrong), 1, chunk=10, cost=3 * passes)
+        num_targets = FAST_TARGETS if version == "fast" else 5 if norm == "l1" else 9
+        num_linearised = min(NUM_LINEARISED, num_wrong) if version == "fast" else 0
+        return Stage(search, min(num_targets, num_wrong), 1, 10, 3 * passes, num_linearised)
     if norm == "l1" and name == "apgd-ce" and version == "standard":
         restarts = 5
     return Stage(search, 1, restarts, chunk=10, cost=3 * passes)

@@ -55,7 +55,7 @@ def doubts(
     some, half = images[rows], size // 2
     low, high = (np.asarray(wall, images.dtype) for wall in bounds)
     # The same images first, and other ones after them: mirrored, so that there are some of a single image, too.
-    mixed = np.concatenate([some[:half], np.clip(low + high - some[half:], low, high)])
+    mixed = np.concatenate([some[:half], np.clip(low + high - some[half:], low, high).astype(some.dtype)])
     first, again, other = (np.asarray(_logits(network, split(batch), keys)) for batch in (some, some, mixed))
     if not stochastic and (
         np.any(_changed(first, again, SAME_PROGRAM))

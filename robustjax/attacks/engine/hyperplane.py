@@ -7,8 +7,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from robustjax.attacks.engine.search import likeliest_wrong
 from robustjax.attacks.geometry import Bounds, walls
 from robustjax.types import Array
+
+# MALT looks at so many of the likeliest wrong classes, as published: of a thousand, most are out of reach.
+NUM_LINEARISED = 100
 
 
 def shortest_way(points: Array, normals: Array, gain: Array, *, norm: str, bounds: Bounds) -> Array:
@@ -95,6 +99,49 @@ def nearest_boundary(
     zeros = jnp.zeros_like(values[:, 0])
     none = (zeros + jnp.inf, zeros, jnp.zeros_like(points))
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(values.shape[-1]), nearer, none)[1:]
+
+
+def nearest_wrong(
+    logits_fn: Callable[[Array], Array], images: Array, labels: Array, count: int, *, norm: str
+) -> Array:
+    r"""The ``count`` wrong classes whose linearised boundaries are nearest, the nearest first: the targets of MALT.
+
+    .. math:: \frac{z_y - z_c}{\|\nabla (z_y - z_c)\|_*}
+
+    with the dual norm of the threat's (Melamed et al. 2024, arXiv 2407.02240). Classes are chosen among the 100 of the
+    largest logits, at a backward pass each, one after the other, so that memory does not grow with their number. A
+    boundary without a slope is out of reach and comes last; where distances are the same, as where a network hides all
+    its gradients, the larger logit is first.
+
+    Args:
+        logits_fn: images -> float32 logits [B, K].
+        images: [B, ...].
+        labels: integers [B].
+        count: at most K - 1 are returned.
+        norm: "linf", "l2" or "l1", of the ball; the box is left aside.
+
+    Returns:
+        Integers [min(count, K - 1), B]. A class that is masked by a logit of -inf is no target: where fewer classes are
+        left than are asked for, the likeliest one is repeated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> steep = lambda x: jnp.stack([x[:, 0], 0 * x[:, 0], 9 * x[:, 1]], axis=1)  # of 1, 0 and -1.8
+        >>> nearest_wrong(steep, jnp.array([[1.0, -0.2]]), jnp.array([0]), 2, norm="l2").ravel()
+        Array([2, 1], dtype=int32)
+    """
+    values, pullback = jax.vjp(logits_fn, images)
+    candidates = likeliest_wrong(values, labels, max(count, NUM_LINEARISED))
+
+    def distance(target: Array) -> Array:
+        lead, normals = _plane(values, pullback, labels, target)
+        slope = dual_norm(normals, norm=norm)
+        return jnp.where(slope > 0, lead / jnp.where(slope > 0, slope, 1.0), jnp.inf)
+
+    distances = jax.lax.map(distance, candidates)
+    repeated = (candidates == candidates[:1]).at[0].set(False)
+    order = jnp.argsort(jnp.where(repeated, jnp.inf, distances), axis=0)
+    return jnp.take_along_axis(candidates, order[:count], axis=0)
 
 
 def dual_norm(normals: Array, *, norm: str) -> Array:

@@ -21,8 +21,10 @@ import numpy as np
 from robustjax.attacks import geometry
 from robustjax.attacks.engine import doubts, inputs, threads, verify
 from robustjax.attacks.engine import search as search_lib
+from robustjax.attacks.engine.hyperplane import nearest_wrong
 from robustjax.attacks.engine.search import Search
 from robustjax.attacks.engine.verify import Verified
+from robustjax.attacks.eot import expected_logits_fn
 from robustjax.types import Array, Key
 
 # Batches come in few sizes, each a quarter of the one before: every size compiles every attack once more.
@@ -43,6 +45,8 @@ class Stage(NamedTuple):
         num_restarts: runs of each target.
         chunk: steps per compiled call; success is checked between calls.
         cost: of a step, in forward passes.
+        num_linearised: wrong classes whose boundaries are linearised to aim at the nearest ones; 0 to aim at those of
+            the largest logits.
     """
 
     search: Search
@@ -50,6 +54,7 @@ class Stage(NamedTuple):
     num_restarts: int
     chunk: int
     cost: int
+    num_linearised: int = 0
 
     @property
     def num_runs(self) -> int:
@@ -58,8 +63,8 @@ class Stage(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """Forward passes of all its runs."""
-        return self.cost * self.search.num_steps * self.num_runs
+        """Forward passes of all its runs, and of choosing targets, at most."""
+        return self.cost * (self.search.num_steps * self.num_runs + self.num_linearised)
 
 
 class Report(NamedTuple):
@@ -90,6 +95,7 @@ class Driver(NamedTuple):
         sizes: of a lane's batch, falling.
         num_lanes: batches at the same time, each driven by a thread if there are several.
         sharding: of a batch's leading axis, or None.
+        attacked_fn: what attacks call: the outputs of ``network``, perhaps with other gradients.
     """
 
     network: Any
@@ -104,6 +110,7 @@ class Driver(NamedTuple):
     sizes: tuple[int, ...]
     num_lanes: int
     sharding: jax.sharding.NamedSharding | None
+    attacked_fn: Any
 
     def decide(self, points: np.ndarray) -> Verified[np.ndarray]:
         """What the network makes of one point for each image, in the end.
@@ -122,6 +129,8 @@ class Driver(NamedTuple):
 
     def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Generator[Report, None, None]:
         """Runs a stage on the images with these indices."""
+        if stage.num_linearised and len(indices):
+            targets = self._nearest(stage.num_targets, targets, indices)
         size = self._size(len(indices))
         num_lanes = min(self.num_lanes, -(-len(indices) // size))
         # Each lane has images of its own: if they shared them, who takes which would depend on the clock.
@@ -139,7 +148,7 @@ class Driver(NamedTuple):
         rows = self._rows(stage, targets, at, at)
         fresh, state = np.ones(len(at), bool), _blank(stage.search, *rows[1:])
         arguments = self._on_devices((*rows, at, at, state, fresh))
-        _advance(stage.search, self.bounds, self.network, self.key, *arguments, np.int32(0), np.int32(0))
+        _advance(stage.search, self.bounds, self.attacked_fn, self.key, *arguments, np.int32(0), np.int32(0))
 
     def _lane(
         self, stage: Stage, key: Key, targets: np.ndarray, queue: deque[int], size: int, calls: Iterator[int]
@@ -167,7 +176,7 @@ class Driver(NamedTuple):
                 state, fresh = _blank(stage.search, *rows_of[1:]), np.ones(size, bool)
             arguments = self._on_devices((*rows_of, run, run % stage.num_restarts, state, fresh))
             steps = np.int32(stage.chunk)
-            state = _advance(stage.search, self.bounds, self.network, key, *arguments, steps, np.int32(call))
+            state = _advance(stage.search, self.bounds, self.attacked_fn, key, *arguments, steps, np.int32(call))
             share, loss = np.asarray(state.best.share), np.asarray(state.best.loss)
             over = np.asarray(state.count) >= num_steps
             ended = taken & (over | (share >= 1.0))
@@ -215,6 +224,18 @@ class Driver(NamedTuple):
             parts.append(_taken(found, np.arange(len(part))))
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
+    def _nearest(self, count: int, targets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Targets [count, N] with those of these images in the order of their linearised boundaries."""
+        targets, size = targets[:count].copy(), self._size(len(indices))
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            at = np.resize(part, size)
+            batch = self._on_devices((self.images[at], self.labels[at]))
+            options = {"count": count, "norm": self.norm, "eot_samples": self.eot_samples}
+            found = _nearest_wrong(self.attacked_fn, jax.random.fold_in(self._key("targets"), start), *batch, **options)
+            targets[:, part] = np.asarray(found)[:, : len(part)]
+        return targets
+
     def _rows(self, stage: Stage, targets: np.ndarray, at: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, ...]:
         """What images are attacked with: their number, pixels, label, target and epsilon."""
         return at, self.images[at], self.labels[at], targets[run // stage.num_restarts, at], self.epsilon[at]
@@ -229,7 +250,7 @@ class Driver(NamedTuple):
         return tree if self.sharding is None else jax.device_put(tree, self.sharding)
 
     def _key(self, purpose: str) -> Key:
-        return jax.random.fold_in(self.key, {"decide": 101, "check": 102, "doubts": 103}[purpose])
+        return jax.random.fold_in(self.key, {"decide": 101, "check": 102, "doubts": 103, "targets": 104}[purpose])
 
 
 def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:
@@ -265,6 +286,17 @@ def _advance(
 @functools.partial(jax.jit, static_argnames=("norm", "bounds", "num_draws"))
 def _verify(network: Any, key: Key, images: Array, points: Array, labels: Array, epsilon: Array, **options: Any):
     return verify.verify(network, key, images, points, labels, epsilon=epsilon, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "norm", "eot_samples"))
+def _nearest_wrong(
+    network: Any, key: Key, images: Array, labels: Array, *, count: int, norm: str, eot_samples: int
+) -> Array:
+    def in_own_dtype(points: Array, *keys: Key) -> Any:
+        return network(points.astype(images.dtype), *keys)
+
+    logits_fn = expected_logits_fn(in_own_dtype, key, num_samples=eot_samples)
+    return nearest_wrong(logits_fn, images.astype(jnp.float32), labels, count, norm=norm)
 
 
 def _taken(tree: Any, rows: np.ndarray) -> Any:
