@@ -173,6 +173,23 @@ CASES = {
     ),
     "Gather": ([13], node("Gather", "image at", axis=2), {"at": np.array([[0, -1], [3, 2]], INT)}),
     "Gather, one": ([13], node("Gather", "image at", axis=1), {"at": np.array(-2, INT)}),
+    "GatherND": ([13], node("GatherND", "image at"), {"at": np.array([[[0, 2]], [[-1, 1]]], INT)}),
+    "ScatterND": (
+        [13],
+        node("ScatterND", "image at new"),
+        {"at": np.array([[0, 2], [-1, 1]], INT), "new": floats(2, 8, 7)},
+    ),
+    "ScatterND and Mod of shapes": (
+        [16],
+        [
+            node("Shape", "image", "a"),
+            node("ScatterND", "a at new", "b"),
+            node("Mod", "b nine", "c"),
+            node("Tile", "image c"),
+        ],
+        {"at": np.array([[0], [3]], INT), "new": np.array([10, -8], INT), "nine": np.array(9, INT)},
+    ),
+    "Mod, of floats": ([13], node("Mod", "image other", fmod=1), {"other": floats(7) + 3}),
     "Split, attributes": ([11], [node("Split", "image", "a logits", axis=2, split=[3, 5])], {}),
     "Split": ([13], [node("Split", "image sizes", "a logits", axis=2)], {"sizes": np.array([3, 5], INT)}),
     "Split, equal": ([18], [node("Split", "image", "a logits", axis=3, num_outputs=2)], {}),
@@ -294,11 +311,11 @@ def test_softmax_of_older_sets_takes_all_later_axes_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MaxPool", "AveragePool"])
-@pytest.mark.parametrize("dilations", [[1, 1], [2, 1]])
-def test_pooling_has_gradients(name, dilations, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"dilations": [2, 1]}, {"ceil_mode": 1}])
+def test_pooling_has_gradients(name, more, tmp_path):
     """Against differences, which are exact where a function is linear."""
     dims = (1, 1, 6, 5)
-    options = {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 1, 0, 1], "dilations": dilations}
+    options = {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 1, 0, 1]} | more
     graph = load(save(tmp_path, [node(name, "image", **options)], dims=dims, opset=19))
     x = np.random.default_rng(1).permutation(30).reshape(dims).astype(np.float32)
     weights = np.random.default_rng(2).standard_normal(graph.compute({}, jnp.asarray(x)).shape, np.float32)

@@ -50,6 +50,11 @@ def _pow(node: Node, x: Value, exponent: Value) -> Value:
     return operator.pow(*aligned(x, exponent.astype(x.dtype)))
 
 
+def _mod(node: Node, x: Value, y: Value) -> Value:
+    xp = namespace(x, y)
+    return (xp.fmod if node.attributes.get("fmod", 0) else xp.mod)(*aligned(x, y))
+
+
 def _mean(node: Node, *values: Value) -> Value:
     return functools.reduce(operator.add, aligned(*values)) / len(values)
 
@@ -144,6 +149,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Mean": _mean,
     "Min": _binary(_minimum),
     "Mish": lambda node, x: x * jnp.tanh(jax.nn.softplus(x)),
+    "Mod": _mod,
     "Mul": _binary(operator.mul),
     "Neg": _named("negative"),
     "Not": _named("logical_not"),

@@ -84,6 +84,27 @@ def _gather(node: Node, x: Value, indices: Value) -> Value:
     return xp.take(x, xp.where(indices < 0, indices + size, indices), axis=axis)
 
 
+def _places(indices: Value) -> tuple[Value, ...]:
+    """Indices [..., k] of the first k axes, as NumPy takes them."""
+    return tuple(indices[..., axis] for axis in range(indices.shape[-1]))
+
+
+def _gather_nd(node: Node, x: Value, indices: Value) -> Value:
+    if node.attributes.get("batch_dims", 0):
+        raise InputError("batch_dims must be 0; export the network without")
+    return namespace(x, indices).asarray(x)[_places(indices)]
+
+
+def _scatter_nd(node: Node, x: Value, indices: Value, updates: Value) -> Value:
+    if node.attributes.get("reduction", "none") != "none":
+        raise InputError("reduction must be none; export the network without")
+    if namespace(x, indices, updates) is jnp:
+        return jnp.asarray(x).at[_places(indices)].set(updates)
+    x = np.array(x)
+    x[_places(indices)] = updates
+    return x
+
+
 def _split(node: Node, x: Value, *given: Value) -> tuple[Value, ...]:
     axis = node.attributes.get("axis", 0)
     sizes = option(node, given, "split")
@@ -137,6 +158,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Range": _range,
     "ReduceL1": _reduction(lambda xp, x, **options: xp.sum(xp.abs(x), **options)),
@@ -149,6 +171,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceSum": _reduction(lambda xp, x, **options: xp.sum(x, **options)),
     "ReduceSumSquare": _reduction(lambda xp, x, **options: xp.sum(x * x, **options)),
     "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
     "Shape": _shape,
     "Slice": _slice,
     "Split": _split,
