@@ -59,11 +59,7 @@ def _imported(folder):
 
 def test_the_declared_dependencies_are_those_imported():
     requirements = _requirements()
-<<<<<<< HEAD
-    optional = requirements["torch"] | requirements["zoo"]
-=======
-    optional = requirements["torch"] | requirements["onnx"]
->>>>>>> readers
+    optional = requirements["torch"] | requirements["onnx"] | requirements["zoo"]
     assert _imported("robustjax") == (requirements[""] | optional) - NEEDED_BY_OTHERS
     for_tests = requirements["dev"] - TOOLS
     assert for_tests <= _imported("tests") <= for_tests | requirements[""] | optional
