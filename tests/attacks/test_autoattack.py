@@ -344,7 +344,7 @@ def test_the_bar_shows_images_left_and_accuracy(key, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "fast"}, "version must be one of standard, plus, rand"),
+        ({"version": "quick"}, "version must be one of standard, plus, rand, fast"),
         ({"version": ["pgd"]}, "version must be one of"),
         ({"version": []}, "version must be one of"),
         ({"norm": "l7"}, "norm must be one of"),

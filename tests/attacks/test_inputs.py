@@ -104,6 +104,12 @@ BY_SHAPE = {
         "bounds must be two numbers low < high, or arr",
     ),
     "an unknown norm": ({"norm": "l7"}, "norm must be "),
+    "an unknown order of targets": ({"targets": "malt"}, "targets must be one of logits, linearised, got 'malt'"),
+    "bfloat16 of other classes": (
+        {"bfloat16_fn": lambda x: network(x)[:, :3]},
+        r"bfloat16_fn must return outputs of logits_fn's shapes, \(\d, 5\), got \(\d, 3\); give the same network",
+    ),
+    "bfloat16 of a tuple": ({"bfloat16_fn": lambda x: (network(x), x)}, r"bfloat16_fn must return .*got \(\(\d, 5\), "),
     "negative eot_samples": ({"eot_samples": -1}, "eot_samples must be at least 0"),
 }
 BY_VALUE = {
