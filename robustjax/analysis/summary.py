@@ -97,7 +97,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
 
 def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Folder below evaluation/ ("" or the defense switched on) -> attack -> record."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((workdir / "evaluation").glob("**/*.json")):
         if "earlier" in path.relative_to(workdir / "evaluation").parts:  # put aside, of other conditions
             continue
@@ -110,8 +110,19 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
             if wrong:
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
             variant = path.parent.relative_to(workdir / "evaluation").as_posix()
-            found.setdefault("" if variant == "." else variant, {})[record["attack"]] = record
-    return found
+            found.setdefault("" if variant == "." else variant, []).append(record)
+    return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records by attack; where they are of several threats, what is of one alone by attack and threat."""
+    several = len({(record["norm"], record["epsilon"]) for record in records if record["norm"] != "none"}) > 1
+
+    def name(record: dict[str, Any]) -> str:
+        of_all = record["attack"] == "clean" or record["norm"] == "none" or record.get("threats")
+        return record["attack"] + ("" if of_all or not several else f" ({record['norm']} {record['epsilon']:.4g})")
+
+    return {name(record): record for record in records}
 
 
 def _row(label: str, runs: list[tuple[Path, dict[str, dict]]]) -> Row:

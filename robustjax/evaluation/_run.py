@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,7 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
             settled = True
         records.write(place, folder.record_name(record, several=several), record)
 
-    evaluation = _evaluate.run(
-        subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record
-    )
+    evaluation = _evaluate.run(subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record)
     if not hosts.is_first():
         return evaluation
     before = _of_before(evaluation, place, own, several=several) if options.workdir is not None and place else []
@@ -218,7 +216,7 @@ def _sweep(
     subject: Subject,
     threat: Threat,
     chosen: dict[str, protocols.Protocol],
-    settled: Any,
+    settled: Callable[[], Path | None],
 ) -> dict[str, Any]:
     runner = subject.runner(threat)
     swept = sweeps.points(kind, chosen, threat=threat, image_shape=subject.images.shape[1:], values=values)

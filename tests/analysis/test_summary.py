@@ -9,8 +9,8 @@ from robustjax import config
 from robustjax.analysis import page, summary
 from robustjax.config import plain
 from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import CLEAN
-from robustjax.evaluation.protocol.runner import Outcome
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
@@ -28,8 +28,12 @@ def judged(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), 
     outcome = Outcome(right, 1, right, right, np.zeros((0, 8, 8, 1)), {}, 1.0)
     conditions = {**CONDITIONS, "config": plain(made)}
     entries = [
-        records.record(attack, CLEAN, outcome, norm="linf", epsilon=0.2, conditions=conditions) for attack in attacks
-    ]
+        records.record(
+            attack, CLEAN, outcome, norm="linf", epsilon=0.2, conditions=conditions, labels=np.ones(total, int),
+            num_classes=2,
+        )
+        for attack in attacks
+    ]  # fmt: skip
     folder.mkdir()
     for entry in (*entries, records.worst_case(entries)):
         records.write(folder / "evaluation", entry["attack"], entry)
@@ -73,3 +77,14 @@ def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(tmp_path)
     (folder / "evaluation" / "clean.json").write_text(json.dumps({"attack": "clean"})[:-3])
     with pytest.raises(InputError, match=r"clean\.json is damaged"):
         summary.summarise([folder])
+
+
+def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tmp_path):
+    folder = judged(tmp_path / "run") / "evaluation"
+    entry = json.loads((folder / "pgd20.json").read_text())
+    records.write(folder, "pgd20-l2-0.5", entry | {"norm": "l2", "epsilon": 0.5, "accuracy": 0.25})
+    records.write(folder, "worst_case", entry | {"attack": "worst_case", "threats": [{}, {}]})
+    records.write(folder / "earlier" / "test-50", "fgsm", entry | {"attack": "fgsm", "num_examples": 50})
+    (row,) = summary.summarise([tmp_path / "run"])
+    assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
+    assert row.cells["pgd20 (l2 0.5)"].mean == 0.25

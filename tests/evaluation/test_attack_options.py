@@ -138,6 +138,14 @@ def test_an_attack_arrives_at_the_class_that_it_aims_at_where_it_can(name, class
     assert low < record["target_hit"] < high
 
 
+def test_a_minimum_norm_attack_aims_by_its_own_option_and_counts_inside_the_ball():
+    by_cw, by_fab = evaluate(
+        "cw_l2:num_steps=100,num_searches=6,learning_rate=0.05,toward=next", "fab:num_steps=50,toward=next",
+        norm="l2", epsilon=0.15,
+    ).records  # fmt: skip
+    assert by_cw["target_hits"] == by_fab["target_hits"] and 0 < sum(by_fab["target_hits"]) < 12
+
+
 def test_aiming_at_all_classes_one_after_the_other_is_the_union():
     (record,) = evaluate("apgd:num_steps=20,toward=all").records
     np.testing.assert_array_equal(record["target_hits"], REACHED.sum(axis=0))

@@ -244,7 +244,6 @@ def check_functions(
             raise InputError(f"{name} must be a function, got {type(function).__name__}")
         _check_arguments(name, function, images, keys)
     outputs = jax.eval_shape(logits_fn, images, *keys)
-    inputs.logits_of(outputs, len(images))
     expected = jax.eval_shape(probes.float_logits, outputs).shape
     if expected[0] != len(images):
         raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
