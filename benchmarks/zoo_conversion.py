@@ -85,7 +85,7 @@ def described(name: str) -> dict:
         except Exception:  # what reads a value while it is made
             module, side = created(name)
     except Exception as error:  # anyone's code
-        return {"failure": f"cannot be made without a download: {reason(error)}"}
+        return {"failure": f"cannot be made: {reason(error)}"}
     return {
         "class": type(module).__name__,
         "num_parameters": sum(value.numel() for value in module.parameters()),
@@ -139,6 +139,8 @@ def created(name: str):
     from robustjax.interop import zoo
 
     entry = zoo.entries()[name]
+    if not entry.sources:
+        raise RuntimeError("it downloads its weights while it is made")
     crop = re.search(r"Crop(\d+)", entry.preprocessing)
     return entry.create(), int(crop[1]) if crop else 224 if entry.dataset == "imagenet" else 32
 

@@ -170,8 +170,7 @@ def _by_robustbench(entry: Entry, files: list[Path]) -> Any:
         try:
             return utils.load_model(entry.name, folder, entry.dataset, entry.threat).eval()
         except Exception as error:
-            which = ", ".join(map(str, files))
             raise InputError(
-                f"weights must be those of robustbench:{entry.name}, got {which}, with which {reason(error)}; fetch "
-                f"{', '.join(entry.sources)}"
+                f"robustbench:{entry.name} must be made and take weights from {', '.join(map(str, files))}, got "
+                f"{reason(error)}; its own are {', '.join(entry.sources)}"
             ) from error

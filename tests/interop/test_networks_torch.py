@@ -247,7 +247,8 @@ def test_what_the_zoo_lacks_is_refused_in_one_line(table, tmp_path):
     refused("must be in", "robustbench:Carmon2019Unlabeled", weights=tmp_path / "none.pt")
     torch.save(trained().state_dict(), tmp_path / "other.pt")
     refused(
-        "weights must be those of robustbench:Carmon2019Unlabeled, got", "robustbench:Carmon2019Unlabeled",
+        f"must be made and take weights from {tmp_path / 'other.pt'}, got RuntimeError: Error(s) in loading state_dict",
+        "robustbench:Carmon2019Unlabeled",
         weights=tmp_path / "other.pt",
     )
     torch.save({"state_dict": {}, "extra": Canary()}, tmp_path / "hostile.pt")
