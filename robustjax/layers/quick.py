@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import core
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
@@ -51,7 +52,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     equations = [each.replace(primitive=QUICK.get(each.primitive, each.primitive)) for each in program.jaxpr.eqns]
-    values = jax.core.eval_jaxpr(program.jaxpr.replace(eqns=equations), program.consts, *jax.tree.leaves(arguments))
+    values = core.eval_jaxpr(program.jaxpr.replace(eqns=equations), program.consts, *jax.tree.leaves(arguments))
     return jax.tree.unflatten(jax.tree.structure(shape), values)
 
 
@@ -65,7 +66,7 @@ def _jvp(slow: Primitive, primals: tuple, tangents: tuple, **params: Any) -> tup
     return call(along, tuple(primals), chosen(moving, tangents))
 
 
-def _transpose(slow: Primitive, cotangent: Array, *operands: Any, **params: Any) -> list[Array | None]:
+def _transpose(slow: Primitive, cotangent: Array, *operands: Any, **params: Any) -> list[Any]:
     linear = [ad.is_undefined_primal(operand) for operand in operands]
     if isinstance(cotangent, ad.Zero):
         return [ad.Zero(operand.aval) if moves else None for moves, operand in zip(linear, operands, strict=True)]

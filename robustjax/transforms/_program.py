@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxprs_in_params, primitives
 
@@ -70,15 +71,16 @@ def bind(equation: JaxprEqn, *operands: Any) -> Any:
     given = {atom: operand for atom, operand in pairs if not isinstance(atom, Literal)}
     about = DebugInfo("bind", equation.primitive.name, None, None)
     alone = Jaxpr((), list(given), equation.outvars, [equation], equation.effects, about)
-    results = jax.core.eval_jaxpr(alone, (), *given.values())
+    results = core.eval_jaxpr(alone, (), *given.values())
     return results if equation.primitive.multiple_results else results[0]
 
 
 def _within(equation: JaxprEqn, rule_of: RuleOf) -> Rule | None:
     """How an equation whose programs hold others with a rule is computed; None where there are none."""
     enter = _ENTERED.get(equation.primitive)
-    programs = jaxprs_in_params(equation.params) if enter else ()
-    return partial(enter, rule_of) if any(_has_rules(program, rule_of) for program in programs) else None
+    if enter is None or not any(_has_rules(program, rule_of) for program in jaxprs_in_params(equation.params)):
+        return None
+    return partial(enter, rule_of)
 
 
 def _has_rules(jaxpr: Jaxpr, rule_of: RuleOf) -> bool:
@@ -147,7 +149,7 @@ def _enter_custom_vjp(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> An
 
 def _pulled(rule_of: RuleOf, moving: tuple[bool, ...], pull: Callable[..., tuple], slopes: list[Any]) -> tuple:
     """The derivatives by all operands, None by those that do not move."""
-    slopes = [jnp.zeros(each.shape, each.dtype) if isinstance(each, SymbolicZero) else each for each in slopes]
+    slopes = [jnp.zeros_like(each.aval) if isinstance(each, SymbolicZero) else each for each in slopes]
     return tuple(merged(moving, rewritten(pull, rule_of)(slopes), [None] * len(moving)))
 
 

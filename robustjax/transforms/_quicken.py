@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,8 @@ from jax.extend.core import JaxprEqn
 from robustjax.layers import quick
 from robustjax.transforms import _program
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-
-def quicken(function: FunctionT) -> FunctionT:
+def quicken(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with this library's fast convolutions in place of XLA's on a CPU.
 
     XLA's convolution on a CPU is slow in compiled loops, where attacks take their gradients: several times slower than
@@ -60,6 +58,8 @@ def quicken(function: FunctionT) -> FunctionT:
 class _Quickened:
     """A function that is traced and rewritten in each call; equal to another of the same function."""
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function, updated=())
 
@@ -78,7 +78,7 @@ class _Quickened:
             return id(self.__wrapped__)
 
 
-def _rule_of(equation: JaxprEqn) -> _program.Rule | None:
+def _rule_of(equation: Any) -> _program.Rule | None:
     """The quick primitive of a slow one, in float32."""
     if equation.primitive in quick.QUICK and all(atom.aval.dtype == jnp.float32 for atom in equation.invars):
         return _quickly

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, a case a line
 """Quick primitives against JAX's own: every layout, stride, dilation, group and padding, in values and derivatives."""
 
 import re
@@ -149,9 +150,16 @@ def test_vmap_over_either_or_both_operands():
         return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
 
     ours = partial(quick.call, slow)
-    for axes, operands in (((0, None), (images, kernel)), ((None, 0), (images[0], kernels)), ((0, 0), (images, kernels))):
+    for axes, operands in (
+        ((0, None), (images, kernel)),
+        ((None, 0), (images[0], kernels)),
+        ((0, 0), (images, kernels)),
+    ):
         close(jax.vmap(ours, axes)(*operands), jax.vmap(slow, axes)(*operands))
-    close(jax.vmap(jax.vmap(ours, (0, None)), (None, 0))(images, kernels), jax.vmap(jax.vmap(slow, (0, None)), (None, 0))(images, kernels))
+    close(
+        jax.vmap(jax.vmap(ours, (0, None)), (None, 0))(images, kernels),
+        jax.vmap(jax.vmap(slow, (0, None)), (None, 0))(images, kernels),
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
