@@ -149,7 +149,8 @@ def _enter_custom_vjp(rule_of: RuleOf, equation: JaxprEqn, *operands: Any) -> An
 
 def _pulled(rule_of: RuleOf, moving: tuple[bool, ...], pull: Callable[..., tuple], slopes: list[Any]) -> tuple:
     """The derivatives by all operands, None by those that do not move."""
-    slopes = [jnp.zeros_like(each.aval) if isinstance(each, SymbolicZero) else each for each in slopes]
+    avals: list[Any] = [each.aval if isinstance(each, SymbolicZero) else None for each in slopes]
+    slopes = [each if aval is None else jnp.zeros_like(aval) for each, aval in zip(slopes, avals, strict=True)]
     return tuple(merged(moving, rewritten(pull, rule_of)(slopes), [None] * len(moving)))
 
 
