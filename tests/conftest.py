@@ -18,6 +18,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_file_are_dropped():
+    """Compiled programs hold memory maps, of which Linux gives a process 65,530: without any left, XLA crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
