@@ -205,7 +205,7 @@ def test_all_wrong_keys_and_types_of_a_command_line_are_listed_at_once():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "not the folder of a run"), ("{", "cannot be read"), ('{"attack": {"epsilom": 1}}', "epsilom")],
+    [(None, "workdir must be the folder of a run"), ("{", "cannot be read"), ('{"attack": {"epsilom": 1}}', "epsilom")],
 )
 def test_a_folder_without_a_readable_config_is_refused(tmp_path, text, message):
     if text is not None:
