@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class Network(NamedTuple):
         about: plain data: ``model`` (the spec), ``framework`` ("jax", "torch" or "onnx"), ``input``, ``normalisation``
             ({"mean", "std"} in pixels of [0, 1], or "as the network has it"), ``weights`` (the file or None),
             ``weights_sha256`` (of the file; without one, of the names, shapes and values of the arrays; None for a
-            function that keeps them to itself), ``num_parameters`` (None likewise).
+            function that keeps them to itself), ``num_parameters`` (None likewise), ``versions`` (of torch and torchax
+            where they carry it out).
     """
 
     logits_fn: LogitsFn
@@ -105,6 +107,7 @@ def load_network(
         "weights": None if weights is None else str(weights),
         "weights_sha256": file_sha256(weights) if weights is not None else digest(logits_fn) if arrays else None,
         "num_parameters": sum(math.prod(array.shape) for array in counted) or None,
+        "versions": {name: metadata.version(name) for name in ("torch", "torchax")} if framework == "torch" else {},
     }
     return Network(logits_fn if constants is None else _normalised(logits_fn, *constants), about)
 

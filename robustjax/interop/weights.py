@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from robustjax.interop.convert import unwrapped
@@ -39,8 +40,15 @@ def load_weights(module: Any, path: str | Path) -> None:
     with torch.no_grad():
         state = module.state_dict()
         for name, value in entries.items():
-            state[name].copy_(torch.as_tensor(np.array(value)) if isinstance(value, np.ndarray) else value)
+            state[name].copy_(torch.as_tensor(_known_to_torch(value)))
     module.eval()
+
+
+def _known_to_torch(value: Any) -> Any:
+    """An array that PyTorch takes: a copy, as those read from a file are read-only, and without NumPy's bfloat16."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return np.array(value, np.float32 if value.dtype == jnp.bfloat16 else value.dtype)
 
 
 def _prefix(entries: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

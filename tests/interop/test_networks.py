@@ -117,6 +117,7 @@ def test_a_function_of_a_file_returns_the_network(file, name):
         "weights": None,
         "weights_sha256": None,
         "num_parameters": None,
+        "versions": {},
     }
 
 

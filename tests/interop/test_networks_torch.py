@@ -99,8 +99,18 @@ def test_weights_are_loaded_from_every_kind_of_file(file, tmp_path):
         about = network.about
         assert about["framework"] == "torch" and about["weights_sha256"] == file_sha256(path)
         assert about["num_parameters"] == sum(value.numel() for value in made.parameters())
+        assert about["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
         assert json.loads(json.dumps(about)) == about
     close(load_network(f"{file}:loads", weights=tmp_path / "plain.pt").logits_fn(IMAGES), logits_of(made))
+
+
+def test_weights_in_half_precision_are_read_as_they_are(file, tmp_path):
+    made = trained().bfloat16().float()
+    arrays = {name: ("BF16", value.numpy()) for name, value in made.state_dict().items() if "num_batches" not in name}
+    (tmp_path / "half.safetensors").write_bytes(safetensors(arrays))
+    torch.save(trained().bfloat16().state_dict(), tmp_path / "half.pt")
+    for name in ("half.safetensors", "half.pt"):
+        close(load_network(f"{file}:convolutional", weights=tmp_path / name).logits_fn(IMAGES), logits_of(made))
 
 
 def test_without_weights_the_arrays_themselves_are_identified(file):
