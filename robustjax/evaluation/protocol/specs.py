@@ -101,7 +101,7 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
     return {
         option: parameter
         for option, parameter in signature(name).items()
-        if parameter.kind is parameter.KEYWORD_ONLY and option not in OF_EVALUATION
+        if parameter.kind is parameter.KEYWORD_ONLY and option not in (*OF_EVALUATION, *OF_PYTHON)
     } | ({"step_size": _STEP_SIZE} if name == "optimized_pgd" else {})
 
 
@@ -110,6 +110,8 @@ def signature(name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(ATTACKS[name]).parameters
 
 
+# Functions, which only Python can give.
+OF_PYTHON = ("bfloat16_fn",)
 # Of the optimizer, which a command line names.
 _STEP_SIZE = inspect.Parameter("step_size", inspect.Parameter.KEYWORD_ONLY, annotation="Array | float")
 
