@@ -114,8 +114,13 @@ class _ByName(flags.ArgumentParser):
 
     def parse(self, argument: str) -> Any:
         name, *variant = argument.split(":", 1)
+        path = find_config(name)
+        if not path.is_file():
+            raise InputError(
+                f"config must be the path of a .py file or the name of a shipped config, got {argument!r}: there is no file {path}"
+            )
         try:
-            return self._of_paths.parse(":".join([str(find_config(name)), *variant]))
+            return self._of_paths.parse(":".join([str(path), *variant]))
         except Exception as error:  # whatever the file raises, with its traceback
             if variant and "get_config() takes 0 positional arguments" in str(error):
                 raise InputError(

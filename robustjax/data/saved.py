@@ -102,9 +102,7 @@ def checked_path(path: str | Path) -> Path:
     return path
 
 
-def read_saved(
-    path: str | Path, clean_images: np.ndarray, *, bounds: tuple[Any, Any] = (0.0, 1.0)
-) -> np.ndarray:
+def read_saved(path: str | Path, clean_images: np.ndarray, *, bounds: tuple[Any, Any] = (0.0, 1.0)) -> np.ndarray:
     """Reads adversarial images that somebody found: of :func:`save_images`, or of another program.
 
     They may lie further from the clean images than a threat allows: that is for whoever evaluates them to verify.

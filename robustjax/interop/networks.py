@@ -249,5 +249,3 @@ def _of_normalised(logits_fn: LogitsFn, mean: Array, std: Array, images: Array, 
             f"images with {images.shape[-1]} channels; give as many"
         )
     return logits_fn((images - mean.astype(images.dtype)) / std.astype(images.dtype), *key)
-
-

@@ -126,7 +126,7 @@ def _crowd(toy, images):
     """Cross-entropy rises with u, as eight classes come nearer; the margin to the ninth falls meanwhile."""
     u = (jnp.mean(images, axis=(1, 2, 3)) - 0.5) / EPSILON
     crowd = jnp.tile((-3.0 + 3.0 * jnp.clip(u, 0.0, 0.5))[:, None], (1, NUM_CLASSES - 2))
-    return jnp.concatenate([jnp.zeros_like(u)[:, None], (-1.0 - u)[:, None], crowd], axis=1)
+    return jnp.concatenate([jnp.zeros_like(u)[:, None], (-1.25 - u)[:, None], crowd], axis=1)
 
 
 FORWARD = (_dense, _masked, _softmax, _nan_gradient, _misleading, _along, _gates, _crowd, _of_batch)

@@ -25,10 +25,7 @@ UNARY_ONCE = (
 # (operator sets, nodes, arrays); a string of inputs stands for one node. The image is [2, 3, 8, 7].
 CASES = {
     # elementwise
-    **{
-        name: ([13, 20], node(name, "image"), {})
-        for name in UNARY
-    },
+    **{name: ([13, 20], node(name, "image"), {}) for name in UNARY},
     **{name: ([18], node(name, "image"), {}) for name in UNARY_ONCE},
     **{
         f"{name} broadcasts": ([7, 14], node(name, "image other"), {"other": floats(3, 1, 7) + 3})

@@ -101,9 +101,7 @@ def nearest_boundary(
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(values.shape[-1]), nearer, none)[1:]
 
 
-def nearest_wrong(
-    logits_fn: Callable[[Array], Array], images: Array, labels: Array, count: int, *, norm: str
-) -> Array:
+def nearest_wrong(logits_fn: Callable[[Array], Array], images: Array, labels: Array, count: int, *, norm: str) -> Array:
     r"""The ``count`` wrong classes whose linearised boundaries are nearest, the nearest first: the targets of MALT.
 
     .. math:: \frac{z_y - z_c}{\|\nabla (z_y - z_c)\|_*}

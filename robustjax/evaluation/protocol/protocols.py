@@ -118,9 +118,7 @@ def by_name(names: Sequence[str], threat: Threat, *, num_classes: int, eot_sampl
     return of_specs(specs.parse(names), threat, num_classes=num_classes, eot_samples=eot_samples)
 
 
-def of_specs(
-    chosen: Sequence[Spec], threat: Threat, *, num_classes: int, eot_samples: int = 0
-) -> dict[str, Protocol]:
+def of_specs(chosen: Sequence[Spec], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
     """:func:`by_name` of what is read already; given images are left out."""
     network = {"num_classes": num_classes, "eot_samples": eot_samples}
     found, problems = {}, []

@@ -177,9 +177,7 @@ def _as_input(graph: Graph, images: Array, layout: str | None) -> Array:
         target = sample  # grey images without an axis for the channel, or points in the order of the input
     else:
         declared = ", ".join("any" if dim is None else str(dim) for dim in graph.dims)
-        raise InputError(
-            f"images must fit the input [{declared}] of {graph.path}, got {list(given)}; scale them to it"
-        )
+        raise InputError(f"images must fit the input [{declared}] of {graph.path}, got {list(given)}; scale them to it")
     return images.astype(jax.dtypes.canonicalize_dtype(graph.dtype)).reshape(given[0], *target)
 
 
