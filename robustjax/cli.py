@@ -117,7 +117,8 @@ class _ByName(flags.ArgumentParser):
         path = find_config(name)
         if not path.is_file():
             raise InputError(
-                f"config must be the path of a .py file or the name of a shipped config, got {argument!r}: there is no file {path}"
+                f"config must be the path of a .py file or the name of a shipped config, got {argument!r}: "
+                f"there is no file {path}"
             )
         try:
             return self._of_paths.parse(":".join([str(path), *variant]))
