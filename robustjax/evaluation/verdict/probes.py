@@ -47,8 +47,20 @@ class Networks(NamedTuple):
     trained: Any = None
 
     def views(self) -> tuple[str, ...]:
-        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together."""
+        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together.
+
+        Without ``direct`` that is the only one.
+        """
+        if self.direct is None:
+            return ("auxiliary",)
         return tuple(name for name, network in self._asdict().items() if network is not None)
+
+    def only(self, view: str) -> Networks:
+        """What one view needs: the derivative of a choice between networks would cost as much as those of all."""
+        if view == "auxiliary":
+            surrogate = self.direct if self.surrogate is None else self.surrogate
+            return Networks(None, surrogate=surrogate, auxiliary=self.auxiliary)
+        return Networks(getattr(self, view))
 
 
 class Goal(NamedTuple):
@@ -165,6 +177,18 @@ def square(
     return attacks.square(
         network, example_keys(key, rows), images, labels, epsilon=epsilon, norm=norm, num_queries=num_queries,
         bounds=bounds, eot_samples=eot_samples,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("num_queries", "norm", "bounds"))
+def hopskipjump(
+    network: Any, key: Key, rows: Array, images: Array, start: Array, labels: Array, epsilon: Array,
+    *, num_queries: int, norm: str, bounds: geometry.Bounds,
+) -> Array:  # fmt: skip
+    """:func:`robustjax.attacks.hopskipjump`, of a deterministic network."""
+    return attacks.hopskipjump(
+        network, example_keys(key, rows), images, labels, epsilon=epsilon, norm=norm, num_queries=num_queries,
+        start=start, bounds=bounds,
     )  # fmt: skip
 
 

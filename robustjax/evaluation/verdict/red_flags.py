@@ -33,6 +33,7 @@ NAMES = (
     *GRADIENTS,
     *CONVERGENCE,
     "black_box_beats_white_box",
+    "label_only_beats_white_box",
     "transfer_beats_white_box",
     "random_search_succeeds",
     "auxiliary_attack_helps",
