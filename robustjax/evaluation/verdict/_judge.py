@@ -171,6 +171,7 @@ def judge(
     by_gradient = batteries.by_gradient(trial)
     restarted = batteries.restart(trial)
     flags |= diagnostics.convergence(measured, grid) | diagnostics.gradients(trial, measured, trouble)
+    flags |= diagnostics.surroundings(trial, measured)
     from_the_image = by_gradient if grid is None else grid.from_the_image()
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")

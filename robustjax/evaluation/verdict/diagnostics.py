@@ -11,7 +11,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.verify import is_misclassified
-from robustjax.evaluation.verdict import comparisons, probes, red_flags
+from robustjax.evaluation.verdict import broader, comparisons, probes, red_flags
 from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid, label_only_missing
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial
@@ -19,6 +19,8 @@ from robustjax.types import Array, Key, LogitsFn
 
 # Examples on which outputs are compared; how often the network is traced anew, and calls of each trace.
 NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
+# Radius within which predictions are to be stable, in units of the box.
+NEARBY = 8 / 255
 
 
 def randomness(logits_fn: LogitsFn, key: Key, images: Array, *, stochastic: bool) -> Flag:
@@ -103,6 +105,27 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
         ),
     )  # fmt: skip
     return flags | {"shattered_gradients": red_flags.shattered_gradients(cosine)}
+
+
+def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
+    """The flags of what happens near the images without any attack, and under other changes than the threat's."""
+    names = ("unstable_predictions", "broader_threats")
+    if not len(rows):
+        return dict.fromkeys(names, Flag.not_applicable("no example is classified correctly"))
+    flags = {"broader_threats": red_flags.broader_threats(broader.accuracies(trial, rows), len(rows))}
+    if trial.stochastic:
+        reason = "the network's own draws change its margins"
+        return flags | {"unstable_predictions": Flag.not_applicable(reason)}
+    low, high = map(np.asarray, trial.bounds)
+    key, radius = trial.key(), jnp.float32(NEARBY * np.mean(high - low))
+    change = trial.over(
+        rows,
+        lambda some: probes.margin_changes(
+            trial.networks.direct, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
+            radius, bounds=trial.bounds,
+        ),
+    )  # fmt: skip
+    return flags | {"unstable_predictions": red_flags.unstable_predictions(change)}
 
 
 def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:

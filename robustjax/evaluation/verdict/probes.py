@@ -24,6 +24,8 @@ LOSSES = ("ce", "margin", "dlr", "targeted")
 MAX_STEPS = 160
 # Random directions along which derivatives are compared with differences.
 NUM_DIRECTIONS = 16
+# Random points near an image at which its margin is compared.
+NUM_NEARBY = 100
 
 
 class Networks(NamedTuple):
@@ -289,6 +291,29 @@ def directional_agreement(
     cosine = product / (lengths[0] * lengths[1])
     cosine = jnp.where(jnp.isfinite(cosine), cosine, 0.0)
     return jnp.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, cosine)
+
+
+@functools.partial(jax.jit, static_argnames=("bounds",))
+def margin_changes(
+    network: Any, key: Key, images: Array, labels: Array, radius: Array, *, bounds: geometry.Bounds
+) -> Array:
+    r"""How much the margin changes at random points of a small linf ball, relative to itself, [B].
+
+    .. math:: \frac{1}{n} \sum_i \min\Bigl(1, \frac{|m(x + u_i) - m(x)|}{|m(x)|}\Bigr)
+    """
+
+    def margin(points: Array) -> Array:
+        return losses.margin(network(points), labels)
+
+    def change(key: Key) -> Array:
+        noise = geometry.get("linf").random_start(key, images, radius)
+        moved = jnp.abs(margin(jnp.clip(images + noise, *geometry.walls(bounds, images))) - here)
+        relative = jnp.where(moved > 0, moved / jnp.maximum(jnp.abs(here), 1e-30), 0.0)
+        return jnp.where(jnp.isfinite(relative), jnp.minimum(relative, 1.0), 1.0)
+
+    with jax.default_matmul_precision("float32"):
+        here = margin(images)
+        return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
