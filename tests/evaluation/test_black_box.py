@@ -21,20 +21,24 @@ def trial_of(network, *, epsilon=0.05, norm="linf", stochastic=False, images=IMA
     )  # fmt: skip
 
 
-def masked(images):
-    return jax.lax.stop_gradient(toys.linear(images))
+def two_classes(images):
+    return toys.linear(images)[:, :2]
 
 
 def test_labels_alone_find_what_a_masked_gradient_hides():
-    epsilon = float(np.median(DISTANCES)) * 1.1
-    trial = trial_of(masked, epsilon=epsilon, num_decisions=1500)
+    logits = np.asarray(two_classes(jnp.asarray(IMAGES)), np.float64)
+    weights = np.asarray(toys.linear_weights(), np.float64)
+    distances = np.abs(logits[:, 0] - logits[:, 1]) / np.abs(weights[:, 0] - weights[:, 1]).sum()
+    epsilon = float(np.median(distances))
+    masked = lambda images: jax.lax.stop_gradient(two_classes(images))  # noqa: E731
+    trial = trial_of(masked, epsilon=epsilon, labels=logits.argmax(1), num_decisions=1500)
     trial.apgd("apgd-ce", np.arange(16), view="direct", loss="ce")
     missed = trial.remaining()
     share = batteries.black_box(trial, trial.measured)
-    assert share is not None
+    assert share is not None and len(missed) > 8
     # What is within reach and was missed is found, and nothing else.
-    within = 0.97 * epsilon > DISTANCES
-    assert np.all(share[missed[within[missed]]] == 1.0) and not np.any(share[epsilon < DISTANCES])
+    np.testing.assert_array_equal(share[distances < 0.95 * epsilon][:], 1.0)
+    assert not np.any(share[distances > epsilon])
     assert "hopskipjump" in trial.shares and (trial.candidates.strongest().attack == "hopskipjump").any()
 
 
@@ -73,11 +77,11 @@ def test_margins_that_noise_moves_are_unstable():
         logits = toys.linear(images)
         return logits + 5.0 * jnp.sin(4000.0 * images[:, 0, 0, :1]) * jnp.eye(logits.shape[1])[:1]
 
-    flags = diagnostics.surroundings(trial_of(toys.linear), np.arange(16))
+    flags = diagnostics.surroundings(trial_of(toys.linear, epsilon=0.02), np.arange(16))
     assert flags["unstable_predictions"].status == "pass" and flags["unstable_predictions"].n == 16
     # The same in NumPy: 100 points are enough for two digits.
     rng = np.random.default_rng(0)
-    noise = rng.uniform(-8 / 255, 8 / 255, (300, *IMAGES.shape)).astype(np.float32)
+    noise = rng.uniform(-0.02, 0.02, (300, *IMAGES.shape)).astype(np.float32)
 
     def margin(images):
         logits = np.asarray(toys.linear(jnp.asarray(images)))
@@ -87,8 +91,8 @@ def test_margins_that_noise_moves_are_unstable():
 
     here = margin(IMAGES)
     there = margin(np.clip(IMAGES + noise, 0, 1).reshape(-1, *IMAGES.shape[1:])).reshape(300, 16)
-    expected = np.mean(np.minimum(1.0, np.abs(there - here) / np.abs(here)))
-    assert flags["unstable_predictions"].value == pytest.approx(expected, abs=0.02)
+    expected = np.median(np.mean(np.minimum(1.0, np.abs(there - here) / np.abs(here)), axis=0))
+    assert flags["unstable_predictions"].value == pytest.approx(expected, abs=0.03)
     rough = diagnostics.surroundings(trial_of(rippled), np.arange(16))["unstable_predictions"]
     assert rough.status == "warn" and "unstable" in rough.explanation
     # No margin at all: any change is the whole of it, and none is none.

@@ -19,7 +19,7 @@ from robustjax.types import Array, Key, LogitsFn
 
 # Examples on which outputs are compared; how often the network is traced anew, and calls of each trace.
 NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
-# Radius within which predictions are to be stable, in units of the box.
+# The most that a pixel changes where predictions are to be stable, in units of the box.
 NEARBY = 8 / 255
 
 
@@ -117,12 +117,12 @@ def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
         reason = "the network's own draws change its margins"
         return flags | {"unstable_predictions": Flag.not_applicable(reason)}
     low, high = map(np.asarray, trial.bounds)
-    key, radius = trial.key(), jnp.float32(NEARBY * np.mean(high - low))
+    key, most = trial.key(), jnp.float32(NEARBY * np.mean(high - low))
     change = trial.over(
         rows,
         lambda some: probes.margin_changes(
             trial.networks.direct, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
-            radius, bounds=trial.bounds,
+            jnp.float32(trial.epsilon), most, norm=trial.norm, bounds=trial.bounds,
         ),
     )  # fmt: skip
     return flags | {"unstable_predictions": red_flags.unstable_predictions(change)}

@@ -293,11 +293,13 @@ def directional_agreement(
     return jnp.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, cosine)
 
 
-@functools.partial(jax.jit, static_argnames=("bounds",))
+@functools.partial(jax.jit, static_argnames=("norm", "bounds"))
 def margin_changes(
-    network: Any, key: Key, images: Array, labels: Array, radius: Array, *, bounds: geometry.Bounds
-) -> Array:
-    r"""How much the margin changes at random points of a small linf ball, relative to itself, [B].
+    network: Any, key: Key, images: Array, labels: Array, epsilon: Array, most: Array,
+    *, norm: str, bounds: geometry.Bounds,
+) -> Array:  # fmt: skip
+    r"""How much the margin changes at random points of the ball, relative to itself, [B]; no pixel by more than
+    ``most``.
 
     .. math:: \frac{1}{n} \sum_i \min\Bigl(1, \frac{|m(x + u_i) - m(x)|}{|m(x)|}\Bigr)
     """
@@ -306,7 +308,7 @@ def margin_changes(
         return losses.margin(network(points), labels)
 
     def change(key: Key) -> Array:
-        noise = geometry.get("linf").random_start(key, images, radius)
+        noise = jnp.clip(geometry.get(norm).random_start(key, images, epsilon), -most, most)
         moved = jnp.abs(margin(jnp.clip(images + noise, *geometry.walls(bounds, images))) - here)
         relative = jnp.where(moved > 0, moved / jnp.maximum(jnp.abs(here), 1e-30), 0.0)
         return jnp.where(jnp.isfinite(relative), jnp.minimum(relative, 1.0), 1.0)
