@@ -256,7 +256,8 @@ def test_the_small_network_with_batch_norm_is_the_one_without_of_folded_weights(
     for name in ("conv1", "conv2"):
         norm, stats = folded.pop(f"{name}_norm"), moved[f"{name}_norm"]
         factor = norm["scale"] / jnp.sqrt(stats["var"] + 1e-5)
-        folded[name] = {"kernel": folded[name]["kernel"] * factor[None, None, None], "bias": norm["bias"] - stats["mean"] * factor}
+        kernel = folded[name]["kernel"] * factor[None, None, None]
+        folded[name] = {"kernel": kernel, "bias": norm["bias"] - stats["mean"] * factor}
     expected = plain.apply({"params": folded}, images).logits
     found = normed.apply({"params": variables["params"], "batch_stats": moved}, images).logits
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
