@@ -87,9 +87,8 @@ def autoattack(
 
     Of a stochastic network the strongest candidates of each image, by the share of fresh draws that misclassify them,
     are kept over all attacks. An image leaves the queue of later attacks only if all of at least 20 fresh draws
-    misclassify
-    a candidate: chance alone does that to an image that is right in most draws less than once in a million times, so no
-    attack misses an image that it could have attacked. In the end image and candidates are decided on by majority, on
+    misclassify a candidate: chance alone does that to an image that is right in most draws less than once in a million
+    times, so no attack misses an image that it could have attacked. In the end image and candidates are decided on by majority, on
     ``num_draws`` draws that no attack has seen, the same for the image and its candidates: attacks that move nothing
     change nothing, and the minimum over several candidates has no bias of its own.
 
