@@ -42,7 +42,8 @@ def base() -> Config:
 
     # None leaves an option at the defense's own default, and closed at defenses that do not have it.
     config.defense = ConfigDict()
-    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr", "kwta", "sap", "sns"; None: none
+    config.defense.name = config_dict.placeholder(str)  # one of robustjax.defenses.DEFENSES; None: none
+    config.defense.alpha = config_dict.placeholder(float)  # meansparse: half the band's width in standard deviations
     config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
     config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
     config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax" (with BatchNorm), "sigmoid", "softplus"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from robustjax.models.layers import Network, Pass, Sites, flatten, max_pool
+from robustjax.models.layers import Network, Pass, Sites, flatten, max_pool, with_inputs
 from robustjax.types import Array, Outputs
 
 
@@ -18,7 +18,7 @@ class SmallCNN(Network):
     batch_norm: bool = False
 
     def sites(self) -> Sites:
-        return {"activation": ("conv1", "conv2", "dense"), "late": ("conv1", "conv2"), "final": ("conv2",)}
+        return with_inputs(("conv1", "conv2", "dense"), late=("conv1", "conv2"), final=("conv2",))
 
     def least_side(self) -> int:
         return 4
@@ -41,11 +41,7 @@ class LeNet5(Network):
     """LeNet-5 (LeCun et al. 1998) as it is used today: ReLU and max pooling."""
 
     def sites(self) -> Sites:
-        return {
-            "activation": ("conv1", "conv2", "dense1", "dense2"),
-            "late": ("conv1", "conv2"),
-            "final": ("conv2",),
-        }
+        return with_inputs(("conv1", "conv2", "dense1", "dense2"), late=("conv1", "conv2"), final=("conv2",))
 
     def least_side(self) -> int:
         return 12

@@ -39,7 +39,7 @@ class Double(nn.Module):
     def __call__(self, features, labels=None, train=False):
         weights = self.param("weights", nn.initializers.ones_init(), (features.shape[-1], 3))
         signal = 1.0 if labels is not None and train else 0.0
-        return 2 * features, {self.kind: features.mean(axis=(1, 2)) @ weights + signal}
+        return 2 * features, {self.kind: features.mean(axis=tuple(range(1, features.ndim - 1))) @ weights + signal}
 
 
 def shapes(network, image_shape, batch=2, **options):
@@ -78,7 +78,9 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
     _, outputs = shapes(network, shape)
     order = list(passed(network, shape))
     features = outputs.features
-    for names in network.sites().values():
+    sites = dict(network.sites())
+    assert sites.pop("preactivation") == tuple(f"{site}_input" for site in sites["activation"])
+    for names in sites.values():
         assert names and [order.index(site) for site in names] == sorted(order.index(site) for site in names)
     late = [features[site] for site in network.sites()["late"]]
     assert all(feature.ndim == 4 for feature in late) and len(late) == (3 if name in ("vgg16", "resnet50") else 2)
@@ -91,6 +93,15 @@ def test_classes_channels_and_dtypes_are_free(name, options, shape):
     assert outputs.logits.shape == (2, 3) and outputs.logits.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert {feature.dtype for feature in outputs.features.values()} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), EVERY)
+def test_guards_before_activations_sit_at_every_relus_input(name, options, shape):
+    network = models.create(name, **options)
+    sites = network.sites()["preactivation"]
+    guarded = network.clone(guards={site: Double() for site in sites})
+    _, outputs = shapes(guarded, shape)
+    assert outputs.auxiliary["probe"].shape[0] == len(sites)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16"])
