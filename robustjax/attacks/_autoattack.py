@@ -91,11 +91,10 @@ def autoattack(
 
     Of a stochastic network the strongest candidates of each image, by the share of fresh draws that misclassify them,
     are kept over all attacks. An image leaves the queue of later attacks only if all of at least 20 fresh draws
-    misclassify
-    a candidate: chance alone does that to an image that is right in most draws less than once in a million times, so no
-    attack misses an image that it could have attacked. In the end ``num_draws`` draws that no attack has seen choose
-    one candidate of each image, and as many others decide by majority on it and on the image as it was: attacks that
-    move nothing change nothing, and more attacks are no more chances.
+    misclassify a candidate: chance alone does that to an image that is right in most draws less than once in a million
+    times, so no attack misses an image that it could have attacked. In the end ``num_draws`` draws that no attack has
+    seen choose one candidate of each image, and as many others decide by majority on it and on the image as it was:
+    attacks that move nothing change nothing, and more attacks are no more chances.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches, "lanes", at
     the same time, and compile the later attacks while the second runs. A function given as ``logits_fn`` is then traced

@@ -32,6 +32,7 @@ def base() -> Config:
     config.model.name = "small_cnn"  # one of robustjax.models.NAMES
     config.model.depth = config_dict.placeholder(int)  # wide_resnet only: 6n + 4
     config.model.width = config_dict.placeholder(int)  # wide_resnet only: widening factor
+    config.model.batch_norm = config_dict.placeholder(bool)  # small_cnn only: BatchNorm after each convolution
     config.model.final_norm = config_dict.placeholder(bool)  # preact_resnet18 only: False as Wong et al. 2020
     config.model.classifier_widths = config_dict.placeholder(tuple)  # vgg16 only: dense layers before the linear one
     config.model.classifier_norm = config_dict.placeholder(bool)  # vgg16 only: BatchNorm in those layers

@@ -109,6 +109,7 @@ CONTRADICTIONS = [
     (["model.depth=28"], "model.depth"),
     (["model.width=10"], "model.width"),
     (["model.final_norm=True"], "model.final_norm"),
+    (["model.name=lenet5", "data.name=digits", "model.batch_norm=True"], "model.batch_norm"),
     (["model.classifier_norm=True"], "model.classifier_norm"),
     (["model.name=lenet5"], "LeNet5"),
     (["defense.beta=2.0"], "defense.beta"),

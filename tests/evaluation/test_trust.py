@@ -90,3 +90,11 @@ def test_the_terminal_shows_the_same():
     text = console.export_text()
     for part in ("pgd20", "zero_gradients", "fail", "not [bold]", "10.5", "Do not trust this figure"):
         assert part in text
+
+
+def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
+    shown = verdict(surrogate_helps=Flag("fail", 0.25, 0.05, 4, "BPDA <b>wins</b>"))._repr_html_()
+    assert "<td>worst case</td><td>50.00%</td><td>15.00% to 85.00%</td>" in shown
+    assert "<td>surrogate:apgd-ce</td><td>1</td>" in shown
+    assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in shown and "probabilities" not in shown
+    assert "No flag was raised" in verdict()._repr_html_()

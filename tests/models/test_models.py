@@ -255,3 +255,21 @@ def test_a_guard_at_no_site_is_named():
     network = models.create("small_cnn").clone(guards={"conv3": Double()})
     with pytest.raises(InputError, match=r"no site conv3 .* conv1, conv2, dense"):
         shapes(network, (8, 8, 1))
+
+
+def test_the_small_network_with_batch_norm_is_the_one_without_of_folded_weights():
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    normed, plain = models.create("small_cnn", batch_norm=True), models.create("small_cnn")
+    variables = normed.init(jax.random.key(0), images)
+    keys = iter(jax.random.split(jax.random.key(2), 9))
+    moved = jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), variables["batch_stats"])
+    folded = dict(variables["params"])
+    for name in ("conv1", "conv2"):
+        norm, stats = folded.pop(f"{name}_norm"), moved[f"{name}_norm"]
+        factor = norm["scale"] / jnp.sqrt(stats["var"] + 1e-5)
+        kernel = folded[name]["kernel"] * factor[None, None, None]
+        folded[name] = {"kernel": kernel, "bias": norm["bias"] - stats["mean"] * factor}
+    expected = plain.apply({"params": folded}, images).logits
+    found = normed.apply({"params": variables["params"], "batch_stats": moved}, images).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found, normed.apply(variables, images).logits, atol=1e-3)

@@ -15,7 +15,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags
+from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags, shown
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
@@ -63,6 +63,10 @@ class Verdict(NamedTuple):
     seconds: dict[str, float]
     seconds_by_attack: dict[str, float]
     threat: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """Accuracies and the flags that were raised, as notebooks show them."""
+        return shown.html(self)
 
 
 def judge(
