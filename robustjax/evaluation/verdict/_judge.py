@@ -16,10 +16,11 @@ from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
 from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags, shown
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
-from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
+from robustjax.evaluation.verdict.trial import Decision, Trial
 from robustjax.runtime import compiler
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
