@@ -286,13 +286,18 @@ class Trial:
         count = int(np.sum(is_misclassified(share[rows])))
         self.report(f"{name}: {count} of {len(rows)} examples misclassified, {seconds:.1f} s")
 
-    def apgd(self, name: str, rows: np.ndarray, **goal: Any) -> np.ndarray:
-        """APGD on a goal; the share of draws misclassified, float32 [N]."""
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    def apgd(self, name: str, rows: np.ndarray, *, networks: Networks | None = None, **goal: Any) -> np.ndarray:
+        """APGD on a goal, by default of this trial's networks; the share of draws misclassified, float32 [N]."""
         started, key = time.perf_counter(), self.key()
         points = self.images[:0] if not len(rows) else self.over(
             rows,
             lambda some: probes.apgd(
-                self.networks, key, some, self.images[some], self.labels[some], self.goal(some, **goal),
+                self.networks if networks is None else networks,
+                key, some, self.images[some], self.labels[some], self.goal(some, **goal),
                 jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=self.eot_samples,
                 norm=self.norm, bounds=self.bounds,
             ),
