@@ -108,7 +108,7 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     | random | random bits that reach the outputs |
     | callback | calls into Python |
     | inner_optimisation | loops without a fixed number of turns, and loops that take gradients |
-    | batch_dependent | operations over the images of a batch |
+    | batch_dependent | sums, means and the like over the images of a batch, where the outputs depend on it |
     | precision | casts to shorter floats |
     | unknown | operations that JAX does not define |
 
@@ -147,7 +147,8 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     num_images = sum(are_arrays[: len(jax.tree.leaves(arguments[:1]))])
     depends = [_reading.IMAGE if i < num_images else _reading.ARGUMENT for i in range(len(arrays))]
     needed = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in program.out_avals]
-    sites = _reading.sites(program, depends, needed)
+    batch = next((array.shape[0] for array in arrays[:num_images] if array.ndim), 0)
+    sites = _reading.sites(program, depends, needed, batch)
     sites = _without_honest_rules(sites)
     keys = {site.key for site in sites} - _observed.harmless(program, arrays, num_images, {site.key for site in sites})
     findings = _findings(site for site in sites if site.key in keys)

@@ -16,6 +16,8 @@ from robustjax.types import Array
 
 # A gradient that changes by less than this share of its length is the same.
 SAME_GRADIENT = 1e-3
+# Outputs that differ by less than this share of the largest are the same.
+SAME_OUTPUT = 1e-4
 # The share of entries that must be saturated, or clamped.
 MOST = 0.5
 # Where a derivative counts as vanished, as a share of its largest value; of an exponential, the value itself.
@@ -31,7 +33,7 @@ def harmless(program: ClosedJaxpr, arrays: list[Any], num_images: int, keys: Set
         arrays: its arguments, the first ``num_images`` of which are images.
         keys: of all its sites.
     """
-    found = _harmless_values(program, arrays, keys)
+    found = _harmless_values(program, arrays, keys) | _harmless_mixtures(program, arrays, num_images, keys)
     return found | _harmless_stops(program, arrays, num_images, keys - found)
 
 
@@ -66,6 +68,22 @@ def _harmless_values(program: ClosedJaxpr, arrays: list[Any], keys: Set[SiteKey]
     # Of selections that could not be observed nothing is known; saturation is only what was seen.
     unseen = {key for key in asked if key[1] != "select_n"} - set(hidden)
     return unseen | {key for key, hides in hidden.items() if not hides}
+
+
+def _harmless_mixtures(program: ClosedJaxpr, arrays: list[Any], num_images: int, keys: Set[SiteKey]) -> set[SiteKey]:
+    """Operations over a first axis that is not the images': the first output stays if all other images change."""
+    asked = {key for key in keys if key[0] == "batch_dependent"}
+    if not asked:
+        return set()
+    run = jax.jit(lambda *arrays: Softened(lambda key: None, 1.0).plain(program, *arrays))
+    others = [array.at[1:].set(0.5 * array[1:] + 0.1) if i < num_images and array.ndim else array
+              for i, array in enumerate(arrays)]  # fmt: skip
+    for one, other in zip(run(*arrays), run(*others), strict=True):
+        if one.ndim and jnp.issubdtype(one.dtype, jnp.floating):
+            first, second = (np.asarray(each[0].astype(jnp.float32)) for each in (one, other))
+            if np.max(np.abs(first - second)) > SAME_OUTPUT * max(np.max(np.abs(first)), 1e-30):
+                return set()
+    return asked
 
 
 def _depth() -> Any:
@@ -149,7 +167,10 @@ def _harmless_stops(program: ClosedJaxpr, arrays: list[Any], num_images: int, ke
 
     at = lambda *strengths: np.asarray(gradient(images, jnp.asarray(strengths, jnp.float32)))  # noqa: E731
     count = len(stops)
-    none, every = at(*[0.0] * count), at(*[1.0] * count)
+    try:
+        none, every = at(*[0.0] * count), at(*[1.0] * count)
+    except (TypeError, ValueError, NotImplementedError):  # of what JAX cannot differentiate, nothing can be said
+        return set()
     if count == 1:
         return set(stops) if _same(none, every) else set()
     return {

@@ -6,15 +6,18 @@ elimination of dead code leaves; which depend on the image is followed here, thr
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import partial_eval
 
+from robustjax.layers import quick
 from robustjax.ops import chosen
 from robustjax.transforms import _program, _source
 from robustjax.transforms._source import Place
@@ -29,23 +32,12 @@ CALLBACKS = ("pure_callback", "io_callback", "buffer_callback", "ffi_call")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "call", "checkpoint", "remat", "remat2", *CUSTOM)
 INDEX_OF_LARGEST = ("argmax", "argmin")
-# Known besides those of `jax.extend.core.primitives`: other names of the same, and what only passes values on.
-_OTHERS = (
-    "copy_p", "copy", "debug_callback", "random_wrap", "random_unwrap", "random_clone", "name", "mul", "split",
-    "optimization_barrier", "pvary", "reduce_window", "custom_lin", "conv_general_dilated", "dot_general", "tan",
-    "square", "reduce_and", "reduce_or", "broadcast_in_dim", "sharding_constraint", "mesh_cast", "layout_constraint",
-    "select_and_gather_add", "dynamic_update_slice", "argsort", "unstack", "tile", "dce_sink", "scatter-update",
-    "scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max", "clamp", "cumsum",
-    "custom_linear_solve", "linear_solve", "erf_inv", "top_k", "stop_gradient", "iota", "pow", "is_finite",
-)  # fmt: skip
+# Of JAX, but what they compute is not followed.
+OPAQUE = ("pallas_call", "shard_map", "custom_partitioning", "tpu_custom_call")
 # What the index of a conditional is made of.
 _FOLDED = (
     "clamp", "convert_element_type", "max", "min", "add", "sub", "not", "and", "or", "eq", "ne", "lt", "gt", "copy",
 )  # fmt: skip
-KNOWN = frozenset(
-    {getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")}
-    | {*STEPS, *SATURATING, *DRAWS, *CALLBACKS, *CALLS, *INDEX_OF_LARGEST, *_OTHERS}
-)
 
 
 class Site(NamedTuple):
@@ -100,7 +92,21 @@ def kind_of(equation: JaxprEqn) -> str | None:
         return "inner_optimisation"
     if name in DRAWS:
         return "random"
-    return None if name in KNOWN or name.startswith("quick_") else "unknown"
+    return None if name not in OPAQUE and _is_known(equation.primitive, len(sys.modules)) else "unknown"
+
+
+def _is_known(primitive: Primitive, num_modules: int) -> bool:
+    """Whether JAX or this library defines it."""
+    return primitive in _defined(num_modules) or primitive in quick.QUICK.values()
+
+
+@functools.lru_cache(maxsize=4)
+def _defined(num_modules: int) -> frozenset[Primitive]:
+    """The primitives of all loaded modules of JAX; ``num_modules`` because others may be by the next call."""
+    del num_modules
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "jax"]
+    values = (value for module in modules for value in list(vars(module).values()))
+    return frozenset(value for value in values if isinstance(value, Primitive))
 
 
 def _kind_of_cast(given: Any, new: Any) -> str | None:
@@ -127,17 +133,18 @@ def _is_integer(var: Any) -> bool:
     return jnp.issubdtype(var.aval.dtype, jnp.integer)
 
 
-def sites(program: ClosedJaxpr, depends: Sequence[int], needed: Sequence[bool]) -> list[Site]:
+def sites(program: ClosedJaxpr, depends: Sequence[int], needed: Sequence[bool], num_images: int) -> list[Site]:
     """Every site on a path from the image to the outputs, in the order of the program.
 
     Args:
         program: of the network.
         depends: bits of each argument.
         needed: which of its results count.
+        num_images: in the batch. An operation over a first axis of so many may mix them: a site "batch_dependent".
     """
     jaxpr, used_consts, used = partial_eval.dce_jaxpr_consts(program.jaxpr, tuple(needed))
     found: list[Site] = []
-    reader = _Reader(found.append)
+    reader = _Reader(found.append, num_images)
     reader.know(jaxpr.constvars, chosen(used_consts, program.consts))
     reader.read(jaxpr, chosen(used, depends), None)
     return found
@@ -146,8 +153,8 @@ def sites(program: ClosedJaxpr, depends: Sequence[int], needed: Sequence[bool]) 
 class _Reader:
     """Follows what values depend on; ``add`` is given each site."""
 
-    def __init__(self, add: Callable[[Site], None]):
-        self._add = add
+    def __init__(self, add: Callable[[Site], None], num_images: int):
+        self._add, self._num_images = add, num_images
         self._silent = 0
         # Integers and booleans that are the same in every call: they say which branch of a conditional is taken.
         self._known: dict[Any, Any] = {}
@@ -234,7 +241,7 @@ class _Reader:
             carry = grown
 
     def _note(self, equation: JaxprEqn, given: list[int], every: int, line: str) -> None:
-        kind = kind_of(equation)
+        kind = "batch_dependent" if _is_over(equation, self._num_images) else kind_of(equation)
         if self._silent or kind is None or (kind != "random" and not every & IMAGE):
             return
         name = equation.primitive.name
@@ -247,6 +254,14 @@ class _Reader:
         if name == "scan" and not _takes_gradients(equation.params["jaxpr"].jaxpr):
             return
         self._add(Site(kind, name, line, equation, every))
+
+
+def _is_over(equation: JaxprEqn, count: int) -> bool:
+    """Whether an operation is over a first axis of this length."""
+    if not equation.primitive.name.startswith(("reduce_", "arg", "cum")) or "precision" in equation.primitive.name:
+        return False
+    axes = equation.params.get("axes", (equation.params.get("axis"),))
+    return 0 in axes and _aval(equation.invars[0]).shape[:1] == (count,)
 
 
 def _takes_gradients(jaxpr: Jaxpr) -> bool:

@@ -80,7 +80,7 @@ def relax(
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)
     return functools.update_wrapper(
-        functools.partial(relaxed, function, wanted, temperature, loops == "through", by_name), function, updated=()
+        functools.partial(relaxed, function, wanted, temperature, loops, by_name), function, updated=()
     )
 
 
@@ -88,7 +88,7 @@ def relaxed(
     function: Callable[..., Any],
     strength_of: Callable[[SiteKey], Strength],
     temperature: Any,
-    through_loops: bool,
+    loops: str,
     check_rules: bool,
     *arguments: Any,
     **keywords: Any,
@@ -103,7 +103,7 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    softened = Softened(strength_of, temperature, through_loops=through_loops, check_rules=check_rules)
+    softened = Softened(strength_of, temperature, loops=loops, check_rules=check_rules)
     return jax.tree.unflatten(jax.tree.structure(shape), softened.plain(program, *arrays))
 
 

@@ -28,7 +28,8 @@ def name_of(equation: JaxprEqn) -> tuple[Any, ...]:
 def disagrees(equation: JaxprEqn) -> bool:
     """Whether the derivatives of a ``custom_jvp`` or ``custom_vjp`` are not those of its function, at random operands.
 
-    Both are pulled back from random weights. A function that cannot be differentiated without its rule disagrees.
+    Both are pulled back from random weights. A function that cannot be differentiated with or without its
+    rule disagrees.
     """
     operands = [_operand(np.random.default_rng(0), atom, 1.0) for atom in equation.invars]
     moving = [
@@ -44,8 +45,8 @@ def disagrees(equation: JaxprEqn) -> bool:
             values = [_operand(generator, atom, scale) for atom in equation.invars]
             weights = [_operand(generator, var, 1.0) for var in equation.outvars]
             pull = jax.jit(partial(_pulled, moving=tuple(moving)), static_argnums=0)
-            ruled = pull(lambda *some: _program.bind(equation, *some), values, weights)
             try:
+                ruled = pull(lambda *some: _program.bind(equation, *some), values, weights)
                 plain = pull(own, values, weights)
             except (TypeError, ValueError, NotImplementedError):
                 return True

@@ -57,7 +57,8 @@ class Softened:
     Args:
         strength_of: of the sites with a key.
         temperature: width of the sigmoids in units of what they are given; a positive float, may be traced.
-        through_loops: differentiate loops that take gradients, or keep only what they begin with.
+        loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
+            what they begin with; "without" leaves them out, which changes values.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -67,12 +68,12 @@ class Softened:
         strength_of: Callable[[SiteKey], Strength],
         temperature: Any,
         *,
-        through_loops: bool = True,
+        loops: str = "through",
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self._strength_of, self._temperature = strength_of, temperature
-        self._through_loops, self._observe, self._check_rules = through_loops, observe, check_rules
+        self._loops, self._observe, self._check_rules = loops, observe, check_rules
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
@@ -213,9 +214,9 @@ class Softened:
         params, place = equation.params, _source.within(equation, place)
         consts, carry = params["num_consts"], params["num_carry"]
         strength = self._strength_of(("inner_optimisation", "scan", place.line))
-        if strength is not None and not self._through_loops:
+        if strength is not None and self._loops != "through":
             results = _program.bind(equation, *operands)
-            return _with_beginning(results, operands[consts : consts + carry], strength)
+            return self._beginning(results, operands[consts : consts + carry], strength)
         if not self._touches(params["jaxpr"].jaxpr, place):
             return _program.bind(equation, *operands)
 
@@ -238,8 +239,8 @@ class Softened:
         if strength is None:
             return _program.bind(equation, *operands)
         results = _program.bind(equation, *map(_stopped, operands))
-        if not self._through_loops:
-            return _with_beginning(results, start, strength)
+        if self._loops != "through":
+            return self._beginning(results, start, strength)
 
         def turn(state: list[Any], _: None) -> tuple[list[Any], None]:
             goes_on = self.plain(params["cond_jaxpr"], *of_cond, *state, place=place)[0]
@@ -250,6 +251,14 @@ class Softened:
         again, _ = jax.lax.scan(jax.checkpoint(turn), list(start), None, length=MAX_TURNS)
         return [with_derivative_of(one, other, strength) if _is_float(one) else one
                 for one, other in zip(results, again, strict=True)]  # fmt: skip
+
+    def _beginning(self, results: list[Any], start: list[Any], strength: Strength) -> list[Any]:
+        """A loop's results, its carry with the derivative of what it began with, or that itself."""
+        if self._loops == "without":
+            return [*start, *results[len(start) :]]
+        carry = [with_derivative_of(one, first, strength) if _is_float(one) else one
+                 for one, first in zip(results[: len(start)], start, strict=True)]  # fmt: skip
+        return [*carry, *results[len(start) :]]
 
     def _cond(self, equation: JaxprEqn, operands: list[Any], index: Any, place: Place | None) -> list[Any]:
         branches, place = equation.params["branches"], _source.within(equation, place)
@@ -371,13 +380,6 @@ def _callback(equation: JaxprEqn, operands: list[Any], strength: Strength) -> li
     )
     return [one if not _is_float(one) or same(one) is None else with_derivative_of(one, same(one), strength)
             for one in results]  # fmt: skip
-
-
-def _with_beginning(results: list[Any], start: list[Any], strength: Strength) -> list[Any]:
-    """A loop's results, its carry with the derivative of what it began with."""
-    carry = [with_derivative_of(one, first, strength) if _is_float(one) else one
-             for one, first in zip(results[: len(start)], start, strict=True)]  # fmt: skip
-    return [*carry, *results[len(start) :]]
 
 
 def _as_choice(boolean: Soft, result: Array) -> Choice:

@@ -170,7 +170,9 @@ HIDES = {
     "winners": (lambda x: linear(winners(x)), {"selection"}),
     "one-hot": (lambda x: jax.nn.one_hot(largest(linear(x)), 3), {"selection"}),
     "chosen column": (lambda x: linear(x) * jnp.asarray(WEIGHTS[:3]).T[largest(linear(x))], {"selection"}),
-    "branch": (lambda x: jax.lax.cond(jnp.mean(x) > 0.5, linear, lambda y: -linear(y), x), {"selection"}),
+    "branch": (
+        lambda x: jax.lax.cond(jnp.mean(x) > 0.5, linear, lambda y: -linear(y), x), {"selection", "batch_dependent"},
+    ),
     "thermometer": (lambda x: linear(thermometer(x)), {"selection"}),
     "clamped": (lambda x: linear(jax.lax.clamp(0.45, x, 0.55)), {"selection"}),
     "saturated": (lambda x: jax.nn.sigmoid(1000.0 * linear(x)), {"saturation"}),
@@ -178,8 +180,9 @@ HIDES = {
     "saturated softmax": (lambda x: jax.nn.softmax(1000.0 * linear(x)), {"saturation", "detached"}),
     "python": (lambda x: linear(python(x)), {"callback"}),
     "descent": (lambda x: linear(descended(x)), {"inner_optimisation"}),
-    "while": (lambda x: linear(grown(x)), {"inner_optimisation"}),
+    "while": (lambda x: linear(grown(x)), {"inner_optimisation", "batch_dependent"}),
     "bfloat16": (lambda x: linear(x.astype(jnp.bfloat16).astype(jnp.float32)), {"precision"}),
+    "batch statistics": (lambda x: linear(x - jnp.mean(x, axis=0, keepdims=True)), {"batch_dependent"}),
     "own key": (lambda x: linear(x + jax.random.normal(jax.random.key(0), x.shape)), {"random"}),
 }
 
@@ -200,6 +203,7 @@ HONEST = {
     ),
     "median": lambda x: linear(median(x)),
     "clip": lambda x: linear(jnp.clip(x, 0.0, 1.0)),
+    "sum over another first axis": lambda x: jnp.sum(jnp.stack([linear(x), 2.0 * linear(x)]), axis=0),
     "not a number": lambda x: jnp.nan_to_num(linear(x)),
     "honest rule": lambda x: linear(honest(x)),
     "loop": lambda x: linear(jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c), x)),

@@ -26,9 +26,11 @@ def test_values_stay_and_what_hides_a_gradient_gives_one(name):
     np.testing.assert_array_equal(relaxed(X), function(X))
     np.testing.assert_allclose(jax.jit(relaxed)(X), jax.jit(function)(X), rtol=1e-6)
     found = gradient(lambda x: relaxed(x))
-    assert np.all(np.isfinite(found)) and np.all(np.any(found != 0, axis=(1, 2, 3)))
+    assert np.all(np.isfinite(found))
+    # A batch of which the mean is subtracted has no gradient of its sum.
+    assert name == "batch statistics" or np.all(np.any(found != 0, axis=(1, 2, 3)))
     # Of the findings alone as well.
-    if not kinds <= {"precision", "random"}:
+    if not kinds <= {"precision", "random", "batch_dependent"}:
         alone = gradient(relax(function, kinds=inspect(function, X)))
         assert np.all(np.isfinite(alone)) and np.any(alone != 0)
 

@@ -144,7 +144,7 @@ class _Relaxed(NamedTuple):
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops == "through", False, images, *key)
+        return relaxed(network, strength_of, temperature, self.loops, False, images, *key)
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -159,9 +159,11 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
     """Each group alone, in their order; then all of them at every temperature, and around loops where there are any."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
-    ways = ("through", "around") if any(finding.kind == LOOPS for finding in findings) else ("through",)
+    # Images of the network without its loops are transferred to it as it is.
+    ways = ("through", "around", "without") if any(finding.kind == LOOPS for finding in findings) else ("through",)
+    graded = any(finding.kind in ("selection", "saturation") or finding.primitive == "sign" for finding in findings)
     for loops in ways:
-        for temperature in TEMPERATURES:
+        for temperature in TEMPERATURES if graded else TEMPERATURES[:1]:
             if len(groups) > 1 or (loops, temperature) != ("through", TEMPERATURES[0]):
                 yield _Plan("all", np.ones(len(findings), np.float32), temperature, loops)
 
