@@ -3,7 +3,7 @@ ResNet-18 on CIFAR-10, linf 8/255, beta 2.
 
 python -m robustjax.train --config=configs/cifar10_at_cas.py --workdir=runs/cifar10_at_cas
 
-Cost: that of cifar10_at.py and the guards' (see README.md).
+Cost: that of cifar10_at.py and the guards' (benchmarks/RESULTS.md).
 
 Published: 86.7 % clean and 47.1 % PGD-20 at the strongest attacker's weight of the heads; weaker weights flatter it.
 """

@@ -3,7 +3,7 @@ training (Madry et al. 2018): ResNet-18 on CIFAR-10, linf 8/255, beta 2, top-2 l
 
 python -m robustjax.train --config=configs/cifar10_at_cifs.py --workdir=runs/cifar10_at_cifs
 
-Cost: that of cifar10_at.py and the guards' (see README.md).
+Cost: that of cifar10_at.py and the guards' (benchmarks/RESULTS.md).
 
 Published (last checkpoint): 83.9 % clean, 51.2 % PGD-20 and 48.8 % PGD-100 with the mask detached; APGD and Square then
 leave 46.2 %.

@@ -3,7 +3,7 @@ linf 8/255, beta 2.
 
 python -m robustjax.train --config=configs/cifar10_mart_cas.py --workdir=runs/cifar10_mart_cas
 
-Cost: that of cifar10_mart.py and the guards' (see README.md).
+Cost: that of cifar10_mart.py and the guards' (benchmarks/RESULTS.md).
 """
 
 from robustjax import config as config_lib

@@ -3,7 +3,7 @@
 
 python -m robustjax.train --config=configs/cifar10_mart_cifs.py --workdir=runs/cifar10_mart_cifs
 
-Cost: that of cifar10_mart.py and the guards' (see README.md).
+Cost: that of cifar10_mart.py and the guards' (benchmarks/RESULTS.md).
 """
 
 from robustjax import config as config_lib

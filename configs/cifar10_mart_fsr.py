@@ -3,7 +3,7 @@ ResNet-18 on CIFAR-10, linf 8/255, both weights 1, temperature 0.1.
 
 python -m robustjax.train --config=configs/cifar10_mart_fsr.py --workdir=runs/cifar10_mart_fsr
 
-Cost: that of cifar10_mart.py and the guards' (see README.md).
+Cost: that of cifar10_mart.py and the guards' (benchmarks/RESULTS.md).
 """
 
 from robustjax import config as config_lib

@@ -3,7 +3,7 @@ ResNet-18 on CIFAR-10, linf 8/255, beta 2.
 
 python -m robustjax.train --config=configs/cifar10_trades_cas.py --workdir=runs/cifar10_trades_cas
 
-Cost: that of cifar10_trades.py and the guards' (see README.md).
+Cost: that of cifar10_trades.py and the guards' (benchmarks/RESULTS.md).
 """
 
 from robustjax import config as config_lib

@@ -3,7 +3,7 @@ al. 2019, arXiv 1901.08573): ResNet-18 on CIFAR-10, linf 8/255, beta 2, top-2 lo
 
 python -m robustjax.train --config=configs/cifar10_trades_cifs.py --workdir=runs/cifar10_trades_cifs
 
-Cost: that of cifar10_trades.py and the guards' (see README.md).
+Cost: that of cifar10_trades.py and the guards' (benchmarks/RESULTS.md).
 """
 
 from robustjax import config as config_lib

@@ -3,7 +3,8 @@
 python -m robustjax.train --config=configs/digits.py:at_cifs --workdir=runs/digits_at_cifs
 
 The name after the colon is an objective ("standard", "at", "trades", "mart") and, after an underscore, a defense
-("cas", "cifs", "fsr", "sns", "kwta", "sap") or nothing. `launch/small_table.sh` trains and evaluates them with "at".
+("cas", "cifs", "fsr", "sns", "kwta", "sap", "meansparse") or nothing. `launch/small_table.sh` trains and evaluates them
+with "at".
 """
 
 from robustjax import config as config_lib
@@ -12,7 +13,7 @@ from robustjax.types import InputError
 OBJECTIVES = {"standard": "standard", "at": "adversarial", "trades": "trades", "mart": "mart"}
 # Options that are not the defense's defaults. The weight of SNS is the best of 0.1, 1 and 10 on the validation split
 # (PGD 79.0, 79.5 and 80.5 % of its 200 images, so they can hardly be told apart).
-DEFENSES = {"": {}, "cas": {}, "cifs": {}, "fsr": {}, "sns": {"weight": 10.0}, "kwta": {}, "sap": {}}
+DEFENSES = {"": {}, "cas": {}, "cifs": {}, "fsr": {}, "sns": {"weight": 10.0}, "kwta": {}, "sap": {}, "meansparse": {}}
 
 
 def get_config(name: str = "at"):

@@ -50,6 +50,7 @@ WITHOUT_BATCH_NORM = ("lenet5", "small_cnn")
 OPTIONS = ("mean", "std", "dtype")
 OWN_OPTIONS = {
     "preact_resnet18": ("final_norm",),
+    "small_cnn": ("batch_norm",),
     "vgg16": ("classifier_widths", "classifier_norm"),
     "wide_resnet": ("depth", "width"),
 }
@@ -64,7 +65,8 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         defense: guards some of the network's sites; of :func:`robustjax.defenses.create`.
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
             ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width; preact_resnet18 takes
-            final_norm, vgg16 takes classifier_widths and classifier_norm, each as in its class.
+            final_norm, small_cnn takes batch_norm, vgg16 takes classifier_widths and classifier_norm, each as in its
+            class.
 
     Returns:
         A module. ``module.init(key, images)`` gives variables; ``module.apply(variables, images, labels=None,

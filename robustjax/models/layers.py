@@ -39,14 +39,34 @@ class Network(nn.Module):
     def sites(self) -> Sites:
         """The named sites by role, each in the order in which the network passes them.
 
-        "activation" is every ReLU's output, "late" the last stage's sites at which CAS and CIFS sit, "final" the one at
-        which FSR sits.
+        "activation" is every ReLU's output, "preactivation" its input, "late" the last stage's sites at which CAS and
+        CIFS sit, "final" the one at which FSR sits.
         """
         raise NotImplementedError
 
     def least_side(self) -> int:
         """What height and width of the images must be at least for the strides to leave something."""
         return 1
+
+
+def before(site: str) -> str:
+    """The site before the ReLU whose output is the site ``site``.
+
+    Example:
+        >>> before("stem")
+        'stem_input'
+    """
+    return f"{site}_input"
+
+
+def with_inputs(activation: tuple[str, ...], *, late: tuple[str, ...], final: tuple[str, ...]) -> Sites:
+    """The sites of a network by role; those before its activations come by themselves.
+
+    Example:
+        >>> with_inputs(("a", "b"), late=("b",), final=("b",))["preactivation"]
+        ('a_input', 'b_input')
+    """
+    return {"activation": activation, "preactivation": tuple(map(before, activation)), "late": late, "final": final}
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
@@ -82,6 +102,7 @@ class Pass:
         self._network, self._labels, self._train = network, labels, train
         self._dtype = jnp.dtype(network.dtype)
         self._features: dict[str, Array] = {}
+        self._inputs: set[str] = set()
         self._auxiliary: dict[str, list[Array]] = {}
         self.images = self._normalised(images)
 
@@ -104,23 +125,32 @@ class Pass:
         return nn.Dense(channels, dtype=self._dtype, name=name)(features)
 
     def relu(self, site: str, features: Array) -> Array:
-        """A ReLU, its output a site."""
-        return self.site(site, jax.nn.relu(features))
+        """A ReLU, its input and its output a site."""
+        return self.site(site, self.unguarded_relu(site, features))
+
+    def unguarded_relu(self, site: str, features: Array) -> Array:
+        """A ReLU whose input alone is a site, that of the activation ``site``."""
+        name = before(site)
+        self._inputs.add(name)
+        return jax.nn.relu(self._guarded(name, features))
 
     def site(self, name: str, features: Array) -> Array:
         """A named place: its guard, if there is one, may change what the network goes on with."""
+        self._features[name] = features = self._guarded(name, features)
+        return features
+
+    def _guarded(self, name: str, features: Array) -> Array:
         guards = self._network.guards or {}
         if name in guards:
             features, heads = guards[name](features, self._labels, self._train)
             for kind, logits in heads.items():
                 self._auxiliary.setdefault(kind, []).append(logits)
-        self._features[name] = features
         return features
 
     def outputs(self, features: Array) -> Outputs:
         """The classifier on the last features [B, C]."""
         logits = self.dense("head", features, self._network.num_classes).astype(jnp.float32)
-        unknown = sorted(set(self._network.guards or {}) - set(self._features))
+        unknown = sorted(set(self._network.guards or {}) - set(self._features) - self._inputs)
         if unknown:
             raise InputError(f"no site {', '.join(unknown)} to guard; sites are {', '.join(self._features)}")
         return Outputs(logits, {kind: jnp.stack(logits) for kind, logits in self._auxiliary.items()}, self._features)

@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import flax.linen as nn
-import jax
 
-from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool
+from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool, with_inputs
 from robustjax.types import Array, Outputs
 
 
@@ -27,7 +26,7 @@ class ResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", name)]
         late = names[-self.blocks[-1] :]
-        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -63,7 +62,7 @@ class BottleneckResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", f"{name}_act2", name)]
         late = names[-self.blocks[-1] :]
-        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -107,18 +106,18 @@ class PreActResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [f"{name}_act{i}" for name in names for i in (1, 2)]
         last = "final" if self.final_norm else names[-1]
-        return {
-            "activation": (*activations, "final") if self.final_norm else tuple(activations),
-            "late": (f"{names[-1]}_act1", last),
-            "final": (last,),
-        }
+        return with_inputs(
+            (*activations, "final") if self.final_norm else tuple(activations),
+            late=(f"{names[-1]}_act1", last),
+            final=(last,),
+        )
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
         x = net.conv("stem_conv", net.images, self.stem_width, 3)
         for name, width, stride in _plan(self.blocks, self.widths):
-            unguarded = jax.nn.relu(net.norm(f"{name}_norm1", x))
+            unguarded = net.unguarded_relu(f"{name}_act1", net.norm(f"{name}_norm1", x))
             active = net.site(f"{name}_act1", unguarded)
             shortcut = x
             if stride > 1 or x.shape[-1] != width:

@@ -130,6 +130,21 @@ def black_box_beats_white_box(score_based: np.ndarray, gradient_based: np.ndarra
     )  # fmt: skip
 
 
+def label_only_beats_white_box(label_only: np.ndarray, gradient_based: np.ndarray) -> Flag:
+    """Examples misclassified under an attack that sees labels only and under those with gradients, bool [n] each.
+
+    Example:
+        >>> label_only_beats_white_box(np.ones(50, bool), np.zeros(50, bool)).status
+        'fail'
+    """
+    return _beyond(
+        label_only, gradient_based, 0.002,
+        finds="HopSkipJump, which sees labels only, finds",
+        fires="than gradient-based attacks: gradients are masked",
+        equal="HopSkipJump, which sees labels only, finds nothing that gradient-based attacks miss",
+    )  # fmt: skip
+
+
 def transfer_beats_white_box(transfer: np.ndarray, direct: np.ndarray) -> Flag:
     """Examples misclassified under images made for another network and under attacks on this one, bool [n] each.
 
@@ -187,6 +202,28 @@ def surrogate_helps(surrogate: np.ndarray, direct: np.ndarray) -> Flag:
         finds="the surrogate's gradient finds",
         fires="than the network's own: it hides them",
         equal="the surrogate's gradient gains nothing over the network's own",
+    )  # fmt: skip
+
+
+def relaxation_helps(relaxed: np.ndarray, direct: np.ndarray, *, helped: str = "", num_findings: int = 1) -> Flag:
+    """Examples misclassified under gradients of the relaxed network and under the network's own, bool [n] each.
+
+    Args:
+        relaxed, direct: the two.
+        helped: what was relaxed, and where.
+        num_findings: in the network's program.
+
+    Example:
+        >>> relaxation_helps(np.ones(50, bool), np.zeros(50, bool), helped="round at net.py:3 (forward)").status
+        'fail'
+    """
+    what = f" ({helped})" if helped else ""
+    return _beyond(
+        relaxed, direct, 0.002,
+        finds=f"relaxing what the network's program hides{what} finds",
+        fires="than its own gradient: it hides them",
+        equal=f"relaxing what the network's program may hide gains nothing over its own gradient ({num_findings} "
+        f"finding{'s' if num_findings != 1 else ''})",
     )  # fmt: skip
 
 

@@ -69,6 +69,8 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
             for name, misclassified in verdict.misclassified_by.items()
         },
         "seconds": {part: round(seconds, 3) for part, seconds in verdict.seconds.items()},
+        "findings": [finding._asdict() for finding in verdict.findings],
+        "remedies": [remedy._asdict() | {"finding": remedy.finding._asdict()} for remedy in verdict.remedies],
         "caveat": CAVEAT,
         "robust": verdict.robust.tolist(),
         "won_by": verdict.won_by,
@@ -129,13 +131,13 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
     if verdict.acceptance:
         rows = [
             [
-                name.replace("_", " "), f"{part.expected:.2%}",
-                f"{part.interval_95[0]:.2%} to {part.interval_95[1]:.2%}", f"{part.majority:.2%}", f"{part.worst:.2%}",
-                str(part.num_draws),
+                name.replace("_", " "), _with_interval(part.expected, part.interval_95),
+                _with_interval(part.majority, part.majority_interval_95),
+                _with_interval(part.worst, part.worst_interval_95), str(part.num_draws),
             ]
             for name, part in verdict.acceptance.items()
         ]  # fmt: skip
-        headings = ["on fresh draws", "expected", "95 % interval", "majority vote", "every draw", "draws"]
+        headings = ["on fresh draws (95 % intervals)", "expected", "majority vote", "every draw", "draws"]
         parts.append(("Accuracy over the draws of the network", headings, rows))
     attacks = [
         [name, str(int(misclassified.sum())), str(verdict.won_by.count(name)),
@@ -149,13 +151,33 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
         for name, flag in verdict.flags.items()
     ]  # fmt: skip
     parts.append(("Red flags", ["flag", "status", "value", "threshold", "n", "explanation"], flags))
+    if verdict.findings:
+        headings = ["finding", "where", "gradient hidden for", "misclassified once relaxed alone", "remedy"]
+        parts.append(("What the network's program hides", headings, _findings(verdict)))
     costs = [[part, f"{seconds:.1f}"] for part, seconds in verdict.seconds.items()]
     parts.append(("Cost", ["part", "seconds"], costs))
     return parts
 
 
+def _findings(verdict: Verdict) -> list[list[str]]:
+    remedies = {remedy.finding: remedy for remedy in verdict.remedies}
+    rows = []
+    for finding in verdict.findings:
+        remedy, times = remedies.get(finding), f" ({finding.count} times)" if finding.count > 1 else ""
+        hidden = "" if remedy is None else f"{remedy.hidden} of {remedy.num_images} images"
+        found = "" if remedy is None else f"{remedy.misclassified} of {remedy.tried} that were left"
+        rows.append([f"{finding.kind}: {finding.primitive}{times}", finding.where, hidden, found, finding.remedy])
+    return rows
+
+
+def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
+    return f"{accuracy:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
+
+
 def _ensemble(verdict: Verdict) -> str:
-    return "AutoAttack" if verdict.threat["budget"] == "full" else "AutoAttack's APGD and Square, shortened"
+    if verdict.threat["budget"] == "full":
+        return "AutoAttack"
+    return f"AutoAttack's APGD{'' if verdict.acceptance else ' and Square'}, shortened"
 
 
 def _line(cells: Sequence[str]) -> str:
