@@ -5,7 +5,8 @@ python benchmarks/convolution.py [--repetitions=9] [--update_batch_size=32]
 The same network is compiled with `convolution.conv2d` and with `jax.lax.conv_general_dilated` alone, and both
 are timed in turns, so that a busy machine slows them alike. On other backends than the CPU's the two are the same
 program. An attack step is the gradient with respect to the images and their move by its sign; an update is the gradient
-with respect to the weights, in training mode. Compilation is timed apart.
+with respect to the weights, in training mode. Compilation is timed apart. Then single layers of other networks, each as
+it is and by `transforms.quicken`: an attack step on the layer alone.
 """
 
 import statistics
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robustjax import cli, models
+from robustjax import cli, models, transforms
 from robustjax import layers as convolution
 from robustjax.attacks.losses import cross_entropy
 from robustjax.evaluation.protocol import records
@@ -42,7 +43,50 @@ def main() -> int:
     _report("resnet18", _attack, (32, 32, 32, 3), num_steps=3)
     _report("small_cnn", _update, (UPDATE_BATCH_SIZE.value, 28, 28, 1), num_steps=2)
     _report("resnet20", _update, (UPDATE_BATCH_SIZE.value, 32, 32, 3), num_steps=2)
+    for name, layer in LAYERS.items():
+        _report_layer(name, layer)
     return 0
+
+
+def _convolve(kernel: tuple[int, ...], **options) -> Callable[[Array], Array]:
+    weights = jax.random.normal(jax.random.key(0), kernel)
+    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")} | options
+    return lambda images: jax.lax.conv_general_dilated(images, weights, **options)
+
+
+def _pool(kind: str, size: int, stride: int) -> Callable[[Array], Array]:
+    start, combine = {"max": (-jnp.inf, jax.lax.max), "sum": (0.0, jax.lax.add)}[kind]
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lambda images: jax.lax.reduce_window(images, start, combine, window, strides, "SAME")
+
+
+CHANNELS = 64
+LAYERS = {
+    "depthwise 3 x 3": _convolve((3, 3, 1, CHANNELS), feature_group_count=CHANNELS),
+    "depthwise 3 x 3, stride 2": _convolve((3, 3, 1, CHANNELS), feature_group_count=CHANNELS, window_strides=(2, 2)),
+    "depthwise 7 x 7": _convolve((7, 7, 1, CHANNELS), feature_group_count=CHANNELS),
+    "2 groups": _convolve((3, 3, CHANNELS // 2, CHANNELS), feature_group_count=2),
+    "16 groups": _convolve((3, 3, CHANNELS // 16, CHANNELS), feature_group_count=16),
+    "dilated": _convolve((3, 3, CHANNELS, CHANNELS), rhs_dilation=(2, 2)),
+    "dilated, stride 2": _convolve((3, 3, CHANNELS, CHANNELS), rhs_dilation=(2, 2), window_strides=(2, 2)),
+    "3 x 3, stride 2": _convolve((3, 3, CHANNELS, CHANNELS), window_strides=(2, 2)),
+    "maximum of 2 x 2": _pool("max", 2, 2),
+    "maximum of 3 x 3, stride 2": _pool("max", 3, 2),
+    "sum of 2 x 2": _pool("sum", 2, 2),
+    "sum of 3 x 3, stride 2": _pool("sum", 3, 2),
+}
+
+
+def _report_layer(name: str, layer: Callable[[Array], Array], batch: int = 32, size: int = 16, num_steps: int = 3):
+    """A line for one layer."""
+    images = jax.random.uniform(jax.random.key(1), (batch, size, size, CHANNELS))
+
+    def program(layer):
+        slope = jax.grad(lambda points: jnp.sum(jnp.sin(layer(points))))
+        return _compiled(lambda x: jax.lax.fori_loop(0, num_steps, lambda _, x: x + jnp.sign(slope(x)), x), images)
+
+    programs = {"ours": program(transforms.quicken(layer)), "XLA's": program(layer)}
+    print(f"{name}, gradient, {batch} x {size} x {size} x {CHANNELS}: {_turns(programs, num_steps)}", flush=True)
 
 
 def _attack(module: models.Network, images: Array, labels: Array, num_steps: int) -> Program:
@@ -94,11 +138,17 @@ def _plain(images: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -
 
 def _report(name: str, build: Callable[..., Program], shape: tuple[int, ...], num_steps: int) -> None:
     images, labels = jax.random.uniform(jax.random.key(1), shape), jnp.arange(shape[0]) % 10
-    programs, seconds = {}, {}
+    programs = {}
     for form, convolve in (("ours", convolution.conv2d), ("XLA's", _plain)):
         with mock.patch.object(layers, "conv2d", convolve):
             programs[form] = build(models.create(name), images, labels, num_steps)
-        seconds[form] = []
+    kind = build.__name__.strip("_")
+    print(f"{name} {kind} step, batch {shape[0]}: {_turns(programs, num_steps)}", flush=True)
+
+
+def _turns(programs: dict[str, Program], num_steps: int) -> str:
+    """The ratio of XLA's seconds to ours, and milliseconds of a step of both."""
+    seconds = {form: [] for form in programs}
     for _ in range(REPETITIONS.value):
         for form, program in programs.items():
             started = time.perf_counter()
@@ -109,8 +159,7 @@ def _report(name: str, build: Callable[..., Program], shape: tuple[int, ...], nu
         f"{form} {_spread(seconds[form], 1e3)} ms ({program.compile_seconds:.1f} s)"
         for form, program in programs.items()
     ]
-    kind = build.__name__.strip("_")
-    print(f"{name} {kind} step, batch {shape[0]}: {_spread(ratios)} x; {', '.join(texts)}", flush=True)
+    return f"{_spread(ratios)} x; {', '.join(texts)}"
 
 
 def _spread(values: list[float], scale: float = 1.0) -> str:

@@ -3,7 +3,8 @@
 python -m robustjax.train --config=configs/digits.py:at_cifs --workdir=runs/digits_at_cifs
 
 The name after the colon is an objective ("standard", "at", "trades", "mart") and, after an underscore, a defense
-("cas", "cifs", "fsr", "sns", "kwta", "sap") or nothing. `launch/small_table.sh` trains and evaluates them with "at".
+("cas", "cifs", "fsr", "sns", "kwta", "sap", "meansparse") or nothing. `launch/small_table.sh` trains and evaluates them
+with "at".
 """
 
 from robustjax import config as config_lib

@@ -2,7 +2,7 @@
 
 python -m robustjax.train --config=configs/mnist_at.py --workdir=runs/mnist_at
 
-Cost: see README.md for the measured time and accuracy on two CPU cores.
+Cost: see docs/measured.md for the measured time and accuracy on two CPU cores.
 """
 
 from robustjax import config as config_lib

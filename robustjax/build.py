@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from robustjax import attacks, data, defenses, models, objectives, registry
@@ -45,6 +47,32 @@ def extra_dataset(config: Config, train: data.Dataset | data.Stream) -> data.Dat
     found = data.open_extra(config.data.extra, like=train, streamed=streamed, data_dir=config.data.data_dir)
     data.Mixture.of(train, found, batch_size=config.train.batch_size, ratio=config.data.extra_ratio)
     return found
+
+
+def training_images(config: Config, batch_size: int) -> Iterator[np.ndarray]:
+    """The images that a run is trained on, in their order and as they are stored: float32 [b, H, W, C] in [0, 1].
+
+    Args:
+        config: of the run.
+        batch_size: of all batches but the last.
+    """
+    if config.data.pipeline != "stream":
+        images = datasets(config)[0].images
+        for start in range(0, len(images), batch_size):
+            yield np.asarray(data.to_float(images[start : start + batch_size]))
+        return
+    stream = data.open_stream(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        validation_examples=config.data.validation_examples,
+        num_examples=config.data.train_examples,
+        image_size=config.data.image_size,
+    )
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, stream.num_examples, batch_size):
+            rows = range(start, min(start + batch_size, stream.num_examples))
+            read = threads.map(lambda row: stream.read(row, np.zeros(0))[0], rows)
+            yield np.asarray(data.to_float(np.stack(list(read))))
 
 
 def test_dataset(config: Config, *, num_examples: int | None = None, split: str = "test") -> data.Dataset:
@@ -107,7 +135,7 @@ def defense(config: Config) -> defenses.Defense | None:
 
 
 def trained_defense(config: Config) -> defenses.Defense | None:
-    """The defense that takes part in training: SAP guards a network that was trained, and validated, without it."""
+    """The defense that takes part in training: SAP and MeanSparse guard a network that was trained without them."""
     chosen = defense(config)
     return None if chosen is None or chosen.inference_only else chosen
 

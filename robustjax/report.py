@@ -1,7 +1,9 @@
 """Sets runs side by side: ``python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html``.
 
-Runs that differ in nothing but the seed share a row. Reads what ``robustjax.evaluate`` wrote and runs nothing again.
-Prints the table in Markdown and writes the page, pictures included.
+Runs that differ in nothing but the seed share a row. Reads what ``robustjax.train``, ``evaluate`` (also with
+``--sweep=epsilon``, ``--attacks=adaptive``, and ``--save_images=DIR/evaluation/images.npz`` for a gallery) and
+``analysis`` left in the folders, and runs nothing again. Prints the table in Markdown, and writes one page that loads
+nothing.
 """
 
 from __future__ import annotations

@@ -106,5 +106,5 @@ class Guards(Protocol):
     """Chooses guards for a network that knows its sites and no defense, as :class:`robustjax.defenses.Defense` does."""
 
     def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
-        """Site -> guard module, for a network's sites by role: "activation", "late", "final"."""
+        """Site -> guard module, for a network's sites by role: "activation", "preactivation", "late", "final"."""
         ...

@@ -66,7 +66,7 @@ def test_every_problem_is_listed_at_once():
         ("objective.name", "madry", "objective.name must be one of"),
         ("train.ema_decay", 1.0, "train.ema_decay must be in [0, 1)"),
         ("seed", -1, "seed must be >= 0"),
-        ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, sap, sns, got 'cass'"),
+        ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, meansparse, sap, sns, got 'cass'"),
         ("defense.beta", 1.0, "defense.beta set without a defense.name"),
         ("data.validation_examples", 0, "data.validation_examples must be >= 1"),
     ],
@@ -223,7 +223,7 @@ def test_the_models_without_batch_norm_are_named():
 
 
 @pytest.mark.parametrize("objective", ["standard", "at", "trades", "mart"])
-@pytest.mark.parametrize("defense", ["", "_cas", "_cifs", "_fsr", "_sns", "_kwta", "_sap"])
+@pytest.mark.parametrize("defense", ["", "_cas", "_cifs", "_fsr", "_sns", "_kwta", "_meansparse", "_sap"])
 def test_the_digits_config_has_every_objective_with_every_defense(objective, defense):
     made = load(CONFIGS[0].parent / "digits.py").get_config(objective + defense)
     config.validate(made)

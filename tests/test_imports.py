@@ -24,6 +24,7 @@ FLOORS = (
     ("registry",),
     ("config",),
     ("build",),
+    ("planning",),
     ("runs",),
     ("interop",),
     ("evaluation",),
@@ -118,7 +119,7 @@ def test_flax_stays_where_layers_are_made():
 def test_importing_everything_loads_no_tensorflow_and_starts_no_backend():
     program = (
         "import robustjax.train, robustjax.evaluate, robustjax.report, robustjax.data, sys; "
-        "import robustjax.interop.__main__; "
+        "import robustjax.interop.__main__, robustjax.analysis.__main__; "
         "from jax._src import xla_bridge as bridge; assert not bridge.backends_are_initialized(); "
         "found = {name.split('.')[0] for name in sys.modules} & {'tensorflow', 'clu'}; assert not found, found"
     )

@@ -1,93 +1,100 @@
-"""A summary as a page that needs nothing but a browser, and as Markdown."""
+"""Runs side by side as one HTML page that needs nothing but a browser, and as Markdown.
+
+The page loads nothing and runs one script of its own, which a content security policy names by its digest: whatever
+configs, files and data sets hold is text. Without the script all of it can be read; with it tables sort and filter.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from robustjax.analysis import _files, _sections
 from robustjax.analysis.summary import Cell, Row
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-small { color: #666; display: block; }
-img { max-width: 100%; }
-dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; }
-"""
+from robustjax.analysis.svg import text
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, accuracies as mean and 95 % interval in per cent."""
-    attacks = _attacks(rows)
+    """The table, accuracies as mean and 95 % interval in per cent.
+
+    Example:
+        >>> row = Row("at", (0,), {"clean": Cell((0.5,), 100)}, (Path("run"),), {}, {}, Path("run/evaluation"))
+        >>> print(markdown([row]))
+        | | seeds | clean |
+        |---|---|---|
+        | at | 0 | 50.0 (40.4 to 59.6) |
+    """
+    attacks = attacks_of(rows)
     lines = ["| | seeds | " + " | ".join(attack.replace("_", " ") for attack in attacks) + " |"]
     lines.append("|---|" + "---|" * (len(attacks) + 1))
     for row in rows:
-        cells = [_text(row.cells.get(attack)) for attack in attacks]
+        cells = [_plain(row.cells.get(attack)) for attack in attacks]
         lines.append(f"| {row.label} | {', '.join(map(str, row.seeds))} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def page(rows: Sequence[Row]) -> str:
-    """HTML with the table, what it was measured under, and the pictures of each run."""
-    attacks = _attacks(rows)
-    head = "".join(f"<th>{html.escape(attack.replace('_', ' '))}</th>" for attack in attacks)
-    body = "".join(_table_row(row, attacks) for row in rows)
-    pictures = "".join(_pictures(row) for row in rows)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Robustness report</title><style>{STYLE}</style>'
-        f"<h1>Robustness report</h1><table><tr><th></th><th>seeds</th>{head}</tr>{body}</table>"
-        f"<p>Accuracy in per cent: mean over the seeds, 95 % interval for the number of test images, and the standard "
-        f"deviation over seeds. Each attack gives an upper bound on robustness; the per-example worst case is the "
-        f"lowest of them.</p>{''.join(map(_conditions, rows))}{pictures}</html>\n"
+    """The page: leaderboard, curves, flags and findings, examples, classes, figures, configs and provenance.
+
+    Raises:
+        InputError: a file of a run is damaged.
+    """
+    shown = [(row, _files.read(row.workdirs[0], row.folder)) for row in rows]
+    parts = [part for part in _parts(rows, shown) if part[2]]
+    contents = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title, _ in parts)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{text(title)}</h2>{content}'
+        "</section>"
+        for name, title, content in parts
     )
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    # Before anything is filled in, so that no text of a run can become part of what the policy allows.
+    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    filled = {"digest": digest, "lead": _lead(rows), "contents": contents, "body": body}
+    return re.sub(r"<!--(\w+)-->", lambda found: filled[found[1]], template.replace("DIGEST", "<!--digest-->"))
 
 
-def _attacks(rows: Sequence[Row]) -> list[str]:
+def attacks_of(rows: Sequence[Row]) -> list[str]:
     """In the order of the runs, clean first and the worst case last."""
     names = dict.fromkeys(attack for row in rows for attack in row.cells)
     return sorted(names, key=lambda name: {"clean": 0, "worst_case": 2}.get(name, 1))
 
 
-def _text(cell: Cell | None) -> str:
+def _plain(cell: Cell | None) -> str:
     if cell is None:
         return ""
     low, high = cell.interval
     return f"{100 * cell.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _table_row(row: Row, attacks: Sequence[str]) -> str:
-    cells = []
-    for attack in attacks:
-        cell = row.cells.get(attack)
-        spread = f" &plusmn; {100 * cell.spread:.1f}" if cell and len(cell.accuracies) > 1 else ""
-        mean, _, interval = _text(cell).partition(" ")
-        cells.append(f"<td>{mean}{spread}<small>{interval}</small></td>")
-    return f"<tr><td>{html.escape(row.label)}</td><td>{', '.join(map(str, row.seeds))}</td>{''.join(cells)}</tr>"
+def _lead(rows: Sequence[Row]) -> str:
+    """What the page is about, in a sentence or two."""
+    data = dict.fromkeys(f"{row.record['dataset']}, {row.record['split']} split" for row in rows)
+    threats = dict.fromkeys(f"{row.record['norm']} epsilon {row.record['epsilon']:.4g}" for row in rows)
+    count = sum(len(row.workdirs) for row in rows)
+    runs = "1 run" if count == 1 else f"{count} runs"
+    configs = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
+    return (
+        f"<p>{runs}, {configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. Accuracies are "
+        "means over seeds, with 95 % intervals for the number of test images. Every attack gives an upper bound on "
+        "robustness: the lowest of them counts.</p>"
+    )
 
 
-def _conditions(row: Row) -> str:
-    record = row.record
-    facts = {
-        "data": f"{record['dataset']}, {record['split']} split, {record['num_examples']:,} images",
-        "threat": f"{record['norm']} epsilon {record['epsilon']:.4g}",
-        "network": record["config"]["model"]["name"],
-        "BatchNorm": record["batch_norm"],
-        "code": f"commit {record['commit']}, " + ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
-        "hardware": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["hardware"].items()),
-        "runs": ", ".join(map(str, row.workdirs)),
-    }
-    items = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
-    return f"<details><summary>{html.escape(row.label)}: how it was measured</summary><dl>{items}</dl></details>"
-
-
-def _pictures(row: Row) -> str:
-    """Those of the row's first run, in the page itself."""
-    parts = []
-    for path in sorted(Path(row.workdirs[0], "evaluation").glob("*.png")):
-        content = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{content}"></figure>')
-    return f"<h2>{html.escape(row.label)}</h2>{''.join(parts)}" if parts else ""
+def _parts(rows: Sequence[Row], shown: Sequence[tuple[Row, _files.Files]]) -> Iterator[tuple[str, str, str]]:
+    """(id, title, HTML) of each section; empty HTML where there is nothing to show."""
+    yield "leaderboard", "Leaderboard", _sections.leaderboard(shown)
+    yield "attacks", "Every attack", _sections.every_attack(rows, attacks_of(rows))
+    yield "epsilon", "Epsilon", _sections.epsilon(shown)
+    yield "flags", "Flags and findings", _sections.flags(shown)
+    yield "examples", "Adversarial examples", _sections.examples(shown)
+    yield "classes", "Classes", _sections.classes(rows)
+    yield "training", "Training", _sections.training(shown)
+    yield "inside", "Inside the networks", _sections.figures(shown)
+    yield "configs", "Configs", _sections.configs(rows)
+    yield "provenance", "Provenance", _sections.provenance(shown)

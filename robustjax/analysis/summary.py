@@ -63,6 +63,8 @@ class Row(NamedTuple):
         cells: attack -> accuracy.
         workdirs: of the runs.
         record: one of the records, for what all of them share.
+        records: attack -> record of the first run.
+        folder: of these records.
     """
 
     label: str
@@ -70,6 +72,8 @@ class Row(NamedTuple):
     cells: Mapping[str, Cell]
     workdirs: tuple[Path, ...]
     record: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, Any]]
+    folder: Path
 
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
@@ -78,7 +82,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     Raises:
         InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
     """
-    groups: dict[str, list[tuple[Path, dict[str, dict]]]] = {}
+    groups: dict[str, list[_Evaluated]] = {}
     for workdir in map(Path, workdirs):
         evaluations = _evaluations(workdir)
         if not evaluations:
@@ -90,9 +94,16 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
             identity = json.dumps(
                 [variant, {key: value for key, value in config.items() if key != "seed"}], sort_keys=True
             )
-            groups.setdefault(identity, []).append((workdir, records))
+            folder = workdir / "evaluation" / variant
+            groups.setdefault(identity, []).append(_Evaluated(workdir, records, folder))
     labels = _labels([json.loads(identity) for identity in groups])
     return [_row(label, runs) for label, runs in zip(labels, groups.values(), strict=True)]
+
+
+class _Evaluated(NamedTuple):
+    workdir: Path
+    records: dict[str, dict[str, Any]]  # attack -> record
+    folder: Path
 
 
 def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -125,10 +136,10 @@ def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name(record): record for record in records}
 
 
-def _row(label: str, runs: list[tuple[Path, dict[str, dict]]]) -> Row:
+def _row(label: str, runs: list[_Evaluated]) -> Row:
     cells = {}
-    for attack in dict.fromkeys(attack for _, records in runs for attack in records):
-        records = [records[attack] for _, records in runs if attack in records]
+    for attack in dict.fromkeys(attack for run in runs for attack in run.records):
+        records = [run.records[attack] for run in runs if attack in run.records]
         counts = {record["num_examples"] for record in records}
         if len(counts) > 1:
             raise InputError(
@@ -136,14 +147,15 @@ def _row(label: str, runs: list[tuple[Path, dict[str, dict]]]) -> Row:
                 f"evaluate them with one --num_examples"
             )
         cells[attack] = Cell(tuple(record["accuracy"] for record in records), counts.pop())
-    first = next(iter(runs[0][1].values()))
-    seeds = tuple(next(iter(records.values()))["config"]["seed"] for _, records in runs)
-    return Row(label, seeds, cells, tuple(workdir for workdir, _ in runs), first)
+    first = runs[0]
+    seeds = tuple(next(iter(run.records.values()))["config"]["seed"] for run in runs)
+    workdirs = tuple(run.workdir for run in runs)
+    return Row(label, seeds, cells, workdirs, next(iter(first.records.values())), first.records, first.folder)
 
 
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
-    flat = [dict(_leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
+    flat = [dict(leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
     keys = [key for key in {key for entry in flat for key in entry} if _differs(key, flat)]
     keys.sort(key=lambda key: (key.rpartition(".")[0], not key.endswith("name"), key))  # the name before its options
     return [
@@ -164,9 +176,9 @@ def _differs(key: str, entries: list[dict[str, Any]]) -> bool:
     return any(entry.get(key) != entries[0].get(key) for entry in entries)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

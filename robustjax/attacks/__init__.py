@@ -12,6 +12,7 @@ from robustjax.attacks._cw import cw
 from robustjax.attacks._deepfool import deepfool
 from robustjax.attacks._fab import fab
 from robustjax.attacks._fgsm import fgsm, n_fgsm
+from robustjax.attacks._hopskipjump import hopskipjump
 from robustjax.attacks._multi_targeted import multi_targeted
 from robustjax.attacks._optimized_pgd import momentum as momentum  # an optimizer: `__all__` lists attacks
 from robustjax.attacks._optimized_pgd import optimized_pgd
@@ -29,6 +30,7 @@ __all__ = [
     "fab",
     "fgsm",
     "geometry",
+    "hopskipjump",
     "losses",
     "multi_targeted",
     "n_fgsm",

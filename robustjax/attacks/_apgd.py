@@ -40,6 +40,7 @@ class Options(NamedTuple):
     num_steps: int
     bounds: geometry.Bounds
     eot_samples: int
+    targeted: bool = False
 
 
 class State(NamedTuple):
@@ -122,10 +123,16 @@ def schedule(norm: str, num_steps: int) -> Schedule:
 
 
 def search(
-    *, norm: str, loss: str | LossFn, num_steps: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0
+    *,
+    norm: str,
+    loss: str | LossFn,
+    num_steps: int,
+    bounds: geometry.Bounds = (0.0, 1.0),
+    eot_samples: int = 0,
+    targeted: bool = False,
 ) -> Search:
     """APGD from one random start, in steps."""
-    options = Options(norm, loss, num_steps, bounds, eot_samples)
+    options = Options(norm, loss, num_steps, bounds, eot_samples, targeted)
     return Search(start, step, len(schedule(norm, num_steps).radius) - 1, options)
 
 
@@ -182,10 +189,11 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
         )
     points = state.points
 
-    loss = functools.partial(_loss(options.loss), targets=problem.targets)
+    sign, named = -1.0 if options.targeted else 1.0, _loss(options.loss)
     gradient, share, value = expected_gradient_and_outcome(
-        logits_fn, key, points, problem.labels, loss=loss, num_samples=options.eot_samples
-    )
+        logits_fn, key, points, problem.labels, num_samples=options.eot_samples, targeted=options.targeted,
+        loss=lambda outputs, labels: sign * named(outputs, labels, problem.targets),
+    )  # fmt: skip
     best = state.best.or_better(points, jnp.where(in_ball, share, -1.0), jnp.where(in_ball, value, -jnp.inf))
     higher = value > state.top_loss
     top_points = _where(higher, points, state.top_points)
@@ -257,6 +265,7 @@ def apgd(
     bfloat16_fn: LogitsFn | None = None,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
+    targeted: bool = False,
 ) -> Array:
     r"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; in l1, 2021, arXiv 2103.01208).
 
@@ -291,13 +300,15 @@ def apgd(
             units; a CPU imitates it, at more time than is saved. None: all in the precision of ``logits_fn``.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every gradient and comparison over n fresh keys; 0 for deterministic networks.
+        targeted: labels are targets, to be reached, and the loss is minimised; not with "dlr-targeted".
 
     Returns:
         Each example's best point of all runs, by (share of draws misclassified, loss), inside ball and box, in the
         dtype given. An empty batch is returned as it is.
 
     Raises:
-        InputError: for an unknown norm, loss or order of targets, counts below 1, outputs of ``bfloat16_fn`` unlike
+        InputError: for an unknown norm, loss or order of targets, a loss that has targets of its own where labels are
+            targets, counts below 1, outputs of ``bfloat16_fn`` unlike
             those of ``logits_fn``, or arguments of the wrong shape, dtype or value.
 
     Example:
@@ -309,6 +320,8 @@ def apgd(
     """
     inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     _loss(loss)
+    if targeted and loss == "dlr-targeted":
+        raise InputError("loss must be ce, dlr or a function where labels are targets, got 'dlr-targeted'; use 'dlr'")
     if targets not in TARGETS:
         raise InputError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}; choose one of these")
     network = logits_fn if bfloat16_fn is None else functools.partial(with_gradients_of, bfloat16_fn, logits_fn)
@@ -328,7 +341,9 @@ def apgd(
         classes = given.labels[None]
     used = given.loss if callable(loss) else loss
     best = solve(
-        search(norm=norm, loss=used, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
+        search(
+            norm=norm, loss=used, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples, targeted=targeted
+        ),
         given.logits_fn,
         key,
         given.images,

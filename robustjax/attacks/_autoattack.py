@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from robustjax.attacks.engine.hyperplane import NUM_LINEARISED
 from robustjax.attacks.engine.lanes import Stage
 from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.attacks.engine.search import likeliest_wrong
-from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.attacks.engine.verify import Acceptance, is_misclassified
 from robustjax.runtime import compiler
 from robustjax.runtime.progress import Progress
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
@@ -50,11 +51,14 @@ class AutoAttackResult(NamedTuple):
         images: [N, H, W, C] in the dtype given, adversarial where one was found, else as given.
         robust: bool [N], correctly classified as given, and no attack succeeded.
         by_attack: attack's name -> bool [N], what was robust after it and all before it, in their order.
+        acceptance: of a stochastic network, "clean" and "worst_case" (the images of the strongest candidates) ->
+            expected accuracy, that of the majority and that of the worst draw, with intervals; else empty.
     """
 
     images: np.ndarray
     robust: np.ndarray
     by_attack: dict[str, np.ndarray]
+    acceptance: Mapping[str, Acceptance] = MappingProxyType({})
 
 
 def autoattack(
@@ -87,11 +91,10 @@ def autoattack(
 
     Of a stochastic network the strongest candidates of each image, by the share of fresh draws that misclassify them,
     are kept over all attacks. An image leaves the queue of later attacks only if all of at least 20 fresh draws
-    misclassify
-    a candidate: chance alone does that to an image that is right in most draws less than once in a million times, so no
-    attack misses an image that it could have attacked. In the end image and candidates are decided on by majority, on
-    ``num_draws`` draws that no attack has seen, the same for the image and its candidates: attacks that move nothing
-    change nothing, and the minimum over several candidates has no bias of its own.
+    misclassify a candidate: chance alone does that to an image that is right in most draws less than once in a million
+    times, so no attack misses an image that it could have attacked. In the end ``num_draws`` draws that no attack has
+    seen choose one candidate of each image, and as many others decide by majority on it and on the image as it was:
+    attacks that move nothing change nothing, and more attacks are no more chances.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches, "lanes", at
     the same time, and compile the later attacks while the second runs. A function given as ``logits_fn`` is then traced
@@ -220,7 +223,7 @@ def autoattack(
             with closing(attack):
                 for report in attack:
                     background.check()
-                    candidates.add(report.indices, report.points, report.share, report.loss, attack=i)
+                    candidates.add(name, report.indices, report.points, report.share, report.loss)
                     attacked[report.indices[report.share >= 1.0]] = False
                     steps_left -= report.steps
                     count = int(attacked.sum())
@@ -229,24 +232,24 @@ def autoattack(
                     if callable(progress):
                         progress(name, 1.0 - work / most, count)
         if eot_samples:
-            shares = np.stack([_share_in_the_end(driver, candidates, i) for i in range(NUM_CANDIDATES)])
-        else:
-            shares = candidates.share
-        success = is_misclassified(shares)
-        by_attack = {
-            name: correct & ~np.any(success & (candidates.attack <= i), axis=0) for i, name in enumerate(stages)
-        }
-        robust = correct & ~np.any(success, axis=0)
+            candidates.choose(lambda points: driver.decide(points, "choose").share)
+        # From the last attack to the first: what is robust after all attacks was robust before.
+        robust, by_attack, worst = np.zeros(len(images), bool), {}, as_given.share
+        strongest = candidates.strongest()
+        for i, name in reversed(list(enumerate(stages))):
+            found = candidates.strongest(list(stages)[: i + 1])
+            share = driver.decide(found.points).share if eot_samples else found.share
+            worst = share if not by_attack else worst
+            robust = robust | (correct & ~is_misclassified(share))
+            by_attack[name] = robust
+        by_attack = dict(reversed(by_attack.items()))
+        robust = by_attack[names[-1]]
         bar.say(f"autoattack: {left(int(robust.sum()))}")
-    strongest = candidates.points[np.argmax(shares, axis=0), np.arange(len(images))]
-    adversarial = np.where((correct & ~robust)[:, None, None, None], strongest, images)
-    return AutoAttackResult(adversarial, robust, by_attack)
-
-
-def _share_in_the_end(driver: lanes.Driver, candidates: Candidates, i: int) -> np.ndarray:
-    """Share of the deciding draws that misclassify each image's candidate i, -1 where there is no valid one."""
-    outcome = driver.decide(candidates.points[i])
-    return np.where(outcome.valid & (candidates.share[i] >= 0.0), outcome.share, -1.0)
+    adversarial = np.where((correct & ~robust)[:, None, None, None], strongest.points, images)
+    acceptance = {"clean": as_given.share, "worst_case": worst} if eot_samples else {}
+    return AutoAttackResult(
+        adversarial, robust, by_attack, {name: Acceptance.of(share, num_draws) for name, share in acceptance.items()}
+    )
 
 
 def default_batch_size() -> int:

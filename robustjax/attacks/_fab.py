@@ -11,6 +11,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.hyperplane import boundary, nearest_boundary, shortest_way
+from robustjax.attacks.engine.one_class import one_against_rest
 from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
 from robustjax.attacks.engine.verify import is_correct
 from robustjax.attacks.eot import expected_logits_fn
@@ -114,6 +115,7 @@ def fab(
     num_targets: int | None = 9,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
+    targeted: bool = False,
 ) -> Array:
     r"""Fast Adaptive Boundary attack (Croce and Hein 2020, arXiv 1907.02044): the nearest adversarial image.
 
@@ -138,10 +140,12 @@ def fab(
             K - 1 boundaries in each step and takes the nearest.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
+        targeted: labels are targets, to be reached: the boundary is that between this class and all others.
 
     Returns:
-        The nearest misclassified image that was found, where it is inside the ball; elsewhere, and where it is
-        misclassified already, exactly the image itself. In the dtype given. An empty batch is returned as it is.
+        The nearest misclassified image that was found (targeted, the nearest of the class), where it is inside the
+        ball; elsewhere, and where the image is one already, exactly the image itself. In the dtype given. An empty
+        batch is returned as it is.
 
     Raises:
         InputError: for an unknown norm, counts below 1, or arguments of the wrong shape, dtype or value.
@@ -162,15 +166,18 @@ def fab(
     )  # fmt: skip
     if given.is_empty:
         return given.given
+    if targeted:
+        known = one_against_rest(given.logits_fn, given.labels)
+        given = given._replace(logits_fn=known, labels=jnp.zeros_like(given.labels))
     logits = expected_logits_fn(given.logits_fn, network_key(key), num_samples=eot_samples)(given.images)
-    targeted = num_targets is not None
+    one_by_one = num_targets is not None
     best = solve(
-        search(norm=norm, targeted=targeted, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
+        search(norm=norm, targeted=one_by_one, num_steps=num_steps, bounds=given.bounds, eot_samples=eot_samples),
         given.logits_fn,
         key,
         given.images,
         given.labels,
-        targets=likeliest_wrong(logits, given.labels, num_targets) if targeted else given.labels[None],
+        targets=likeliest_wrong(logits, given.labels, num_targets) if one_by_one else given.labels[None],
         epsilon=epsilon,
         num_restarts=num_restarts,
         run_all=True,

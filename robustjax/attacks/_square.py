@@ -28,6 +28,7 @@ class Options(NamedTuple):
     num_queries: int
     bounds: geometry.Bounds
     eot_samples: int
+    targeted: bool = False
 
 
 class State(NamedTuple):
@@ -37,9 +38,17 @@ class State(NamedTuple):
     best: Best
 
 
-def search(*, norm: str, num_queries: int, bounds: geometry.Bounds = (0.0, 1.0), eot_samples: int = 0) -> Search:
+def search(
+    *,
+    norm: str,
+    num_queries: int,
+    bounds: geometry.Bounds = (0.0, 1.0),
+    eot_samples: int = 0,
+    targeted: bool = False,
+) -> Search:
     """Square from one random start, in queries."""
-    return Search(start, step, num_queries, Options(norm, num_queries, bounds, eot_samples), stops_early=True)
+    options = Options(norm, num_queries, bounds, eot_samples, targeted)
+    return Search(start, step, num_queries, options, stops_early=True)
 
 
 def start(options: Options, problem: Problem) -> State:
@@ -84,8 +93,9 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
         points = _moved_mass(options, problem, state.best.images - images, window, other, bump * sign)
     points = jnp.where(geometry.per_example(state.count, images) == 0, state.best.images, points)
     share, loss = expected_outcome(
-        logits_fn, key, points, problem.labels, loss=_margin, num_samples=options.eot_samples
-    )
+        logits_fn, key, points, problem.labels, loss=_towards if options.targeted else _margin,
+        num_samples=options.eot_samples, targeted=options.targeted,
+    )  # fmt: skip
     # A misclassified example needs no further query: its point is kept.
     running = (state.count < options.num_queries) & (state.best.share < 1.0)
     best = state.best.or_better(points, jnp.where(running, share, -1.0), jnp.where(running, loss, -jnp.inf))
@@ -104,6 +114,7 @@ def square(
     num_restarts: int = 1,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
+    targeted: bool = False,
 ) -> Array:
     """Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049), random search on the margin.
 
@@ -124,6 +135,7 @@ def square(
         num_restarts: independent restarts.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages every query over n fresh keys; 0 for deterministic networks.
+        targeted: labels are targets, to be reached.
 
     Returns:
         Each example's best point, by (share of draws misclassified, margin), inside ball and box, in the dtype given.
@@ -148,7 +160,7 @@ def square(
     if given.is_empty:
         return given.given
     best = solve(
-        search(norm=norm, num_queries=num_queries, bounds=given.bounds, eot_samples=eot_samples),
+        search(norm=norm, num_queries=num_queries, bounds=given.bounds, eot_samples=eot_samples, targeted=targeted),
         given.logits_fn,
         key,
         given.images,
@@ -163,6 +175,10 @@ def square(
 
 def _margin(outputs: Any, labels: Array) -> Array:
     return losses.margin(getattr(outputs, "logits", outputs), labels)
+
+
+def _towards(outputs: Any, targets: Array) -> Array:
+    return -_margin(outputs, targets)
 
 
 class _Window(NamedTuple):

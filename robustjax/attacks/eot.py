@@ -84,7 +84,14 @@ def expected_outcome(
 
 
 def expected_gradient_and_outcome(
-    logits_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, num_samples: int
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    loss: LossFn,
+    num_samples: int,
+    targeted: bool = False,
 ) -> tuple[Array, Array, Array]:
     """:func:`expected_gradient` and :func:`expected_outcome` from the same passes: half the cost.
 
@@ -101,7 +108,7 @@ def expected_gradient_and_outcome(
         def total(points: Array) -> tuple[Array, tuple[Array, Array]]:
             outputs = apply(points)
             value = loss(outputs, labels).astype(jnp.float32)
-            return jnp.sum(value), (_share(outputs, labels, value, targeted=False), value)
+            return jnp.sum(value), (_share(outputs, labels, value, targeted=targeted), value)
 
         return jax.grad(total, has_aux=True)(images)
 

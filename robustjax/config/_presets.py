@@ -35,6 +35,7 @@ def base() -> Config:
     config.model.name = "small_cnn"  # one of robustjax.models.NAMES
     config.model.depth = config_dict.placeholder(int)  # (deepmind_)wide_resnet only: 6n + 4
     config.model.width = config_dict.placeholder(int)  # (deepmind_)wide_resnet only: widening factor
+    config.model.batch_norm = config_dict.placeholder(bool)  # small_cnn only: BatchNorm after each convolution
     config.model.final_norm = config_dict.placeholder(bool)  # preact_resnet18 only: False as Wong et al. 2020
     config.model.classifier_widths = config_dict.placeholder(tuple)  # vgg16 only: dense layers before the linear one
     config.model.classifier_norm = config_dict.placeholder(bool)  # vgg16 only: BatchNorm in those layers
@@ -45,7 +46,8 @@ def base() -> Config:
 
     # None leaves an option at the defense's own default, and closed at defenses that do not have it.
     config.defense = ConfigDict()
-    config.defense.name = config_dict.placeholder(str)  # "cas", "cifs", "fsr", "kwta", "sap", "sns"; None: none
+    config.defense.name = config_dict.placeholder(str)  # one of robustjax.defenses.DEFENSES; None: none
+    config.defense.alpha = config_dict.placeholder(float)  # meansparse: half the band's width in standard deviations
     config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
     config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
     config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax" (with BatchNorm), "sigmoid", "softplus"

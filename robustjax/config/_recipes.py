@@ -23,6 +23,7 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "sns": {"name": "sns", "weight": 1.0, "fraction": 0.1, "refresh_steps": 100},
     "kwta": {"name": "kwta"},
     "sap": {"name": "sap"},
+    "meansparse": {"name": "meansparse"},
 }
 
 # Config files of an earlier version -> what has taken their place.

@@ -1,8 +1,9 @@
 """Defenses: pure functions on anyone's feature maps, and guards that attach them to the networks of
 ``robustjax.models``.
 
-``sap.prune``, ``cas.suppress``, ``cifs.select``, ``fsr.separate``, ``sns.stabilizing_loss`` and ``kwta.k_winners`` need
-nothing but arrays. ``create`` returns a ``Defense``, which a network takes as ``models.create(name, defense=...)``.
+``sap.prune``, ``cas.suppress``, ``cifs.select``, ``fsr.separate``, ``sns.stabilizing_loss``, ``kwta.k_winners`` and
+``meansparse.sparsify`` need nothing but arrays. ``create`` returns a ``Defense``, which a network takes as
+``models.create(name, defense=...)``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from robustjax.defenses import cas, cifs, fsr, kwta, sap, sns
+from robustjax.defenses import cas, cifs, fsr, kwta, meansparse, sap, sns
 from robustjax.defenses.convention import Defense
 from robustjax.types import InputError
 
@@ -19,6 +20,7 @@ DEFENSES = {
     "cifs": cifs.defense,
     "fsr": fsr.defense,
     "kwta": kwta.defense,
+    "meansparse": meansparse.defense,
     "sap": sap.defense,
     "sns": sns.defense,
 }
@@ -78,4 +80,4 @@ def parse(text: str) -> tuple[str, Defense | None]:
     return f"{name}:{spelling}" if options else name, create(name, **options)
 
 
-__all__ = ["DEFENSES", "Defense", "cas", "cifs", "create", "fsr", "kwta", "parse", "sap", "sns"]
+__all__ = ["DEFENSES", "Defense", "cas", "cifs", "create", "fsr", "kwta", "meansparse", "parse", "sap", "sns"]

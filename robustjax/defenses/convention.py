@@ -6,14 +6,19 @@ sites and call whatever guards them; they know no defense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
+
+import jax
 
 from robustjax.types import Array, InputError, Outputs, Term
 
 # "active": the defense as published. "surrogate": the same outputs with a gradient that is of use to an attacker.
 # "off": features pass unchanged, heads still answer. Parameters are the same in all three.
 Mode = Literal["active", "surrogate", "off"]
+
+# The collection of what guards hold of the training set's features, besides trained parameters.
+STATISTICS = "statistics"
 
 # The images that an update sees, by name ("natural", "adversarial"), and what the network makes of them.
 Views = Mapping[str, Outputs]
@@ -83,7 +88,8 @@ class Defense(NamedTuple):
 
     Attributes:
         name: as in ``defenses.create``.
-        role: of the sites it guards: "activation" (every one), "late" (the last stage's) or "final" (the last).
+        role: of the sites it guards: "activation" (every one), "preactivation" (before every one), "late" (the last
+            stage's) or "final" (the last).
         build: (sites, num_classes, mode) -> a guard for each site; none where the defense changes training only.
         loss: (views, labels, *, term) -> [B]: what training minimises when ``term`` is the objective's own loss; with a
             tracker also given ``carried``.
@@ -94,6 +100,7 @@ class Defense(NamedTuple):
             maximises ``loss`` too; otherwise it maximises its term of the network's own logits.
         inference_only: whether it guards networks that were trained without it.
         stochastic: whether inference draws from the rng stream "defense"; attacks then average over draws.
+        statistics: whether its guards hold statistics of the training set, which :func:`with_statistics` measures.
         gradient: where the forward pass is not differentiable, is detached or saturates, and what ``surrogate`` does.
         mode: of the guards that ``guards`` returns.
     """
@@ -109,6 +116,7 @@ class Defense(NamedTuple):
     joint: bool = False
     inference_only: bool = False
     stochastic: bool = False
+    statistics: bool = False
     mode: Mode = "active"
 
     def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
@@ -138,3 +146,41 @@ class Defense(NamedTuple):
     def switched_off(self) -> Defense:
         """The twin without the defense's effect on the features; trained variables load into its networks."""
         return self._replace(mode="off", stochastic=False)
+
+
+def with_statistics(module: Any, variables: Mapping[str, Any], batches: Iterable[Array]) -> dict[str, Any]:
+    """A network's variables with what its guards hold of the training set: one pass over it in inference mode.
+
+    Guards let everything pass meanwhile, and each statistic is the mean of those of the batches, weighted by their
+    sizes. Runs on the host and compiles by itself, once for each size of batch.
+
+    Args:
+        module: with guards of a defense with ``statistics``.
+        variables: of the network, as trained.
+        batches: images [B, H, W, C] in [0, 1], at least one batch.
+
+    Returns:
+        The variables with the collection "statistics".
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from robustjax import defenses, models
+        >>> module = models.create("small_cnn", defense=defenses.create("meansparse"))
+        >>> images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+        >>> measured = with_statistics(module, module.init(jax.random.key(1), images), [images[:3], images[3:]])
+        >>> measured["statistics"]["guards_conv1_input"]["mean"].shape
+        (16,)
+    """
+
+    @jax.jit
+    def measure(variables: Mapping[str, Any], images: Array) -> Any:
+        _, measured = module.apply(variables, images, train=False, mutable=[STATISTICS])
+        return measured[STATISTICS]
+
+    total, count = None, 0
+    for images in batches:
+        size, part = len(images), measure(variables, images)
+        part = jax.tree.map(lambda mean, size=size: mean * size, part)
+        total = part if total is None else jax.tree.map(lambda a, b: a + b, total, part)
+        count += size
+    return {**variables, STATISTICS: jax.tree.map(lambda value: value / count, total)}

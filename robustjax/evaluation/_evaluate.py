@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def evaluate(
     eot_samples: int = EOT_SAMPLES,
     num_draws: int = NUM_DRAWS,
     class_names: Sequence[str] | None = None,
+    sources: Mapping[str, LogitsFn] = MappingProxyType({}),
     keep_images: bool = False,
     quicken: bool = True,
     progress: bool = False,
@@ -54,12 +56,15 @@ def evaluate(
 
     - ``"clean"``, and the usual protocol of papers: ``"fgsm"``, ``"pgd20"``, ``"cw"`` (PGD on the margin loss) and
       ``"pgd100"``, of steps epsilon / 10 from the image itself;
-    - every public attack: ``fgsm``, ``pgd``, ``apgd``, ``fab``, ``square``, ``multi_targeted``, ``optimized_pgd`` (with
-      ``optimizer=momentum`` or ``adam``), ``autoattack``, and the minimum-norm attacks ``cw_l2`` and ``deepfool``,
-      whose images count where they are inside the ball. Lengths may be given as ``step_size=epsilon/4``;
+    - every public attack: ``fgsm``, ``pgd``, ``apgd``, ``fab``, ``square``, ``hopskipjump``, ``multi_targeted``,
+      ``optimized_pgd`` (with ``optimizer=momentum`` or ``adam``), ``autoattack``, and the minimum-norm attacks
+      ``cw_l2`` and ``deepfool``, whose images count where they are inside the ball. Lengths may be given as
+      ``step_size=epsilon/4``;
     - the same aimed at a class, ``"apgd:toward=random"``, or ``next``, ``likeliest``, ``least_likely``, ``all`` (one
       after the other), or a class's number. Records then say how often the prediction arrives at the class beside how
       often it leaves the label;
+    - ``"transfer:NAME"`` or ``"transfer:pgd100@NAME"``, the attack (``apgd`` unless said) on another network, one of
+      ``sources``, whose images this one is judged on;
     - ``"adaptive"``, which is :func:`judge`;
     - ``"saved:FILE.npz"``, others' adversarial images, verified like those of an attack;
     - ``"corruption:cifar10_corrupted/brightness_1"``, as many test images of another data set, judged as they are.
@@ -78,6 +83,7 @@ def evaluate(
         eot_samples: draws over which attacks average a stochastic network.
         num_draws: fresh draws on which each image of a stochastic network is classified.
         class_names: K strings, for records to name classes by.
+        sources: name -> a deterministic network to transfer from, images -> logits [B, K].
         keep_images: keep the images that decide the worst case, for ``Evaluation.save_images``.
         quicken: run the network by :func:`robustjax.transforms.quicken`: the same outputs and gradients to rounding, in
             less time on a CPU if it is not of this library.
@@ -116,6 +122,12 @@ def evaluate(
     def first_others(spec: str) -> Any:
         return data.read_images(spec, num_examples=len(host_labels))
 
+    def named_source(name: str) -> tuple[LogitsFn, Any]:
+        if name not in sources:
+            known = ", ".join(sources) or "none"
+            raise InputError(f"transfer must be from one of sources, {known}, got {name!r}; give sources={{NAME: fn}}")
+        return sources[name], name
+
     subject = of_function(
         logits_fn,
         key,
@@ -128,6 +140,7 @@ def evaluate(
         conditions={},
         class_names=class_names,
         read_others=first_others,
+        read_source=named_source,
         keep_images=keep_images,
         quicken=quicken,
     )

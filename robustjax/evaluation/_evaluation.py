@@ -74,6 +74,10 @@ class Evaluation(NamedTuple):
         """A row for each record, the worst case last; ``rich.print(evaluation.table())`` shows it."""
         return tables.of_records(self.rows)
 
+    def _repr_html_(self) -> str:
+        """The table, as notebooks show it."""
+        return tables.html_of_records(self.rows)
+
     def class_table(self) -> Table:
         """A row for each class: accuracy under each attack, and what its images are mostly taken for."""
         return tables.of_classes([record for record in self.rows if record["norm"] != tables.NO_BALL])

@@ -141,6 +141,7 @@ def _of_model(options: Options) -> Subject:
         },
         class_names=images.class_names,
         read_others=lambda spec: _runs.read(options, spec, size=options.image_size),
+        read_source=_runs.read_source,
         keep_images=options.save_images is not None,
         quicken=options.quicken,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from robustjax import build, data, runs
+from robustjax import build, data, interop, runs
 from robustjax import config as config_lib
 from robustjax.evaluation._options import Options
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject
@@ -16,6 +16,7 @@ from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.folder import file_name
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict.hints import hints_of
+from robustjax.interop.networks import FORMS
 from robustjax.runs import network
 from robustjax.runtime import hosts, sharding
 from robustjax.types import InputError, LogitsFn
@@ -79,6 +80,7 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
         stores=evaluations / "batches",
         class_names=images.label_names if isinstance(images, data.Dataset) else images.class_names,
         read_others=lambda spec: read(options, spec, size=options.image_size or run.config.data.image_size),
+        read_source=read_source,
         keep_images=options.save_images is not None,
         quicken=options.quicken,
     )
@@ -94,6 +96,17 @@ def without_draws(workdir: str) -> LogitsFn:
     run = runs.load(workdir)
     module = run.with_defense(None) if run.stochastic else run.module
     return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, run.variables)
+
+
+def read_source(text: str) -> tuple[LogitsFn, Any]:
+    """A network to transfer from: that of a run's folder without a defense's draws, or a model by its name."""
+    if Path(text).is_dir():
+        source = without_draws(text)
+        return source, {"run": text, "weights": network.digest(source.args)}
+    if ":" not in text:
+        raise InputError(f"transfer must be from the folder of a run or from a model {FORMS}, got {text!r}; give one")
+    found = interop.load_network(text)
+    return found.logits_fn, found.about
 
 
 def read(options: Options, spec: str, *, size: int | None, data_dir: str | None = None) -> data.Images:

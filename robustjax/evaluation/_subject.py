@@ -49,6 +49,7 @@ class Subject(NamedTuple):
         stores: folder of the results batch by batch, or None to keep nothing.
         class_names: K strings, or None.
         read_others: data set -> its images, those of :func:`robustjax.data.read_images`, for "corruption:DATA".
+        read_source: name -> a deterministic network and what records say of it, for "transfer:SOURCE".
         keep_images: whether outcomes hold all adversarial images, or the first few.
         quicken: whether :func:`judge` quickens the network; ``network`` is as it is to be run.
     """
@@ -68,6 +69,7 @@ class Subject(NamedTuple):
     stores: Path | None
     class_names: Sequence[str] | None = None
     read_others: Callable[[str], Any] | None = None
+    read_source: Callable[[str], tuple[LogitsFn, Any]] | None = None
     keep_images: bool = False
     quicken: bool = True
 
@@ -87,8 +89,9 @@ class Subject(NamedTuple):
     def protocols(self, specs: Sequence[Spec], threat: Threat) -> dict[str, Protocol]:
         """The attacks against this network, in their order; others' images are read and checked."""
         found = protocols.of_specs(specs, threat, num_classes=self.num_classes, eot_samples=self.eot_samples)
-        saved = {spec.spelling: self._saved(spec, threat) for spec in specs if spec.name == "saved"}
-        return {spec.spelling: (found | saved)[spec.spelling] for spec in specs if spec.spelling in found | saved}
+        found |= {spec.spelling: self._saved(spec, threat) for spec in specs if spec.name == "saved"}
+        found |= {spec.spelling: self._transferred(spec, threat) for spec in specs if spec.on_source is not None}
+        return {spec.spelling: found[spec.spelling] for spec in specs if spec.spelling in found}
 
     def task(self, name: str, protocol: Protocol, runner: Runner) -> session.Task:
         """An attack with the place where its results are stored."""
@@ -145,6 +148,20 @@ class Subject(NamedTuple):
         digest = hashlib.sha256(images.tobytes()).hexdigest()
         return Protocol(None, images=images, about={"attack": "saved", "file": spec.argument, "sha256": digest})
 
+    def _transferred(self, spec: Spec, threat: Threat) -> Protocol:
+        """An attack on another network, whose images are verified on this one."""
+        assert spec.on_source is not None and self.read_source is not None
+        source, about = self.read_source(spec.argument)
+        try:
+            check_functions(Hints(), source, floats(self.images[:2]), self.labels, ())
+        except InputError as error:
+            raise InputError(f"{spec.spelling}: {error}") from error
+        network = inputs.as_pytree(source)
+        (protocol,) = protocols.of_specs([spec.on_source], threat, num_classes=self.num_classes).values()
+        return protocol._replace(
+            source=transforms.quicken(network) if self.quicken else network, about={**protocol.about, "source": about}
+        )
+
     def _store(self, name: str, protocol: Protocol, runner: Runner) -> Store | None:
         if self.stores is None:
             return None
@@ -169,6 +186,7 @@ def of_function(
     conditions: Mapping[str, Any],
     class_names: Sequence[str] | None = None,
     read_others: Callable[[str], Any] | None = None,
+    read_source: Callable[[str], tuple[LogitsFn, Any]] | None = None,
     keep_images: bool = False,
     quicken: bool = True,
 ) -> Subject:
@@ -201,6 +219,7 @@ def of_function(
         stores=None,
         class_names=class_names,
         read_others=read_others,
+        read_source=read_source,
         keep_images=keep_images,
         quicken=quicken,
     )

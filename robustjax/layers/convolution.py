@@ -8,12 +8,10 @@ product is quicker still, it stands for the convolution.
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,6 @@ from robustjax.types import Array
 
 Pair = tuple[int, int]
 Padding = Sequence[Pair]
-FORMS = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
 
 
 def conv2d(images: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -> Array:
@@ -49,55 +46,92 @@ def conv2d(images: Array, kernel: Array, *, stride: int = 1, padding: int = 0) -
                [6., 9.]], dtype=float32)
     """
     window = {"window_strides": (stride, stride), "padding": [(padding, padding)] * 2}
-    return quick.call(partial(jax.lax.conv_general_dilated, dimension_numbers=FORMS, **window), images, kernel)
+    layouts = ("NHWC", "HWIO", "NHWC")
+    return quick.call(partial(jax.lax.conv_general_dilated, dimension_numbers=layouts, **window), images, kernel)
 
 
-def _on_cpu(images: Array, kernel: Array, *, dimension_numbers: jax.lax.ConvDimensionNumbers, **window: Any) -> Array:
-    """Any convolution, with the parameters of JAX's primitive: in XLA's quick layout, by the quickest form."""
-    images_axes, kernel_axes, outputs_axes = dimension_numbers
-    images = images.transpose(images_axes[0], *images_axes[2:], images_axes[1])
-    kernel = kernel.transpose(*kernel_axes[2:], kernel_axes[1], kernel_axes[0])
-    outputs = _in_layout(images, kernel, **window)
-    return outputs.transpose(np.argsort([outputs_axes[0], *outputs_axes[2:], outputs_axes[1]]))
+class _Window(NamedTuple):
+    """How a kernel moves over images; see ``jax.lax.conv_general_dilated``.
+
+    Attributes:
+        strides: of the kernel.
+        padding: (low, high) of each axis, at least 0.
+        gaps: from pixel to pixel of the images, which lie apart in the gradient of a convolution with strides.
+        kernel_gaps: from entry to entry of the kernel.
+        groups: of channels, each with kernels of its own.
+    """
+
+    strides: Any
+    padding: tuple[Pair, ...]
+    gaps: Any
+    kernel_gaps: Any
+    groups: int
 
 
-def _in_layout(
+def _on_cpu(
     images: Array,
     kernel: Array,
     *,
+    dimension_numbers: jax.lax.ConvDimensionNumbers,
     window_strides: Sequence[int],
     padding: Sequence[Pair],
     lhs_dilation: Sequence[int],
     rhs_dilation: Sequence[int],
     feature_group_count: int,
     batch_group_count: int,
-    precision: Any,
     preferred_element_type: Any,
     **rest: Any,
 ) -> Array:
-    """The convolution of images [B, ..., I] and a kernel [..., I / groups, O]."""
-    if any(min(pads) < 0 for pads in padding):  # where XLA's own reads beyond its memory
-        edges = [(low, high, gap - 1) for (low, high), gap in zip(padding, lhs_dilation, strict=True)]
-        images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        padding, lhs_dilation = [(0, 0)] * len(edges), [1] * len(edges)
-    strides: Any = tuple(window_strides)
-    gaps: Any = tuple(lhs_dilation)
-    plain = images.ndim == 4 and feature_group_count == batch_group_count == math.prod(rhs_dilation) == 1
-    if plain and images.size and preferred_element_type in (None, images.dtype):
-        if strides == gaps == (1, 1) and winograd.is_quicker(images, kernel, padding):
-            return winograd.convolve(images, kernel, tuple(padding))
-        if gaps == (1, 1) and _is_quicker_multiplied(images.shape, kernel.shape, strides):
-            return _multiply(images, kernel, strides, padding)
-        if strides == (1, 1) and (gaps != (1, 1) or kernel.shape[3] <= FEW_CHANNELS):
-            return _spread(images, kernel, gaps, padding)
+    """Any convolution, with the parameters of JAX's primitive: in XLA's quick layout, by the quickest form."""
+    images_axes, kernel_axes, outputs_axes = dimension_numbers
+    images = images.transpose(images_axes[0], *images_axes[2:], images_axes[1])
+    kernel = kernel.transpose(*kernel_axes[2:], kernel_axes[1], kernel_axes[0])
+    gaps = tuple(lhs_dilation)
+    if any(min(pads) < 0 for pads in padding):  # XLA's own would read beyond its memory
+        images = _padded(images, padding, gaps)
+        padding, gaps = [(0, 0)] * len(gaps), (1,) * len(gaps)
+    window = _Window(tuple(window_strides), tuple(padding), gaps, tuple(rhs_dilation), feature_group_count)
+    if images.ndim == 4 and images.size and batch_group_count == 1 and preferred_element_type in (None, images.dtype):
+        outputs = _quickest(images, kernel, window)
+    else:
+        options = {"batch_group_count": batch_group_count, "preferred_element_type": preferred_element_type}
+        outputs = _by_xla(images, kernel, window, **options)
+    return outputs.transpose(np.argsort([outputs_axes[0], *outputs_axes[2:], outputs_axes[1]]))
+
+
+def _by_xla(images: Array, kernel: Array, window: _Window, **options: Any) -> Array:
+    """XLA's convolution of images [B, ..., I] and a kernel [..., I / groups, O]."""
     last = images.ndim - 1
-    form = (0, last, *range(1, last)), (last, last - 1, *range(last - 1)), (0, last, *range(1, last))
+    form, kernel_form = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+    strides, padding, gaps, kernel_gaps, groups = window
     return jax.lax.conv_general_dilated(
-        images, kernel, strides, padding, gaps, rhs_dilation, jax.lax.ConvDimensionNumbers(*form),
-        feature_group_count, batch_group_count, precision, preferred_element_type,
+        images, kernel, strides, padding, gaps, kernel_gaps, jax.lax.ConvDimensionNumbers(form, kernel_form, form),
+        feature_group_count=groups, **options,
     )  # fmt: skip
 
 
+def _quickest(images: Array, kernel: Array, window: _Window) -> Array:
+    """The convolution of images [B, H, W, I] and a kernel [h, w, I / groups, O]."""
+    strides, padding, gaps, kernel_gaps, groups = window
+    if kernel.shape[2] == 1 < groups:
+        return _by_channel(images, kernel, window)
+    if 1 < groups <= FEW_GROUPS:
+        each = window._replace(groups=1)
+        pairs = zip(jnp.split(images, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+        return jnp.concatenate([_quickest(*pair, each) for pair in pairs], axis=-1)
+    if groups > 1 or kernel_gaps != (1, 1):
+        return _by_xla(images, kernel, window)
+    if gaps == strides == (1, 1) and winograd.is_quicker(images, kernel, padding):
+        return winograd.convolve(images, kernel, padding)
+    if gaps == (1, 1) and _is_quicker_multiplied(images.shape, kernel.shape, strides):
+        return _multiply(images, kernel, strides, padding)
+    if strides == (1, 1) and (gaps != (1, 1) or kernel.shape[3] <= FEW_CHANNELS):
+        return _spread(images, kernel, gaps, padding)
+    return _by_xla(images, kernel, window)
+
+
+# XLA's takes so many groups one after the other as well.
+FEW_GROUPS = 8
 # So few are little to store once for each entry of the kernel.
 FEW_CHANNELS = 8
 
@@ -124,11 +158,10 @@ def _multiply(images: Array, kernel: Array, strides: Pair, padding: Padding) -> 
     # In blocks of strides' pixels, what a position sees begins with whole blocks: no slice below has strides.
     down, right = rows - 1 + -(-height // strides[0]), columns - 1 + -(-width // strides[1])
     edges = [
-        (low, blocks * stride - size - low, 0)
+        (low, blocks * stride - size - low)
         for blocks, stride, size, (low, _) in zip((down, right), strides, sizes, padding, strict=True)
     ]
-    padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    blocks = padded.reshape(batch, down, strides[0], right, strides[1] * channels)
+    blocks = _padded(images, edges, (1, 1)).reshape(batch, down, strides[0], right, strides[1] * channels)
     # First down, then across: a few large slices instead of one for each entry of the kernel.
     strips = jnp.concatenate([blocks[:, i : i + rows] for i in range(down - rows + 1)], axis=2)[:, :, :height]
     seen = [strips[..., j : j + columns, :].swapaxes(2, 3) for j in range(right - columns + 1)]
@@ -139,34 +172,45 @@ def _multiply(images: Array, kernel: Array, strides: Pair, padding: Padding) -> 
 def _spread(images: Array, kernel: Array, gaps: Pair, padding: Padding) -> Array:
     """The convolution of images with zeros between their pixels, such as the gradient of one with strides.
 
-    Each pixel is multiplied with the whole kernel, and what belongs to the same position is summed.
+    As the transpose of a convolution with strides: each pixel is multiplied with the whole kernel, and what belongs to
+    the same position is summed.
     """
     batch, *sizes, _ = images.shape
-    *lengths, inputs, outputs = kernel.shape
-    turned = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(inputs, -1)
-    # In blocks of gaps' positions, what a pixel is spread to begins with whole blocks: no sum below has strides.
-    down, right = (-(-length // gap) for length, gap in zip(lengths, gaps, strict=True))
-    filled = [(0, blocks * gap - length) for blocks, gap, length in zip((down, right), gaps, lengths, strict=True)]
-    spread = (images @ turned).reshape(batch, *sizes, *lengths, outputs)
-    spread = jnp.pad(spread, [(0, 0)] * 3 + filled + [(0, 0)])
-    spread = spread.reshape(batch, *sizes, down, gaps[0], right, gaps[1], outputs)
-    rows = _sum(
-        jnp.pad(spread[:, :, :, i], [(0, 0), (i, down - 1 - i)] + [(0, 0)] * 5) for i in range(down)
-    )  # [batch, rows of blocks, columns, gap, right, gap, outputs]
-    both = _sum(
-        jnp.pad(rows[:, :, :, :, i], [(0, 0), (0, 0), (i, right - 1 - i)] + [(0, 0)] * 3) for i in range(right)
-    )  # [batch, rows of blocks, columns of blocks, gap, gap, outputs]
-    whole = both.transpose(0, 1, 3, 2, 4, 5)
-    whole = whole.reshape(batch, both.shape[1] * gaps[0], both.shape[2] * gaps[1], outputs)
-    edges = []
-    for size, length, gap, filled, (low, high) in zip(sizes, lengths, gaps, whole.shape[1:3], padding, strict=True):
-        start, total = low - (length - 1), gap * (size - 1) + 1 + low + high - length + 1
-        edges.append((start, total - filled - start, 0))
-    return jax.lax.pad(whole, jnp.zeros((), whole.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    *lengths, _, outputs = kernel.shape
+    shape, edges = [], []
+    for size, length, gap, (low, high) in zip(sizes, lengths, gaps, padding, strict=True):
+        spread = gap * (size - 1) + 1
+        shape.append(spread + low + high - length + 1)
+        edges.append((length - 1 - low, spread - shape[-1] + low))
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    whole = jax.typeof(images).update(shape=(batch, *shape, outputs))
+    return jax.linear_transpose(lambda points: _multiply(points, turned, gaps, edges), whole)(images)[0]
 
 
-def _sum(parts: Iterable[Array]) -> Array:
-    return functools.reduce(operator.add, parts)
+def _by_channel(images: Array, kernel: Array, window: _Window) -> Array:
+    """The convolution of each channel with kernels of its own: whole slices times one number for each channel."""
+    batch, _, _, channels = images.shape
+    height, width, _, outputs = kernel.shape
+    padded = _padded(images, window.padding, window.gaps)
+    sizes = [
+        (size - gap * (length - 1) - 1) // stride + 1
+        for size, gap, length, stride in zip(
+            padded.shape[1:3], window.kernel_gaps, (height, width), window.strides, strict=True
+        )
+    ]
+    total = jnp.zeros((), images.dtype)
+    for i, j in itertools.product(range(height), range(width)):
+        first = (i * window.kernel_gaps[0], j * window.kernel_gaps[1])
+        ends = [at + step * (size - 1) + 1 for at, step, size in zip(first, window.strides, sizes, strict=True)]
+        seen = jax.lax.slice(padded, (0, *first, 0), (batch, *ends, channels), (1, *window.strides, 1))
+        total = total + seen[..., None] * kernel[i, j, 0].reshape(1, 1, 1, channels, -1)
+    return total.reshape(batch, *sizes, outputs)
+
+
+def _padded(images: Array, padding: Sequence[Pair], gaps: Sequence[int]) -> Array:
+    """Zeros around images and between their pixels."""
+    edges = [(low, high, gap - 1) for (low, high), gap in zip(padding, gaps, strict=True)]
+    return jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
 quick.register(primitives.conv_general_dilated_p, _on_cpu)

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,15 @@ from robustjax.layers import quick
 from robustjax.types import Array
 
 Pads = Sequence[tuple[int, int]]
-# Of larger windows there are too many slices to compile.
-MOST_PLACES = 64
+MOST_PLACES = 16  # of a window
 
 
 def _slices(padded: Array, lengths: Sequence[int], strides: Sequence[int]) -> Iterator[Array]:
     """What each place of a window sees, first to last."""
-    along = zip(padded.shape, lengths, strides, strict=True)
-    limits = [1 + (size - length) // step * step for size, length, step in along]
+    limits = [
+        (size - length) // stride * stride + 1
+        for size, length, stride in zip(padded.shape, lengths, strides, strict=True)
+    ]
     for starts in itertools.product(*map(range, lengths)):
         ends = [start + limit for start, limit in zip(starts, limits, strict=True)]
         yield jax.lax.slice(padded, starts, ends, strides)
@@ -37,7 +39,6 @@ def _padded(values: Array, fill: float, padding: Pads) -> Array:
 
 
 def _reduced(
-    slow: Primitive,
     combine: Callable[[Array, Array], Array],
     identity: float,
     values: Array,
@@ -45,15 +46,9 @@ def _reduced(
     window_dimensions: Sequence[int],
     window_strides: Sequence[int],
     padding: Pads,
-    base_dilation: Sequence[int],
-    window_dilation: Sequence[int],
+    **dilation: Any,
 ) -> Array:
     """Maximum or sum of each window, one axis after the other."""
-    if {*base_dilation, *window_dilation} != {1}:
-        return slow.bind(
-            values, window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
-            base_dilation=base_dilation, window_dilation=window_dilation,
-        )  # fmt: skip
     values = _padded(values, identity, padding)
     for axis in range(values.ndim):
         lengths, strides = [1] * values.ndim, [1] * values.ndim
@@ -72,11 +67,6 @@ def _scattered(
     padding: Pads,
 ) -> Array:
     """The gradient of a maximum (or minimum): each window's goes to the first of its greatest entries."""
-    if math.prod(window_dimensions) > MOST_PLACES:
-        return primitives.select_and_scatter_add_p.bind(
-            source, operand, select_prim=select_prim, window_dimensions=window_dimensions,
-            window_strides=window_strides, padding=padding,
-        )  # fmt: skip
     worst = -jnp.inf if select_prim is primitives.ge_p else jnp.inf
     padded = _padded(operand, worst, padding)
     places = itertools.product(*map(range, window_dimensions))
@@ -108,7 +98,24 @@ def _scattered(
     return _padded(whole, 0.0, edges)
 
 
-quick.register(primitives.reduce_window_max_p, partial(_reduced, primitives.reduce_window_max_p, jnp.maximum, -jnp.inf))
-quick.register(primitives.reduce_window_sum_p, partial(_reduced, primitives.reduce_window_sum_p, jnp.add, 0.0))
-quick.register(primitives.select_and_scatter_add_p, _scattered)
-quick.register(primitives.select_and_gather_add_p)
+def _few_places(
+    *,
+    window_dimensions: Sequence[int],
+    base_dilation: Sequence[int] = (),
+    window_dilation: Sequence[int] = (),
+    **rest: Any,
+) -> bool:
+    """Whether slices of a maximum pay: in large windows there are too many of them."""
+    return math.prod(window_dimensions) <= MOST_PLACES and {*base_dilation, *window_dilation} <= {1}
+
+
+def _overlap(*, window_dimensions: Sequence[int], window_strides: Sequence[int], **dilation: Any) -> bool:
+    """Whether slices of a sum pay: where windows are apart, XLA's own gradient does as well."""
+    apart = all(length <= stride for length, stride in zip(window_dimensions, window_strides, strict=True))
+    return not apart and _few_places(window_dimensions=window_dimensions, **dilation)
+
+
+quick.register(primitives.reduce_window_max_p, partial(_reduced, jnp.maximum, -jnp.inf), pays=_few_places)
+quick.register(primitives.select_and_scatter_add_p, _scattered, pays=_few_places)
+quick.register(primitives.select_and_gather_add_p, pays=_few_places)
+quick.register(primitives.reduce_window_sum_p, partial(_reduced, jnp.add, 0.0), pays=_overlap)

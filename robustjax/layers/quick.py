@@ -14,23 +14,26 @@ from typing import Any
 
 import jax
 from jax import core
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from robustjax.ops import chosen, merged
 from robustjax.types import Array
 
-# JAX's primitive -> the quick one.
-QUICK: dict[Primitive, Primitive] = {}
+# JAX's primitive -> the quick one, and whether it pays with an equation's parameters.
+QUICK: dict[Primitive, tuple[Primitive, Callable[..., bool]]] = {}
 
 
-def register(slow: Primitive, on_cpu: Callable[..., Array] | None = None) -> Primitive:
+def register(
+    slow: Primitive, on_cpu: Callable[..., Array] | None = None, *, pays: Callable[..., bool] = lambda **params: True
+) -> None:
     """Makes the quick primitive of a slow one.
 
     Args:
         slow: a primitive of JAX with one result.
         on_cpu: computes it on a CPU from the same arguments and parameters. Without it a CPU does as JAX does, which is
             of use where only the derivatives are slow.
+        pays: whether an equation with these parameters is to be quick.
     """
     quick = Primitive(f"quick_{slow.name}")
     quick.def_impl(partial(xla.apply_primitive, quick))
@@ -41,8 +44,13 @@ def register(slow: Primitive, on_cpu: Callable[..., Array] | None = None) -> Pri
     mlir.register_lowering(quick, mlir.lower_fun(slow.bind, multiple_results=False))
     if on_cpu is not None:
         mlir.register_lowering(quick, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
-    QUICK[slow] = quick
-    return quick
+    QUICK[slow] = quick, pays
+
+
+def quickened(equation: JaxprEqn) -> JaxprEqn | None:
+    """The equation with the quick primitive in place of its slow one, or None where there is none that pays."""
+    quick, pays = QUICK.get(equation.primitive, (None, None))
+    return equation.replace(primitive=quick) if pays and pays(**equation.params) else None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -51,8 +59,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     For functions of a few operations; :func:`robustjax.transforms.quicken` takes whole networks.
     """
     program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    equations = [each.replace(primitive=QUICK.get(each.primitive, each.primitive)) for each in program.jaxpr.eqns]
-    values = core.eval_jaxpr(program.jaxpr.replace(eqns=equations), program.consts, *jax.tree.leaves(arguments))
+    jaxpr = program.jaxpr.replace(eqns=[quickened(equation) or equation for equation in program.jaxpr.eqns])
+    values = core.eval_jaxpr(jaxpr, program.consts, *jax.tree.leaves(arguments))
     return jax.tree.unflatten(jax.tree.structure(shape), values)
 
 

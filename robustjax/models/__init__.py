@@ -60,6 +60,7 @@ OPTIONS = ("mean", "std", "dtype", "remat")
 OWN_OPTIONS = {
     "deepmind_wide_resnet": ("depth", "width"),
     "preact_resnet18": ("final_norm",),
+    "small_cnn": ("batch_norm",),
     "vgg16": ("classifier_widths", "classifier_norm"),
     "wide_resnet": ("depth", "width"),
 }
@@ -75,7 +76,8 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
             ("float32" or "bfloat16", of the computation), remat (True computes the inside of blocks again for the
             gradient, for less memory); wide_resnet and deepmind_wide_resnet need depth and width; preact_resnet18 takes
-            final_norm, vgg16 takes classifier_widths and classifier_norm, each as in its class.
+            final_norm, small_cnn takes batch_norm, vgg16 takes classifier_widths and classifier_norm, each as in its
+            class.
 
     Returns:
         A module. ``module.init(key, images)`` gives variables; `module.apply(variables, images, labels=None,

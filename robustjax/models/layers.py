@@ -49,14 +49,34 @@ class Network(nn.Module):
     def sites(self) -> Sites:
         """The named sites by role, each in the order in which the network passes them.
 
-        "activation" is every ReLU's output, "late" the last stage's sites at which CAS and CIFS sit, "final" the one at
-        which FSR sits.
+        "activation" is every ReLU's output, "preactivation" its input, "late" the last stage's sites at which CAS and
+        CIFS sit, "final" the one at which FSR sits.
         """
         raise NotImplementedError
 
     def least_side(self) -> int:
         """What height and width of the images must be at least for the strides to leave something."""
         return 1
+
+
+def before(site: str) -> str:
+    """The site before the ReLU whose output is the site ``site``.
+
+    Example:
+        >>> before("stem")
+        'stem_input'
+    """
+    return f"{site}_input"
+
+
+def with_inputs(activation: tuple[str, ...], *, late: tuple[str, ...], final: tuple[str, ...]) -> Sites:
+    """The sites of a network by role; those before its activations come by themselves.
+
+    Example:
+        >>> with_inputs(("a", "b"), late=("b",), final=("b",))["preactivation"]
+        ('a_input', 'b_input')
+    """
+    return {"activation": activation, "preactivation": tuple(map(before, activation)), "late": late, "final": final}
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
@@ -94,6 +114,7 @@ class Pass:
         self.network, self._labels, self._train = network, labels, train
         self._dtype = jnp.dtype(network.dtype)
         self._features: dict[str, Array] = {}
+        self._inputs: set[str] = set()
         self._auxiliary: dict[str, list[Array]] = {}
         self.images = self._normalised(images)
 
@@ -116,8 +137,14 @@ class Pass:
         return nn.Dense(channels, dtype=self._dtype, name=name)(features)
 
     def act(self, site: str, features: Array) -> Array:
-        """The network's activation function, its output a site."""
-        return self.site(site, ACTIVATIONS[self.network.activation](features))
+        """The network's activation function, its input and its output a site."""
+        return self.site(site, self.unguarded_act(site, features))
+
+    def unguarded_act(self, site: str, features: Array) -> Array:
+        """The activation function whose input alone is a site, that of the activation ``site``."""
+        name = before(site)
+        self._inputs.add(name)
+        return ACTIVATIONS[self.network.activation](self._guarded(name, features))
 
     def block(self, apply: Callable[[Pass, Array], Array], features: Array) -> Array:
         """``apply(pass, features)``, whose inside is computed again for the gradient where the network says so.
@@ -144,18 +171,21 @@ class Pass:
 
     def site(self, name: str, features: Array) -> Array:
         """A named place: its guard, if there is one, may change what the network goes on with."""
+        self._features[name] = features = self._guarded(name, features)
+        return features
+
+    def _guarded(self, name: str, features: Array) -> Array:
         guards = self.network.guards or {}
         if name in guards:
             features, heads = guards[name](features, self._labels, self._train)
             for kind, logits in heads.items():
                 self._auxiliary.setdefault(kind, []).append(logits)
-        self._features[name] = features
         return features
 
     def outputs(self, features: Array) -> Outputs:
         """The classifier on the last features [B, C]."""
         logits = self.dense("head", features, self.network.num_classes).astype(jnp.float32)
-        unknown = sorted(set(self.network.guards or {}) - set(self._features))
+        unknown = sorted(set(self.network.guards or {}) - set(self._features) - self._inputs)
         if unknown:
             raise InputError(f"no site {', '.join(unknown)} to guard; sites are {', '.join(self._features)}")
         return Outputs(logits, {kind: jnp.stack(logits) for kind, logits in self._auxiliary.items()}, self._features)

@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robustjax.models.layers import ACTIVATIONS, Network, Pass, Sites, average_pool, overlapping_max_pool
+from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool, with_inputs
 from robustjax.types import Array, Outputs
 
 
@@ -28,7 +28,7 @@ class ResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", name)]
         late = names[-self.blocks[-1] :]
-        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -68,7 +68,7 @@ class BottleneckResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", f"{name}_act2", name)]
         late = names[-self.blocks[-1] :]
-        return {"activation": ("stem", *activations), "late": tuple(late), "final": (late[-1],)}
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -122,11 +122,11 @@ class PreActResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [f"{name}_act{i}" for name in names for i in (1, 2)]
         last = "final" if self.final_norm else names[-1]
-        return {
-            "activation": (*activations, "final") if self.final_norm else tuple(activations),
-            "late": (f"{names[-1]}_act1", last),
-            "final": (last,),
-        }
+        return with_inputs(
+            (*activations, "final") if self.final_norm else tuple(activations),
+            late=(f"{names[-1]}_act1", last),
+            final=(last,),
+        )
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -141,7 +141,7 @@ class PreActResNet(Network):
     @staticmethod
     def _block(name: str, width: int, stride: int, net: Pass, x: Array) -> Array:
         network = net.network
-        unguarded = ACTIVATIONS[network.activation](net.norm(f"{name}_norm1", x))
+        unguarded = net.unguarded_act(f"{name}_act1", net.norm(f"{name}_norm1", x))
         active = net.site(f"{name}_act1", unguarded)
         shortcut = x
         if stride > 1 or x.shape[-1] != width:

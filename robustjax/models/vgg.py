@@ -7,7 +7,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from robustjax.models.layers import Network, Pass, Sites, average_pool, max_pool
+from robustjax.models.layers import Network, Pass, Sites, average_pool, max_pool, with_inputs
 from robustjax.types import Array, Outputs
 
 GROUPS = (2, 2, 3, 3, 3)
@@ -28,7 +28,7 @@ class VGG16(Network):
     def sites(self) -> Sites:
         names = [f"group{group}_conv{i + 1}" for group, count in enumerate(GROUPS, 1) for i in range(count)]
         hidden = [f"dense{i}" for i in range(1, len(self.classifier_widths) + 1)]
-        return {"activation": (*names, *hidden), "late": tuple(names[-3:]), "final": (names[-4],)}
+        return with_inputs((*names, *hidden), late=tuple(names[-3:]), final=(names[-4],))
 
     def least_side(self) -> int:
         return 32

@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 import jax
 
 from robustjax import build, data, defenses
+from robustjax.defenses.convention import STATISTICS, with_statistics
 from robustjax.runs import config_file, network
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runtime import hosts, sharding
 from robustjax.types import Config, InputError, LogitsFn
+
+# Training images at a time when statistics of them are measured.
+STATISTICS_BATCH_SIZE = 500
 
 
 class Run(NamedTuple):
@@ -62,7 +66,8 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     Args:
         workdir: of a run that :func:`train` or ``python -m robustjax.interop`` made.
         checkpoint: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off.
+        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off. One with
+            statistics of the training images, as ``"meansparse"``, reads all of them.
 
     Raises:
         InputError: there is no such run or checkpoint, its data set is not there, or the defense has parameters that
@@ -93,7 +98,8 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
         raise InputError(f"--defense={defense}: it changes training only, there is nothing to switch on")
     shape = one.images.shape[1:]
     abstract, needed = (jax.eval_shape(build.initial_state(config, net, shape)) for net in (trained, module))
-    if jax.tree.structure(needed.evaluated) != jax.tree.structure(abstract.evaluated):
+    parameters = {name: tree for name, tree in needed.evaluated.items() if name != STATISTICS}
+    if jax.tree.structure(parameters) != jax.tree.structure(abstract.evaluated):
         raise InputError(
             f"--defense={defense}: the run was trained with {config.defense.name or 'no defense'}, and one of "
             "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
@@ -101,4 +107,9 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.find(str(checkpoint))
         restore = partial(checkpoints.restore, step, abstract, layout)
-        return Run(config, module, hosts.together(restore).evaluated, step, chosen, spelling)
+        variables = hosts.together(restore).evaluated
+    if chosen is not None and chosen.statistics:
+        # The same work on each device: no batch, not even the last, has to be divisible by their number.
+        batches = map(layout.replicate, build.training_images(config, STATISTICS_BATCH_SIZE))
+        variables = with_statistics(module, variables, batches)
+    return Run(config, module, variables, step, chosen, spelling)

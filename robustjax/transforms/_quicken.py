@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
 
 from robustjax.layers import quick
 from robustjax.transforms import _program
@@ -79,11 +78,8 @@ class _Quickened:
 
 
 def _rule_of(equation: Any) -> _program.Rule | None:
-    """The quick primitive of a slow one, in float32."""
-    if equation.primitive in quick.QUICK and all(atom.aval.dtype == jnp.float32 for atom in equation.invars):
-        return _quickly
-    return None
-
-
-def _quickly(equation: JaxprEqn, *operands: Any) -> Any:
-    return _program.bind(equation.replace(primitive=quick.QUICK[equation.primitive]), *operands)
+    """Binds the quick primitive, in float32."""
+    quickened = quick.quickened(equation)
+    if quickened is None or any(atom.aval.dtype != jnp.float32 for atom in equation.invars):
+        return None
+    return lambda _, *operands: _program.bind(quickened, *operands)

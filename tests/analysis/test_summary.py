@@ -2,43 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
+from made_runs import judged
 
-from robustjax import config
 from robustjax.analysis import page, summary
-from robustjax.config import plain
 from robustjax.evaluation.protocol import records
-from robustjax.evaluation.protocol.outcome import Outcome
-from robustjax.evaluation.protocol.protocols import CLEAN
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
-
-CONDITIONS = {"dataset": "digits", "split": "test", "batch_norm": "running statistics", **records.conditions()}
-
-
-def judged(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), **changes):
-    """The folder of a run with records of so many robust images."""
-    made = config.base()
-    made.seed = seed
-    for path, value in changes.items():
-        section, key = path.split("__")
-        made[section][key] = value
-    right = (np.arange(total) < robust).astype(int)
-    outcome = Outcome(right, 1, right, right, np.zeros((0, 8, 8, 1)), {}, 1.0)
-    conditions = {**CONDITIONS, "config": plain(made)}
-    entries = [
-        records.record(
-            attack, CLEAN, outcome, norm="linf", epsilon=0.2, conditions=conditions, labels=np.ones(total, int),
-            num_classes=2,
-        )
-        for attack in attacks
-    ]  # fmt: skip
-    folder.mkdir()
-    for entry in (*entries, records.worst_case(entries)):
-        records.write(folder / "evaluation", entry["attack"], entry)
-    (folder / "evaluation" / "something_else.json").write_text('{"attack": "of another kind"}')
-    return folder
 
 
 def test_seeds_share_a_row_and_configs_do_not(tmp_path):
@@ -58,7 +28,7 @@ def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
     text = page.page(rows)
     for part in ("60.0", "41.0", "worst case", "linf epsilon 0.2", "model lenet5"):
         assert part in text
-    assert "http" not in text and "src=" not in text.replace('src="data:', "")
+    assert "://" not in text and "src=" not in text.replace('src="data:', "")
     header, _, first, second = page.markdown(rows).splitlines()
     assert header == "| | seeds | clean | pgd20 | worst case |"
     assert first.startswith("| model small_cnn | 0 | 60.0 (50.2 to 69.1) |") and "41.0" in second

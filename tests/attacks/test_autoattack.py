@@ -99,6 +99,10 @@ def test_attacks_that_move_nothing_leave_the_clean_majority(eot_samples, key):
     result = attack()
     assert result.robust.all() and all(robust.all() for robust in result.by_attack.values())
     np.testing.assert_array_equal(result.images, toys.IMAGES)
+    found = result.acceptance["worst_case"]
+    assert found == result.acceptance["clean"] and found.num_draws == 200
+    assert found.majority == 1.0 and found.worst == 0.0 and abs(found.expected - 0.6) < 0.03
+    assert found.interval_95[0] < 0.6 < found.interval_95[1] and found.majority_interval_95[0] < 1.0
     # Few draws are wrong about a fifth of the images; the attacks still change nothing.
     few = attack(num_draws=5)
     right = np.mean(few.robust)
@@ -130,11 +134,32 @@ def test_what_one_attack_finds_in_few_draws_is_left_to_the_later_ones(key):
 
 def test_the_strongest_candidates_are_kept():
     kept = Candidates(np.zeros((2, 1, 1, 1), np.float32), 2)
-    for attack, (share, loss) in enumerate([(0.5, 1.0), (0.2, 9.0), (0.5, 2.0), (0.4, 0.0)]):
-        point = np.full((1, 1, 1, 1), attack + 1, np.float32)
-        kept.add(np.array([1]), point, np.float32([share]), np.float32([loss]), attack=attack)
-    assert sorted(kept.points[:, 1].ravel()) == [1.0, 3.0] and sorted(kept.attack[:, 1]) == [0, 2]
-    assert np.all(kept.share[:, 0] == -1) and np.all(kept.attack[:, 0] == -1) and not kept.points[:, 0].any()
+    for number, (share, loss) in enumerate([(0.5, 1.0), (0.2, 9.0), (0.5, 2.0), (0.4, 0.0), (0.5, 1.0)]):
+        point = np.full((1, 1, 1, 1), number + 1, np.float32)
+        kept.add("abcde"[number], np.array([1]), point, np.float32([share]), np.float32([loss]))
+    assert sorted(kept.points[:, 1].ravel()) == [1.0, 3.0] and sorted(kept.attack[:, 1]) == ["a", "c"]  # ties stay
+    assert np.all(kept.share[:, 0] == -1) and kept.attack[:, 0].tolist() == [None] * 2 and not kept.points[:, 0].any()
+    assert kept.strongest().attack.tolist() == [None, "c"]
+    before = kept.strongest(["a", "b"])
+    assert before.attack.tolist() == [None, "a"] and before.points.ravel().tolist() == [0.0, 1.0]
+    assert kept.strongest([]).share.tolist() == [-1.0, -1.0] and not kept.strongest([]).points.any()
+    # Other draws rank anew, and do not make candidates of what is none.
+    kept.choose(lambda points: np.where(points.ravel() == 1.0, 0.9, 0.3))
+    assert kept.strongest().attack.tolist() == [None, "a"] and kept.share[:, 0].tolist() == [-1.0, -1.0]
+
+
+def test_more_attacks_are_no_more_chances():
+    """A network whose every image is right in half of the draws, independently: each point has a chance of its own."""
+    rng, count = np.random.default_rng(0), 2000
+    images = np.zeros((count, 1), np.float32)
+    kept = Candidates(images, 3)
+    coins = lambda: rng.binomial(21, 0.5, count).astype(np.float32) / 21  # noqa: E731
+    for attack in range(30):
+        kept.add(str(attack), np.arange(count), images + attack, coins())
+    assert np.mean(kept.strongest().share >= 0.5) > 0.99  # by the draws on which they were found
+    kept.choose(lambda points: coins())
+    assert np.mean(kept.strongest().share >= 0.5) > 0.8  # by those that chose among three
+    assert abs(np.mean(coins() >= 0.5) - 0.5) < 0.05  # by those that decide
 
 
 def test_misclassified_images_are_not_attacked(key):

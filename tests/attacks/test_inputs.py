@@ -46,6 +46,7 @@ ATTACKS = {
     "apgd": functools.partial(attacks.apgd, **BALL, num_steps=4, loss="dlr-targeted", num_targets=4),
     "fab": functools.partial(attacks.fab, **BALL, num_steps=3, num_targets=4),
     "square": functools.partial(attacks.square, **BALL, num_queries=10),
+    "hopskipjump": functools.partial(attacks.hopskipjump, **BALL, num_steps=2, num_queries=150),
     "cw": functools.partial(attacks.cw, num_steps=20, num_searches=2, learning_rate=0.1, initial_weight=1.0),
     "deepfool": functools.partial(attacks.deepfool, num_steps=3),
     "multi_targeted": functools.partial(attacks.multi_targeted, **STEPS),
@@ -54,7 +55,7 @@ ATTACKS = {
 }
 PURE = [name for name in ATTACKS if name != "autoattack"]
 IN_BALL = [name for name in ATTACKS if name not in ("n_fgsm", "cw", "deepfool")]
-MINIMUM_NORM = ["fab", "cw", "deepfool"]
+MINIMUM_NORM = ["fab", "hopskipjump", "cw", "deepfool"]
 
 
 def run(name, logits_fn=network, images=IMAGES, labels=LABELS, key=None, **options):
@@ -110,6 +111,7 @@ BY_SHAPE = {
         r"bfloat16_fn must return outputs of logits_fn's shapes, \(\d, 5\), got \(\d, 3\); give the same network",
     ),
     "bfloat16 of a tuple": ({"bfloat16_fn": lambda x: (network(x), x)}, r"bfloat16_fn must return .*got \(\(\d, 5\), "),
+    "a start of another shape": ({"start": IMAGES[:3]}, r"start must be points \[6, 3, 3, 2\] like the images, got"),
     "negative eot_samples": ({"eot_samples": -1}, "eot_samples must be at least 0"),
 }
 BY_VALUE = {

@@ -30,12 +30,14 @@ KEYS = {path: (kind, value) for path, kind, value in leaves(config.base())}
 NUMBERS = {path: kind for path, (kind, _) in KEYS.items() if kind in (int, float)}
 # Where 0 means "none" or "off".
 ZERO_ALLOWED = {
-    "attack.warmup_epochs", "data.crop_padding", "data.cutout", "defense.beta", "defense.recalibration_weight",
-    "defense.separation_weight", "defense.weight", "objective.beta", "objective.label_smoothing", "optimizer.momentum",
-    "optimizer.warmup_epochs", "optimizer.weight_decay", "seed", "train.ema_decay",
+    "attack.warmup_epochs", "data.crop_padding", "data.cutout", "defense.alpha", "defense.beta",
+    "defense.recalibration_weight", "defense.separation_weight", "defense.weight", "objective.beta",
+    "objective.label_smoothing", "optimizer.momentum", "optimizer.warmup_epochs", "optimizer.weight_decay", "seed",
+    "train.ema_decay",
 }  # fmt: skip
 # What has to be chosen for a key to have a meaning.
 OWNERS = {
+    "defense.alpha": ("defense.name", "meansparse"),
     "defense.beta": ("defense.name", "cas"),
     "defense.fraction": ("defense.name", "kwta"),
     "defense.hidden": ("defense.name", "cifs"),
@@ -107,6 +109,7 @@ CONTRADICTIONS = [
     (["model.depth=28"], "model.depth"),
     (["model.width=10"], "model.width"),
     (["model.final_norm=True"], "model.final_norm"),
+    (["model.name=lenet5", "data.name=digits", "model.batch_norm=True"], "model.batch_norm"),
     (["model.classifier_norm=True"], "model.classifier_norm"),
     (["model.name=lenet5"], "LeNet5"),
     (["defense.beta=2.0"], "defense.beta"),

@@ -75,6 +75,7 @@ WRONG_FLAGS = [
     ("--defense=sap:frction=1", "frction"),
     ("--defense=sap:sampler=multi", "multi"),
     ("--defense=kwta:fraction=2", "fraction"),
+    *((f"--defense=meansparse:alpha={value}", "alpha") for value in (-1, "nan", "inf", "x")),
     ("--defense=cas", "trained parameters"),
     ("--defense=sns", "sns"),
     *((f"--{name}=5", name) for name in ("eot_samples", "draws", "prediction_draws")),

@@ -72,7 +72,7 @@ def test_a_term_may_keep_what_belongs_to_the_networks_own_logits():
 
 def test_defenses_without_heads_leave_the_objective_alone():
     term = partial(lambda logits, labels: cross_entropy(logits["natural"], labels))
-    for name in ("sap", "kwta"):
+    for name in ("sap", "kwta", "meansparse"):
         defense = defenses.create(name)
         assert not defense.joint and defense.loss is own_loss
         np.testing.assert_array_equal(defense.loss(VIEWS, LABELS, term=term), cross_entropy(NATURAL.logits, LABELS))

@@ -20,6 +20,7 @@ OPTIONS = {
     "cifs": {"hidden": 5},
     "fsr": {"width": 3},
     "kwta": {"fraction": 0.3},
+    "meansparse": {"alpha": 0.5},
     "sap": {"fraction": 0.5, "sampler": "bernoulli"},
 }
 
@@ -35,6 +36,7 @@ def _variables(module):
     draw = {
         "params": lambda leaf: rng.normal(0, 0.5, leaf.shape),
         "batch_stats": lambda leaf: rng.uniform(1, 2, leaf.shape),
+        "statistics": lambda leaf: rng.uniform(0.2, 1, leaf.shape),
     }
     return {
         name: jax.tree.map(lambda leaf, draw=draw[name]: jnp.asarray(draw(leaf), jnp.float32), tree)
@@ -173,9 +175,8 @@ def test_published_sites_and_probes():
 
 def test_guards_keep_bfloat16():
     for name, options in OPTIONS.items():
-        guard = next(
-            iter(defenses.create(name, **options).guards({"activation": "a", "late": "a", "final": "a"}, K).values())
-        )
+        sites = dict.fromkeys(("activation", "preactivation", "late", "final"), ("a",))
+        (guard,) = defenses.create(name, **options).guards(sites, K).values()
         features = jnp.ones((2, 2, 2, 4), jnp.bfloat16)
         out, heads = jax.eval_shape(lambda guard=guard, features=features: guard.init_with_output(KEY, features)[0])
         assert out.dtype == jnp.bfloat16, name
@@ -183,7 +184,7 @@ def test_guards_keep_bfloat16():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match="defense must be one of cas, cifs, fsr, kwta, sap, sns, got 'sapp'"):
+    with pytest.raises(InputError, match="one of cas, cifs, fsr, kwta, meansparse, sap, sns, got 'sapp'"):
         defenses.create("sapp")
     with pytest.raises(InputError, match="defense 'kwta' takes the options fraction, got k"):
         defenses.create("kwta", k=3)

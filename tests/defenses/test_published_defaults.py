@@ -18,6 +18,7 @@ PUBLISHED = {
     "sap": {"fraction": 1.0, "sampler": "multinomial"},
     "sns": {"weight": 1.0, "fraction": 0.1, "refresh_steps": 100},  # ours: the paper's are not public
     "kwta": {"fraction": 0.2},
+    "meansparse": {"alpha": 0.2},
 }
 
 

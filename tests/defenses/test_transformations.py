@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from robustjax.defenses import cas, cifs, fsr, kwta, sap, sns
+from robustjax.defenses import cas, cifs, fsr, kwta, meansparse, sap, sns
 
 GROUPS, B, C, K = 4, 2, 6, 3
 RNG = np.random.default_rng(0)
@@ -27,6 +27,7 @@ def _everything(key, features, others, labels):
         "sap": sap.prune(key, features),
         "sap bernoulli": sap.prune(key, features, sampler="bernoulli"),
         "kwta": kwta.k_winners(features, fraction=0.3),
+        "meansparse": meansparse.sparsify(features, BIASES.repeat(2), jnp.abs(WEIGHTS[:, 0]), alpha=0.3),
         "cas training": cas.suppress(features, WEIGHTS, BIASES, labels),
         "cas inference": cas.suppress(features, WEIGHTS, BIASES, differentiate_selection=True),
         "cifs training": cifs.select(partial(cifs.probe, [(WEIGHTS, BIASES)]), features, labels),

@@ -25,7 +25,7 @@ def verdict(**flags):
         flags={"probabilities": Flag("pass", 0.0, 1.0, 4, "the outputs are | not [bold]")} | flags,
         adversarial=np.zeros((4, 2, 2, 1), np.float32),
         misclassified_by={"apgd-ce": np.zeros(4, bool), "surrogate:apgd-ce": np.array([False, False, True, False])},
-        acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5)},
+        acceptance={"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5, (0.3, 0.95), (0.1, 0.85))},
         seconds={
             "clean": 1.0,
             "autoattack": 2.0,
@@ -79,7 +79,7 @@ def test_markdown_has_a_table_of_each_part():
     assert "| surrogate:apgd-ce | 1 | 1 |  |" in lines
     assert "| zero_gradients | fail | 0.5 | 0.01 | 4 | cannot move |" in lines
     assert r"| probabilities | pass | 0 | 1 | 4 | the outputs are \| not [bold] |" in lines
-    assert "| clean | 70.00% | 20.00% to 90.00% | 75.00% | 50.00% | 20 |" in lines
+    assert "| clean | 70.00% (20.00% to 90.00%) | 75.00% (30.00% to 95.00%) | 50.00% (10.00% to 85.00%) | 20 |" in lines
     assert trust.sentence(verdict(**FAILED, **SKIPPED)) in text and trust.CAVEAT in text
     assert all(line.count(" | ") == lines[i - 1].count(" | ") for i, line in enumerate(lines) if "---" in line)
 
@@ -90,3 +90,11 @@ def test_the_terminal_shows_the_same():
     text = console.export_text()
     for part in ("pgd20", "zero_gradients", "fail", "not [bold]", "10.5", "Do not trust this figure"):
         assert part in text
+
+
+def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
+    shown = verdict(surrogate_helps=Flag("fail", 0.25, 0.05, 4, "BPDA <b>wins</b>"))._repr_html_()
+    assert "<td>worst case</td><td>50.00%</td><td>15.00% to 85.00%</td>" in shown
+    assert "<td>surrogate:apgd-ce</td><td>1</td>" in shown
+    assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in shown and "probabilities" not in shown
+    assert "No flag was raised" in verdict()._repr_html_()

@@ -43,7 +43,7 @@ class Double(nn.Module):
     def __call__(self, features, labels=None, train=False):
         weights = self.param("weights", nn.initializers.ones_init(), (features.shape[-1], 3))
         signal = 1.0 if labels is not None and train else 0.0
-        return 2 * features, {self.kind: features.mean(axis=(1, 2)) @ weights + signal}
+        return 2 * features, {self.kind: features.mean(axis=tuple(range(1, features.ndim - 1))) @ weights + signal}
 
 
 def shapes(network, image_shape, batch=2, **options):
@@ -82,7 +82,9 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
     _, outputs = shapes(network, shape)
     order = list(passed(network, shape))
     features = outputs.features
-    for names in network.sites().values():
+    sites = dict(network.sites())
+    assert sites.pop("preactivation") == tuple(f"{site}_input" for site in sites["activation"])
+    for names in sites.values():
         assert names and [order.index(site) for site in names] == sorted(order.index(site) for site in names)
     late = [features[site] for site in network.sites()["late"]]
     assert all(feature.ndim == 4 for feature in late) and len(late) == (3 if name in ("vgg16", "resnet50") else 2)
@@ -95,6 +97,15 @@ def test_classes_channels_and_dtypes_are_free(name, options, shape):
     assert outputs.logits.shape == (2, 3) and outputs.logits.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert {feature.dtype for feature in outputs.features.values()} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), EVERY)
+def test_guards_before_activations_sit_at_every_relus_input(name, options, shape):
+    network = models.create(name, **options)
+    sites = network.sites()["preactivation"]
+    guarded = network.clone(guards={site: Double() for site in sites})
+    _, outputs = shapes(guarded, shape)
+    assert outputs.auxiliary["probe"].shape[0] == len(sites)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16"])
@@ -248,3 +259,21 @@ def test_a_guard_at_no_site_is_named():
     network = models.create("small_cnn").clone(guards={"conv3": Double()})
     with pytest.raises(InputError, match=r"no site conv3 .* conv1, conv2, dense"):
         shapes(network, (8, 8, 1))
+
+
+def test_the_small_network_with_batch_norm_is_the_one_without_of_folded_weights():
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    normed, plain = models.create("small_cnn", batch_norm=True), models.create("small_cnn")
+    variables = normed.init(jax.random.key(0), images)
+    keys = iter(jax.random.split(jax.random.key(2), 9))
+    moved = jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), variables["batch_stats"])
+    folded = dict(variables["params"])
+    for name in ("conv1", "conv2"):
+        norm, stats = folded.pop(f"{name}_norm"), moved[f"{name}_norm"]
+        factor = norm["scale"] / jnp.sqrt(stats["var"] + 1e-5)
+        kernel = folded[name]["kernel"] * factor[None, None, None]
+        folded[name] = {"kernel": kernel, "bias": norm["bias"] - stats["mean"] * factor}
+    expected = plain.apply({"params": folded}, images).logits
+    found = normed.apply({"params": variables["params"], "batch_stats": moved}, images).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found, normed.apply(variables, images).logits, atol=1e-3)

@@ -46,5 +46,7 @@ def test_a_defense_without_parameters_is_switched_on(workdir):
     assert pruned.spelling == "kwta:fraction=0.2" and not pruned.stochastic
     assert not jnp.array_equal(plain.logits_fn(images), pruned.logits_fn(images))
     assert runs.load(workdir, defense="sap").stochastic
+    sparse = runs.load(workdir, defense="meansparse:alpha=0.2")
+    assert not sparse.stochastic and not jnp.array_equal(plain.logits_fn(images), sparse.logits_fn(images))
     with pytest.raises(InputError, match="has trained parameters"):
         runs.load(workdir, defense="cas")

@@ -131,10 +131,10 @@ def test_a_program_within_that_holds_nothing_is_bound_as_it_is():
     plain, holding = jax.jit(jnp.exp), jax.jit(jnp.sin)
     found = jax.make_jaxpr(rewritten(lambda x: plain(x) + holding(x), cosine_for_sine))(X)
     original = jax.make_jaxpr(lambda x: plain(x) + holding(x))(X)
-    inside = [
+    ours, theirs = (
         [each.params["jaxpr"] for each in program.eqns if "jaxpr" in each.params] for program in (found, original)
-    ]
-    assert inside[0][0] is inside[1][0] and inside[0][1] is not inside[1][1]
+    )
+    assert ours[0] is theirs[0] and ours[1] is not theirs[1]
 
 
 def test_a_derivative_rule_without_anything_to_replace_is_kept_as_it_is():

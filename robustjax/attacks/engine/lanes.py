@@ -112,13 +112,13 @@ class Driver(NamedTuple):
     sharding: jax.sharding.NamedSharding | None
     attacked_fn: Any
 
-    def decide(self, points: np.ndarray) -> Verified[np.ndarray]:
-        """What the network makes of one point for each image, in the end.
+    def decide(self, points: np.ndarray, purpose: str = "decide") -> Verified[np.ndarray]:
+        """What the network makes of one point for each image, in the end: to "decide" on it, or to "choose" it before.
 
-        Every call has the same draws, none of which an attack has seen. So points that differ from the images by
-        nothing have exactly the images' outcome.
+        Every call for a purpose has the same draws, none of which an attack has seen. So points that differ from the
+        images by nothing have exactly the images' outcome.
         """
-        return self._verified(self._key("decide"), np.arange(len(self.images)), points, self.num_draws)
+        return self._verified(self._key(purpose), np.arange(len(self.images)), points, self.num_draws)
 
     def doubts(self, logits: np.ndarray) -> Iterator[str]:
         """What is wrong with the network's outputs, by these clean logits and a few images."""
@@ -250,7 +250,9 @@ class Driver(NamedTuple):
         return tree if self.sharding is None else jax.device_put(tree, self.sharding)
 
     def _key(self, purpose: str) -> Key:
-        return jax.random.fold_in(self.key, {"decide": 101, "check": 102, "doubts": 103, "targets": 104}[purpose])
+        return jax.random.fold_in(
+            self.key, {"decide": 101, "check": 102, "doubts": 103, "targets": 104, "choose": 105}[purpose]
+        )
 
 
 def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:

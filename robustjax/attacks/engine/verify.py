@@ -19,6 +19,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.inputs import logits_of
+from robustjax.statistics import wilson_interval
 from robustjax.types import Array, ArrayT, Attack, Key, LogitsFn
 
 
@@ -41,6 +42,45 @@ class Verified(NamedTuple, Generic[ArrayT]):
     def misclassified(self) -> ArrayT:
         """bool [B], whether at least half of the draws are misclassified."""
         return is_misclassified(self.share)
+
+
+class Acceptance(NamedTuple):
+    """Accuracy of a stochastic network over the draws that decide, each under its name, with 95 % intervals.
+
+    Attributes:
+        num_draws: m, of each image.
+        expected: accuracy of a single draw, on average.
+        interval_95: of ``expected``, over examples.
+        majority: share of examples that are correct in more than half of the draws.
+        worst: share of examples that are correct in every draw.
+        majority_interval_95, worst_interval_95: of these.
+    """
+
+    num_draws: int
+    expected: float
+    interval_95: tuple[float, float]
+    majority: float
+    worst: float
+    majority_interval_95: tuple[float, float]
+    worst_interval_95: tuple[float, float]
+
+    @classmethod
+    def of(cls, share: np.ndarray, num_draws: int) -> Acceptance:
+        """From the share of draws in which each example is misclassified, at least one example.
+
+        Example:
+            >>> found = Acceptance.of(np.array([0.0, 0.25, 0.5, 0.75]), 4)
+            >>> found.expected, found.majority, found.worst
+            (0.625, 0.5, 0.25)
+        """
+        n = len(share)
+        accuracies = (
+            1.0 - float(np.mean(share, dtype=np.float64)),
+            *(float(np.mean(right)) for right in (~is_misclassified(share), share == 0)),
+        )
+        expected, majority, worst = accuracies
+        interval, *others = (wilson_interval(accuracy * n, n) for accuracy in accuracies)
+        return cls(num_draws, expected, interval, majority, worst, *others)
 
 
 def is_misclassified(share: ArrayT) -> ArrayT:

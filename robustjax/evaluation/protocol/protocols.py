@@ -17,7 +17,7 @@ from robustjax.attacks._autoattack import attack_names, most_passes
 from robustjax.evaluation.protocol import specs, wrappers
 from robustjax.evaluation.protocol.specs import Spec
 from robustjax.evaluation.protocol.threats import Threat
-from robustjax.types import InputError, LossFn
+from robustjax.types import InputError, LogitsFn, LossFn
 
 # The loss of C&W as the evaluated papers run it.
 CW_MARGIN = partial(losses.margin, confidence=50.0)
@@ -49,7 +49,9 @@ class Protocol(NamedTuple):
             for "all" runs ``rounds`` times with another ``offset``. None: any wrong class.
         rounds: how often it runs.
         images: float32 or uint8 [N, H, W, C], others' adversarial images, to be verified.
-        about: what records say of given images.
+        source: the deterministic network that is attacked; None: the one that is evaluated, by which images are
+            verified in any case.
+        about: what records say of given images and of a source.
     """
 
     attack: Callable[..., Any] | None
@@ -61,6 +63,7 @@ class Protocol(NamedTuple):
     toward: str | int | None = None
     rounds: int = 1
     images: np.ndarray | None = None
+    source: LogitsFn | None = None
     about: Mapping[str, Any] = MappingProxyType({})
 
     @property
@@ -171,7 +174,8 @@ def _public(spec: Spec, threat: Threat, *, num_classes: int, eot_samples: int) -
     if spec.toward is None:
         attack = _bound(base, eot_samples=draws) if draws else base
     else:
-        aim = {"classes": spec.toward, "own": "targeted" in signature, "eot_samples": draws}
+        own = "targeted" in signature and options.get("loss") != "dlr-targeted"
+        aim = {"classes": spec.toward, "own": own, "eot_samples": draws}
         attack = _bound(wrappers.toward, base=base, **aim)
     every: dict[str, Any] = {name: each.default for name, each in parameters.items()} | options | traced
     rounds = num_classes - 1 if spec.toward == "all" else 1
@@ -230,6 +234,7 @@ def _passes(name: str, options: Mapping[str, Any], num_classes: int) -> float:
         return steps * restarts * of_step
     return {
         "square": steps * restarts,
+        "hopskipjump": options.get("num_queries", 0),
         "cw_l2": 3 * steps * options.get("num_searches", 1),
         "deepfool": 2 * (1 + wrong) * steps,
         "multi_targeted": 3 * steps * targets,

@@ -85,6 +85,7 @@ class Runner:
         self._padded_size = min(batch_size, -(-len(labels) // layout.num_devices) * layout.num_devices)
         self._verify = _compiled_apart(self._verified, layout=layout)
         self._programs: dict[Any, Callable[..., tuple[np.ndarray, float]]] = {}
+        self._sources: dict[int, tuple[Any, LogitsFn]] = {}  # the second, so that no other takes its place
 
     def __call__(self, protocol: Protocol, key: Key) -> Outcome:
         """Everything at once, nothing stored."""
@@ -130,8 +131,7 @@ class Runner:
         """The rounds of an attack that aims at classes, each verified; of each example the strongest round is kept."""
         rows = self.examples(protocol)[index]
         images, labels = self._floats(rows), self.labels[rows]
-        assert protocol.attack is not None
-        program = self._program(protocol.attack)
+        program = self._program(protocol)
         kept, seconds = {}, 0.0
         tries, hits = (np.zeros(len(labels), np.int32) for _ in range(2))
         for i in range(1, protocol.rounds + 1):
@@ -139,7 +139,7 @@ class Runner:
             (batch,) = self._batches(images, labels)
             options = _arrays(protocol.options) | {"offset": np.int32(i)}
             key_round = jax.random.fold_in(key_attack, i)
-            arguments = (self._network, key_round, batch.images, batch.labels, options)
+            arguments = (self._attacked_network(protocol), key_round, batch.images, batch.labels, options)
             (moved, targets), spent = program(*arguments)
             moved, targets = moved[batch.mask], targets[batch.mask]
             unit = self.verify_unit(protocol, key, index, moved)
@@ -236,24 +236,39 @@ class Runner:
             return images, {}, 0.0
         started = time.perf_counter()
         if protocol.whole:
+            network = self._attacked_network(protocol, driver=True)
             result = protocol.attack(
-                self._driver_network, key, images, labels, batch_size=self._driver_batch_size,
+                network, key, images, labels, batch_size=self._driver_batch_size,
                 sharding=self._driver_sharding, progress=progress, **protocol.options,
             )  # fmt: skip
             return result.images, result.by_attack, time.perf_counter() - started
         (batch,) = self._batches(images, labels)
-        arguments = (self._network, key, batch.images, batch.labels, _arrays(protocol.options))
-        moved, seconds = self._program(protocol.attack)(*arguments)
+        network = self._attacked_network(protocol)
+        arguments = (network, key, batch.images, batch.labels, _arrays(protocol.options))
+        moved, seconds = self._program(protocol)(*arguments)
         return moved[batch.mask], {}, seconds
 
-    def _program(self, attack: Callable[..., Array]) -> Callable[..., tuple[np.ndarray, float]]:
-        if attack not in self._programs:
+    def _program(self, protocol: Protocol) -> Callable[..., tuple[np.ndarray, float]]:
+        attack = protocol.attack
+        assert attack is not None
+        name = (attack, id(protocol.source))  # another network is another program
+        if name not in self._programs:
 
             def perturb(network: LogitsFn, key: Key, images: Array, labels: Array, options: dict[str, Array]) -> Array:
                 return attack(network, key, images, labels, **options)
 
-            self._programs[attack] = _compiled_apart(perturb, layout=self._layout)
-        return self._programs[attack]
+            self._programs[name] = _compiled_apart(perturb, layout=self._layout)
+        return self._programs[name]
+
+    def _attacked_network(self, protocol: Protocol, *, driver: bool = False) -> Any:
+        """The network under evaluation, or the source of a transfer, which is moved to the devices once."""
+        if protocol.source is None:
+            return self._driver_network if driver else self._network
+        source = protocol.source
+        if id(source) not in self._sources:
+            self._sources[id(source)] = self._layout.replicate(inputs.as_pytree(source)), source
+        network, _ = self._sources[id(source)]
+        return jax.device_get(network) if driver and hosts.several() else network
 
     def _verified(
         self, network: LogitsFn, key: Key, images: Array, adversarial: Array, labels: Array, epsilon: Array

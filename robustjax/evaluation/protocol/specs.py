@@ -27,6 +27,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "apgd": attacks.apgd,
     "fab": attacks.fab,
     "square": attacks.square,
+    "hopskipjump": attacks.hopskipjump,
     "cw_l2": attacks.cw,
     "deepfool": attacks.deepfool,
     "multi_targeted": attacks.multi_targeted,
@@ -39,6 +40,8 @@ INSTEAD = {"n_fgsm": "it leaves the ball, and is for training; use fgsm:random_s
 FIXED = ("clean", "pgd20", "cw", "pgd100", "adaptive")
 # What stands after the colon is a file or a data set.
 GIVEN = {"saved": "FILE.npz", "corruption": "DATA"}
+# An attack on another network, whose images this one is judged on: transfer:SOURCE, or transfer:ATTACK@SOURCE.
+TRANSFER, TRANSFERRED = "transfer", "apgd"
 # Given by the threat and by the evaluation.
 OF_EVALUATION = frozenset({"epsilon", "norm", "bounds", "batch_size", "sharding", "progress", "quicken", "targeted"})
 TOWARD = ("next", "random", "likeliest", "least_likely", "all")
@@ -56,10 +59,11 @@ class Spec(NamedTuple):
 
     Attributes:
         spelling: of the attack and its options, in one order: the name of its records.
-        name: of the attack; "saved" or "corruption".
+        name: of the attack; "saved", "corruption" or "transfer".
         options: by name, read.
-        argument: of "saved" the file, of "corruption" the data set.
+        argument: of "saved" the file, of "corruption" the data set, of "transfer" the source.
         toward: the classes that it aims at, one of :data:`TOWARD` or a class; None: any wrong one.
+        on_source: of "transfer", the attack on the source.
     """
 
     spelling: str
@@ -67,6 +71,7 @@ class Spec(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     argument: str = ""
     toward: str | int | None = None
+    on_source: Spec | None = None
 
 
 def parse(names: Sequence[str]) -> list[Spec]:
@@ -110,8 +115,8 @@ def signature(name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(ATTACKS[name]).parameters
 
 
-# Functions, which only Python can give.
-OF_PYTHON = ("bfloat16_fn",)
+# Functions and arrays, which only Python can give.
+OF_PYTHON = ("bfloat16_fn", "start")
 # Of the optimizer, which a command line names.
 _STEP_SIZE = inspect.Parameter("step_size", inspect.Parameter.KEYWORD_ONLY, annotation="Array | float")
 
@@ -143,6 +148,8 @@ def _spec(item: str, problems: list[str]) -> Spec | None:
         if not rest:
             problems.append(f"{name} must name what to judge, as {name}:{GIVEN[name]}")
         return Spec(item, name, argument=rest)
+    if name == TRANSFER:
+        return _transfer(item, rest, problems)
     if name in FIXED and not colon:
         return Spec(name, name)
     if name in FIXED:
@@ -155,10 +162,27 @@ def _spec(item: str, problems: list[str]) -> Spec | None:
     return _with_options(name, rest, problems) if colon else _checked(name, {}, {}, problems)
 
 
+def _transfer(item: str, text: str, problems: list[str]) -> Spec | None:
+    """``SOURCE`` or ``ATTACK@SOURCE``; a source may hold an @ itself."""
+    attack, at, source = text.partition("@")
+    if not (at and attack.partition(":")[0] in (*ATTACKS, *FIXED)):
+        attack, source = TRANSFERRED, text
+    if not source:
+        problems.append("transfer must name a source, as transfer:SOURCE or transfer:apgd@SOURCE")
+        return None
+    if attack in ("clean", "adaptive"):
+        problems.append(f"{item}: {attack} makes no images to transfer (use for example apgd)")
+        return None
+    on_source = _spec(attack, problems)
+    if on_source is None:
+        return None
+    return Spec(f"{TRANSFER}:{on_source.spelling}@{source}", TRANSFER, argument=source, on_source=on_source)
+
+
 def _instead(name: Any) -> str:
     if name in INSTEAD:
         return f" ({INSTEAD[name]})"
-    known = (*FIXED, *ATTACKS, *GIVEN)
+    known = (*FIXED, *ATTACKS, *GIVEN, TRANSFER)
     return nearest(str(name).lower(), known) or f" (there are {', '.join(known)})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,15 @@ def of_records(entries: Sequence[Mapping[str, Any]]) -> Table:
         last = i + 1 < len(entries) and worst[i + 1] and not worst[i]
         table.add_row(*[cell or "" for cell in cells], end_section=last)
     return table
+
+
+def html_of_records(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The same as HTML, for notebooks."""
+    rows = []
+    for entry in entries:
+        figures = [f"{entry['accuracy']:.2%}", _interval(entry), f"{entry['num_examples']:,}"]
+        rows.append([_name(entry, entries), _threat(entry), *figures])
+    return html_table(["attack", "threat", "accuracy", "95 % interval", "images"], rows)
 
 
 def of_classes(entries: Sequence[Mapping[str, Any]]) -> Table:
@@ -96,6 +106,18 @@ def of_sweep(sweep: Mapping[str, Any]) -> Table:
         cells = (point["attack"], f"{point[option]:.4g}", f"{point['accuracy']:.2%}", _interval(point))
         table.add_row(*cells, f"{point['seconds']:.1f}", end_section=last)
     return table
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as an HTML table; whatever they hold is shown as text.
+
+    Example:
+        >>> html_table(["x"], [["<1"]])
+        '<table><thead><tr><th scope="col">x</th></tr></thead><tbody><tr><td>&lt;1</td></tr></tbody></table>'
+    """
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def show(table: RenderableType) -> None:

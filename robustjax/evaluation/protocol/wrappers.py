@@ -12,7 +12,7 @@ import optax
 from robustjax import attacks
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine import verify
-from robustjax.attacks.engine.inputs import logits_of
+from robustjax.attacks.engine.one_class import one_against_rest
 from robustjax.attacks.eot import expected_logits_fn
 from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
@@ -66,11 +66,7 @@ def toward(
     r"""An attack that aims at one class of each image.
 
     What can aim by itself is given the classes as labels. Every other attack runs on the network that only knows
-    whether an image is of the class t,
-
-    .. math:: g(x) = \bigl(\max_{k \ne t} z_k(x),\; z_t(x)\bigr)
-
-    with label 0: an image that this network misclassifies is one of the class t.
+    whether an image is of the class, :func:`one_against_rest`, with label 0.
 
     Args:
         logits_fn, key, images, labels, options: as of ``base``.
@@ -99,14 +95,7 @@ def toward(
     if own:
         points = base(logits_fn, key_attack, images, targets, targeted=True, **given, **options)
     else:
-
-        def known(points: Array, *keys: Key) -> Array:
-            values = logits_of(logits_fn(points, *keys), points.shape[0]).astype(jnp.float32)
-            is_target = jax.nn.one_hot(targets, values.shape[-1], dtype=bool)
-            others = jnp.max(jnp.where(is_target, -jnp.inf, values), axis=-1)
-            own_value = jnp.max(jnp.where(is_target, values, -jnp.inf), axis=-1)
-            return jnp.stack([others, own_value], axis=-1)
-
+        known = one_against_rest(logits_fn, targets)
         points = base(known, key_attack, images, jnp.zeros_like(labels), **given, **options)
     return _where(targets != labels, points, images), targets
 

@@ -14,33 +14,14 @@ from robustjax import transforms
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
-from robustjax.attacks.engine.verify import is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags
+from robustjax.attacks.engine.verify import Acceptance, is_misclassified
+from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags, shown
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
 from robustjax.runtime import compiler
-from robustjax.statistics import wilson_interval
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
-
-
-class Acceptance(NamedTuple):
-    """Accuracy of a stochastic network over the draws that decide the verdict.
-
-    Attributes:
-        num_draws: m, of each image.
-        expected: accuracy of a single draw, on average.
-        interval_95: of ``expected``, over examples.
-        majority: share of examples that are correct in more than half of the draws.
-        worst: share of examples that are correct in every draw.
-    """
-
-    num_draws: int
-    expected: float
-    interval_95: tuple[float, float]
-    majority: float
-    worst: float
 
 
 class Verdict(NamedTuple):
@@ -53,7 +34,8 @@ class Verdict(NamedTuple):
     Attributes:
         clean: accuracy on the images as given.
         autoattack: accuracy under AutoAttack ("standard", or "rand" for a stochastic network); with the budget "quick"
-            under APGD on cross-entropy and on the targeted DLR loss, and Square, of fewer steps and queries.
+            under APGD on cross-entropy and on the targeted DLR loss, and Square, of fewer steps and queries (of a
+            stochastic network APGD on cross-entropy and on the DLR loss).
         worst_case: ``robust.mean()``.
         robust: bool [B], correctly classified as given and under every attack that ran.
         won_by: of each example the attack whose image is misclassified, the first in the order of ``misclassified_by``
@@ -81,6 +63,10 @@ class Verdict(NamedTuple):
     seconds: dict[str, float]
     seconds_by_attack: dict[str, float]
     threat: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """Accuracies and the flags that were raised, as notebooks show them."""
+        return shown.html(self)
 
 
 def judge(
@@ -184,17 +170,19 @@ def judge(
 
     batteries.ensemble(trial)
     spent("autoattack")
-    measured = np.flatnonzero(trial.correct)[: trial.budget.num_measured]
+    measured = trial.measured
     grid = batteries.pgd_grid(trial, measured) if len(measured) else None
     by_gradient = batteries.by_gradient(trial)
     restarted = batteries.restart(trial)
     flags |= diagnostics.convergence(measured, grid) | diagnostics.gradients(trial, measured, trouble)
+    flags |= diagnostics.surroundings(trial, measured)
     from_the_image = by_gradient if grid is None else grid.from_the_image()
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
+    label_only = batteries.black_box(trial, measured)
     spent("adaptive")
-    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive)
+    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, label_only)
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
     flags["probabilities"] = red_flags.probabilities(
@@ -204,8 +192,8 @@ def judge(
     acceptance = {}
     if hints.stochastic:
         acceptance = {
-            "clean": _acceptance(decision.clean_share, trial.num_draws),
-            "worst_case": _acceptance(decision.share, trial.num_draws),
+            "clean": Acceptance.of(decision.clean_share, trial.num_draws),
+            "worst_case": Acceptance.of(decision.share, trial.num_draws),
         }
     spent("verification")
     return Verdict(
@@ -295,9 +283,3 @@ def _misclassified_by(trial: Trial, decision: Decision) -> dict[str, np.ndarray]
     won_by = np.array(decision.won_by, object)
     lost = decision.clean & ~decision.robust
     return {name: lost & (is_misclassified(share) | (won_by == name)) for name, share in trial.shares.items()}
-
-
-def _acceptance(share: np.ndarray, num_draws: int) -> Acceptance:
-    expected, n = 1.0 - float(np.mean(share, dtype=np.float64)), len(share)
-    majority, worst = float(np.mean(~is_misclassified(share))), float(np.mean(share == 0))
-    return Acceptance(num_draws, expected, wilson_interval(expected * n, n), majority, worst)

@@ -6,6 +6,7 @@ for a deterministic network (see :class:`robustjax.evaluation.verdict.trial.Tria
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ WEIGHTS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, float("inf"))
 
 
 def ensemble(trial: Trial) -> None:
-    """AutoAttack, or the quick budget's part of it; Square always."""
+    """AutoAttack, or the quick budget's part of it; of a stochastic network Square comes later."""
     rows = trial.remaining()
     if trial.budget.autoattack:
         started = time.perf_counter()
@@ -48,7 +49,7 @@ def ensemble(trial: Trial) -> None:
             trial.apgd("apgd-dlr", left, view="direct", loss="dlr")
         else:
             trial.targeted("apgd-t", left, view="direct")
-    if "square" not in trial.shares:
+    if "square" not in trial.shares and not trial.stochastic:
         trial.square("square", trial.remaining())
     trial.end_ensemble()
 
@@ -83,25 +84,25 @@ class PGDGrid(NamedTuple):
 def pgd_grid(trial: Trial, rows: np.ndarray) -> PGDGrid:
     """PGD from the image, with step size, steps and radius varied; ``rows`` are the measured examples, at least one."""
     steps = trial.budget.pgd_steps
-    one_step, _ = trial.recorded_pgd("fgsm", rows, step_size=1.0, num_steps=1)
-    runs = {
-        size: trial.recorded_pgd(f"pgd-{steps}:{size:g}", rows, step_size=size, num_steps=steps) for size in STEP_SIZES
-    }
+    # These runs are compared with each other, so that fewer draws than an attack needs are the same for all.
+    run = functools.partial(trial.recorded_pgd, num_draws=max(1, trial.eot_samples // 2))
+    one_step, _ = run("fgsm", rows, step_size=1.0, num_steps=1)
+    runs = {size: run(f"pgd-{steps}:{size:g}", rows, step_size=size, num_steps=steps) for size in STEP_SIZES}
     share, record = runs[0.25]
     by_radius = [
-        share if radius == 1.0 else trial.recorded_pgd(
+        share if radius == 1.0 else run(
             f"pgd-{steps}:radius-{radius:g}", rows, step_size=0.25, num_steps=steps, epsilon=radius * trial.epsilon
         )[0]
         for radius in RADII
     ]  # fmt: skip
     unbounded = [
-        trial.recorded_pgd("unbounded", rows, step_size=size, num_steps=steps, epsilon=trial.whole_box())[0]
+        run("unbounded", rows, step_size=size, num_steps=steps, epsilon=trial.whole_box())[0]
         for size in UNBOUNDED_STEP_SIZES
     ]
     counts = (steps // 4, steps // 2)
     if trial.stochastic:
         # The more steps, the more chances of a draw that happens to be misclassified: only the results compare.
-        fewer = [trial.recorded_pgd(f"pgd-{count}:0.25", rows, step_size=0.25, num_steps=count)[0] for count in counts]
+        fewer = [run(f"pgd-{count}:0.25", rows, step_size=0.25, num_steps=count)[0] for count in counts]
         by_steps = is_misclassified(np.stack([*fewer, share]))
     else:
         by_steps = np.zeros((3, len(trial.images)), bool)
@@ -153,6 +154,37 @@ def random_search(trial: Trial, rows: np.ndarray, from_the_image: np.ndarray) ->
     return share
 
 
+def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
+    """Attacks without gradients, on what all others left, and for comparison on what direct gradient-based ones did.
+
+    Of a stochastic network Square, which AutoAttack's version for these does not hold; with the full budget
+    HopSkipJump, which sees labels only.
+
+    Args:
+        trial: the examples.
+        measured: those of which what direct gradient-based attacks left is attacked too.
+
+    Returns:
+        The share of HopSkipJump, or None where it did not run.
+    """
+    missed = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])]
+    rows = np.union1d(trial.remaining(), missed)
+    if trial.stochastic:
+        trial.square("square", rows)
+    if label_only_missing(trial):
+        return None
+    return trial.hopskipjump("hopskipjump", rows)
+
+
+def label_only_missing(trial: Trial) -> str:
+    """Why no attack sees labels only, or "" where one does."""
+    if trial.stochastic:
+        return "a stochastic network's label would have to be asked for many times in each query; Square was run"
+    if trial.norm not in ("linf", "l2"):
+        return f"there is no attack on labels alone in {trial.norm}; Square was run"
+    return "" if trial.budget.num_decisions else "attacks on labels alone are run with the full budget; Square was run"
+
+
 class AdaptiveResults(NamedTuple):
     """Shares [N] of each family of adaptive attacks, None where it does not apply.
 
@@ -198,7 +230,8 @@ def adaptive(trial: Trial, measured: np.ndarray) -> AdaptiveResults:
         control = by_weight.pop(0.0)
         auxiliary = np.max(list(by_weight.values()), axis=0)
     transferred = [
-        trial.apgd(f"transfer:{view}:{loss}", rows, view=view, loss=loss)
+        # Without its defense a network has no noise to average over.
+        trial.apgd(f"transfer:{view}:{loss}", rows, view=view, loss=loss, num_draws=1)
         for view in ("undefended", "trained")
         if view in views
         for loss in ("ce", "dlr")

@@ -130,6 +130,21 @@ def black_box_beats_white_box(score_based: np.ndarray, gradient_based: np.ndarra
     )  # fmt: skip
 
 
+def label_only_beats_white_box(label_only: np.ndarray, gradient_based: np.ndarray) -> Flag:
+    """Examples misclassified under an attack that sees labels only and under those with gradients, bool [n] each.
+
+    Example:
+        >>> label_only_beats_white_box(np.ones(50, bool), np.zeros(50, bool)).status
+        'fail'
+    """
+    return _beyond(
+        label_only, gradient_based, 0.002,
+        finds="HopSkipJump, which sees labels only, finds",
+        fires="than gradient-based attacks: gradients are masked",
+        equal="HopSkipJump, which sees labels only, finds nothing that gradient-based attacks miss",
+    )  # fmt: skip
+
+
 def transfer_beats_white_box(transfer: np.ndarray, direct: np.ndarray) -> Flag:
     """Examples misclassified under images made for another network and under attacks on this one, bool [n] each.
 

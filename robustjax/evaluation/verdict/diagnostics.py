@@ -11,14 +11,16 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.verify import is_misclassified
-from robustjax.evaluation.verdict import comparisons, probes, red_flags
-from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid
+from robustjax.evaluation.verdict import broader, comparisons, probes, red_flags
+from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid, label_only_missing
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.types import Array, Key, LogitsFn
 
 # Examples on which outputs are compared; how often the network is traced anew, and calls of each trace.
 NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
+# The most that a pixel changes where predictions are to be stable, in units of the box.
+NEARBY = 8 / 255
 
 
 def randomness(logits_fn: LogitsFn, key: Key, images: Array, *, stochastic: bool) -> Flag:
@@ -71,7 +73,7 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
     """
     if not len(rows):
         return dict.fromkeys(red_flags.GRADIENTS, Flag.not_applicable("no example is classified correctly"))
-    key, network_keys = trial.key(), trial.network_keys()
+    key, network_keys, networks = trial.key(), trial.network_keys(), trial.networks.only("direct")
     noise = geometry.get(trial.norm).random_start(key, jnp.asarray(trial.images), jnp.float32(trial.epsilon))
     low, high = (np.asarray(wall, np.float32) for wall in trial.bounds)
     random = np.clip(trial.images + np.asarray(noise, np.float32), low, high)
@@ -79,11 +81,11 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
         trial.over(
             rows,
             lambda some, place=place, loss=loss: probes.gradients(
-                trial.networks, place[some], trial.labels[some], trial.goal(some, view="direct", loss=loss),
+                networks, place[some], trial.labels[some], trial.goal(some, view="direct", loss=loss),
                 *network_keys,
             ),
         )
-        for place in (trial.images, random, trial.candidates.strongest()[0]) for loss in ("ce", "margin")
+        for place in (trial.images, random, trial.candidates.strongest().points) for loss in ("ce", "margin")
     ]  # fmt: skip
     zero, nonfinite = (np.logical_or.reduce(column) for column in zip(*found, strict=True))
     flags = {
@@ -98,11 +100,32 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
     cosine = trial.over(
         rows,
         lambda some: probes.directional_agreement(
-            trial.networks, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
+            networks, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
             trial.goal(some, view="direct", loss="margin"), jnp.float32(length), *network_keys, norm=trial.norm,
         ),
     )  # fmt: skip
     return flags | {"shattered_gradients": red_flags.shattered_gradients(cosine)}
+
+
+def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
+    """The flags of what happens near the images without any attack, and under other changes than the threat's."""
+    names = ("unstable_predictions", "broader_threats")
+    if not len(rows):
+        return dict.fromkeys(names, Flag.not_applicable("no example is classified correctly"))
+    flags = {"broader_threats": red_flags.broader_threats(broader.accuracies(trial, rows), len(rows))}
+    if trial.stochastic:
+        reason = "the network's own draws change its margins"
+        return flags | {"unstable_predictions": Flag.not_applicable(reason)}
+    low, high = map(np.asarray, trial.bounds)
+    key, most = trial.key(), jnp.float32(NEARBY * np.mean(high - low))
+    change = trial.over(
+        rows,
+        lambda some: probes.margin_changes(
+            trial.networks.direct, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
+            jnp.float32(trial.epsilon), most, norm=trial.norm, bounds=trial.bounds,
+        ),
+    )  # fmt: skip
+    return flags | {"unstable_predictions": red_flags.unstable_predictions(change)}
 
 
 def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
@@ -124,7 +147,7 @@ def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
 
 def attacks(
     trial: Trial, rows: np.ndarray, grid: PGDGrid | None, by_gradient: np.ndarray, restarted: np.ndarray,
-    random: np.ndarray, adaptive: AdaptiveResults,
+    random: np.ndarray, adaptive: AdaptiveResults, label_only: np.ndarray | None,
 ) -> dict[str, Flag]:  # fmt: skip
     """The flags of attacks that should find nothing beyond what direct gradient-based attacks find.
 
@@ -138,6 +161,7 @@ def attacks(
         by_gradient: shares [N] of direct gradient-based attacks, before the restart.
         restarted, random: shares [N] of :func:`batteries.restart` and :func:`batteries.random_search`.
         adaptive: shares of adaptive attacks.
+        label_only: share [N] of an attack that sees labels only; None where there is none.
     """
     missing, certain = Flag.not_applicable, trial.certainly_misclassified
     direct = is_misclassified(np.maximum(by_gradient, restarted))
@@ -156,8 +180,14 @@ def attacks(
             certain(random)[rows], from_the_image[rows]
         )
     # What an attack with a random start finds where any random point does is no merit of the gradient.
+    by_merit = direct & ~certain(random)
     flags["black_box_beats_white_box"] = comparisons.black_box_beats_white_box(
-        certain(trial.shares["square"]), direct & ~certain(random)
+        certain(trial.shares["square"]), by_merit
+    )
+    flags["label_only_beats_white_box"] = (
+        missing(label_only_missing(trial))
+        if label_only is None
+        else comparisons.label_only_beats_white_box(certain(label_only), by_merit)
     )
     if adaptive.surrogate is not None:
         flags["surrogate_helps"] = comparisons.surrogate_helps(certain(adaptive.surrogate), direct)

@@ -24,6 +24,8 @@ LOSSES = ("ce", "margin", "dlr", "targeted")
 MAX_STEPS = 160
 # Random directions along which derivatives are compared with differences.
 NUM_DIRECTIONS = 16
+# Random points near an image at which its margin is compared.
+NUM_NEARBY = 100
 
 
 class Networks(NamedTuple):
@@ -47,8 +49,20 @@ class Networks(NamedTuple):
     trained: Any = None
 
     def views(self) -> tuple[str, ...]:
-        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together."""
+        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together.
+
+        Without ``direct`` that is the only one.
+        """
+        if self.direct is None:
+            return ("auxiliary",)
         return tuple(name for name, network in self._asdict().items() if network is not None)
+
+    def only(self, view: str) -> Networks:
+        """What one view needs: the derivative of a choice between networks would cost as much as those of all."""
+        if view == "auxiliary":
+            surrogate = self.direct if self.surrogate is None else self.surrogate
+            return Networks(None, surrogate=surrogate, auxiliary=self.auxiliary)
+        return Networks(getattr(self, view))
 
 
 class Goal(NamedTuple):
@@ -168,6 +182,18 @@ def square(
     )  # fmt: skip
 
 
+@functools.partial(jax.jit, static_argnames=("num_queries", "norm", "bounds"))
+def hopskipjump(
+    network: Any, key: Key, rows: Array, images: Array, start: Array, labels: Array, epsilon: Array,
+    *, num_queries: int, norm: str, bounds: geometry.Bounds,
+) -> Array:  # fmt: skip
+    """:func:`robustjax.attacks.hopskipjump`, of a deterministic network."""
+    return attacks.hopskipjump(
+        network, example_keys(key, rows), images, labels, epsilon=epsilon, norm=norm, num_queries=num_queries,
+        start=start, bounds=bounds,
+    )  # fmt: skip
+
+
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
 def recorded_pgd(
     networks: Networks, key: Key, images: Array, labels: Array, goal: Goal, epsilon: Array, step_size: Array,
@@ -265,6 +291,31 @@ def directional_agreement(
     cosine = product / (lengths[0] * lengths[1])
     cosine = jnp.where(jnp.isfinite(cosine), cosine, 0.0)
     return jnp.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, cosine)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "bounds"))
+def margin_changes(
+    network: Any, key: Key, images: Array, labels: Array, epsilon: Array, most: Array,
+    *, norm: str, bounds: geometry.Bounds,
+) -> Array:  # fmt: skip
+    r"""How much the margin changes at random points of the ball, relative to itself, [B]; no pixel by more than
+    ``most``.
+
+    .. math:: \frac{1}{n} \sum_i \min\Bigl(1, \frac{|m(x + u_i) - m(x)|}{|m(x)|}\Bigr)
+    """
+
+    def margin(points: Array) -> Array:
+        return losses.margin(network(points), labels)
+
+    def change(key: Key) -> Array:
+        noise = jnp.clip(geometry.get(norm).random_start(key, images, epsilon), -most, most)
+        moved = jnp.abs(margin(jnp.clip(images + noise, *geometry.walls(bounds, images))) - here)
+        relative = jnp.where(moved > 0, moved / jnp.maximum(jnp.abs(here), 1e-30), 0.0)
+        return jnp.where(jnp.isfinite(relative), jnp.minimum(relative, 1.0), 1.0)
+
+    with jax.default_matmul_precision("float32"):
+        here = margin(images)
+        return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))

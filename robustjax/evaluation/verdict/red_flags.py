@@ -9,6 +9,7 @@ mistakes was seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,10 @@ NAMES = (
     "randomness",
     "batch_dependent",
     *GRADIENTS,
+    "unstable_predictions",
     *CONVERGENCE,
     "black_box_beats_white_box",
+    "label_only_beats_white_box",
     "transfer_beats_white_box",
     "random_search_succeeds",
     "auxiliary_attack_helps",
@@ -40,6 +43,7 @@ NAMES = (
     "silent_success",
     *STOCHASTIC,
     "bfloat16_disagrees",
+    "broader_threats",
 )
 
 
@@ -201,6 +205,40 @@ def shattered_gradients(cosine: np.ndarray) -> Flag:
         "derivatives agree with finite differences" if status == "pass" else
         f"derivatives and finite differences agree only to a cosine of {median:.2f} in the median: gradients do "
         "not say what the network does nearby (shattered, substituted or detached); declare a surrogate_fn",
+    )  # fmt: skip
+
+
+def unstable_predictions(change: np.ndarray) -> Flag:
+    """The relative change [n] of margins at random points nearby (Pintor et al. 2022, indicator 2).
+
+    Warns above 0.5 in the median, which examples next to the boundary do not decide.
+
+    Example:
+        >>> unstable_predictions(np.array([0.9, 0.8, 1.0])).status
+        'warn'
+    """
+    value = float(np.median(change))
+    return _above(
+        value, 0.5, len(change), "warn",
+        f"random noise inside the ball, a pixel's at most 8/255 of the box, changes margins by {value:.0%} of "
+        "themselves in the median: predictions are unstable, and gradients say little about the next steps; average "
+        "attacks over noise",
+        f"random noise inside the ball changes margins by {value:.0%} of themselves in the median",
+    )  # fmt: skip
+
+
+def broader_threats(accuracies: Mapping[str, float], n: int) -> Flag:
+    """What is left of the accuracy under changes that are no part of the threat: for information, never a warning.
+
+    Example:
+        >>> broader_threats({"Gaussian noise of 0.1": 0.9, "shifts by 10%": 0.8}, 100).value
+        0.8
+    """
+    listed = ", ".join(f"{accuracy:.1%} under {kind}" for kind, accuracy in accuracies.items())
+    return Flag(
+        "pass", min(accuracies.values()), None, n,
+        f"for information, on examples that are correctly classified as given: {listed}; other norms are "
+        "evaluated by --threat",
     )  # fmt: skip
 
 

@@ -17,15 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks._autoattack import NUM_CANDIDATES
+from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks
-from robustjax.evaluation.verdict.strongest import StrongestImages
 from robustjax.statistics import wilson_interval
 from robustjax.types import Key
-
-# Adversarial images that are kept of each example of a stochastic network, each of another attack.
-NUM_CANDIDATES = 3
 
 
 class Budget(NamedTuple):
@@ -37,9 +35,12 @@ class Budget(NamedTuple):
         num_steps: of APGD.
         num_targets: classes that targeted APGD aims at.
         num_queries: of Square.
+        num_decisions: queries of HopSkipJump; 0: it does not run.
         num_random: random points.
         pgd_steps: of the recorded PGD.
         num_measured: examples on which the costlier red flags are measured.
+        num_measured_by_draws: the same of a stochastic network, whose every gradient costs ``eot_samples`` times as
+            much.
         eot_samples: draws in a gradient, of a stochastic network.
         num_draws: draws on which an image is classified, of a stochastic network.
         curve: draws in a gradient at which the convergence of EOT is measured.
@@ -49,17 +50,19 @@ class Budget(NamedTuple):
     num_steps: int
     num_targets: int
     num_queries: int
+    num_decisions: int
     num_random: int
     pgd_steps: int
     num_measured: int
+    num_measured_by_draws: int
     eot_samples: int
     num_draws: int
     curve: tuple[int, ...]
 
 
 BUDGETS = {
-    "quick": Budget(False, 50, 3, 1000, 200, 80, 512, 4, 20, (1, 2, 4, 8, 16)),
-    "full": Budget(True, 100, 9, 5000, 10000, 160, 512, 20, 100, (1, 2, 4, 8, 16, 32, 64)),
+    "quick": Budget(False, 50, 3, 1000, 0, 200, 80, 512, 128, 4, 20, (1, 2, 4, 8, 16)),
+    "full": Budget(True, 100, 9, 5000, 5000, 10000, 160, 512, 256, 20, 100, (1, 2, 4, 8, 16, 32, 64)),
 }
 
 
@@ -129,12 +132,18 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.valid: list[np.ndarray] = []
         self.seen = np.zeros(len(images), bool)
-        self.candidates = StrongestImages(images, NUM_CANDIDATES if stochastic else 1)
+        self.candidates = Candidates(images, NUM_CANDIDATES if stochastic else 1)
         self._of_ensemble = self.candidates.strongest()
         _, share, self.logits = self.classified(np.arange(len(images)), images)
         self.correct, self.attacked = ~is_misclassified(share), ~self.certainly_misclassified(share)
         wrong = np.where(np.arange(self.logits.shape[1]) == labels[:, None], -np.inf, self.logits)
         self._ranked = np.argsort(-wrong, axis=1, kind="stable")[:, :-1].astype(np.int32)
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The examples on which the costlier red flags are measured."""
+        budget = self.budget
+        return np.flatnonzero(self.correct)[: budget.num_measured_by_draws if self.stochastic else budget.num_measured]
 
     @property
     def num_classes(self) -> int:
@@ -242,11 +251,14 @@ class Trial:
         shares = np.zeros(len(self.images), np.float32)
         radius = self.epsilon if epsilon is None else epsilon
         if len(rows):
-            valid, share, _ = self.classified(rows, points, epsilon=radius)
+            valid, share, logits = self.classified(rows, points, epsilon=radius)
             self.valid.append(valid)
             shares[rows] = np.where(valid, share, 0.0)
             if radius <= self.epsilon:
-                self.candidates.add(name, rows[valid], points[valid], share[valid])
+                # Of points that are misclassified in as many draws, the one that is by the larger margin; of a
+                # deterministic network the first.
+                loss = _margin(logits, self.labels[rows])[valid] if self.stochastic else None
+                self.candidates.add(name, rows[valid], points[valid], share[valid], loss)
         if radius <= self.epsilon:
             self.shares[name] = np.maximum(self.shares.get(name, np.zeros_like(shares)), shares)
         return shares
@@ -265,10 +277,9 @@ class Trial:
         """
         every, choice, final = np.arange(len(self.images)), self.key(), self.key()
         if self.stochastic:
-            shares = np.stack([self.classified(every, points, key=choice)[1] for points in self.candidates.points])
-            self.candidates.share = np.where(self.candidates.share < 0, np.float32(-1.0), shares)
-        points, attack = self.candidates.strongest()
-        of_ensemble, attack_of_ensemble = self._of_ensemble
+            self.candidates.choose(lambda points: self.classified(every, points, key=choice)[1])
+        points, _, attack = self.candidates.strongest()
+        of_ensemble, _, attack_of_ensemble = self._of_ensemble
         clean_share, ensemble_share, share = (
             self.classified(every, images, key=final)[1] for images in (self.images, of_ensemble, points)
         )
@@ -286,14 +297,38 @@ class Trial:
         count = int(np.sum(is_misclassified(share[rows])))
         self.report(f"{name}: {count} of {len(rows)} examples misclassified, {seconds:.1f} s")
 
-    def apgd(self, name: str, rows: np.ndarray, **goal: Any) -> np.ndarray:
-        """APGD on a goal; the share of draws misclassified, float32 [N]."""
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    def apgd(
+        self,
+        name: str,
+        rows: np.ndarray,
+        *,
+        view: str,
+        networks: Networks | None = None,
+        num_draws: int | None = None,
+        **goal: Any,
+    ) -> np.ndarray:
+        """APGD on a goal; the share of draws misclassified, float32 [N].
+
+        Args:
+            name: of the attack.
+            rows: of the examples.
+            view: whose gradient it follows.
+            networks: which has this view; by default this trial's.
+            num_draws: in each gradient, of a stochastic network; by default the budget's.
+            **goal: as of :meth:`goal`.
+        """
         started, key = time.perf_counter(), self.key()
+        networks = (self.networks if networks is None else networks).only(view)
+        eot_samples = min(self.eot_samples, num_draws or self.eot_samples)
         points = self.images[:0] if not len(rows) else self.over(
             rows,
             lambda some: probes.apgd(
-                self.networks, key, some, self.images[some], self.labels[some], self.goal(some, **goal),
-                jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=self.eot_samples,
+                networks, key, some, self.images[some], self.labels[some], self.goal(some, view=view, **goal),
+                jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=eot_samples,
                 norm=self.norm, bounds=self.bounds,
             ),
         )  # fmt: skip
@@ -322,6 +357,30 @@ class Trial:
         share = self.submit(name, rows, points)
         self.timed(name, rows, started, share)
         return share
+
+    def hopskipjump(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """HopSkipJump, from random points and an image of another class; the share misclassified, float32 [N]."""
+        started, key, start = time.perf_counter(), self.key(), self._of_other_classes()
+        points = self.images[:0] if not len(rows) else self.over(
+            rows,
+            lambda some: probes.hopskipjump(
+                self.networks.direct, key, some, self.images[some], start[some], self.labels[some],
+                jnp.float32(self.epsilon), num_queries=self.budget.num_decisions, norm=self.norm, bounds=self.bounds,
+            ),
+        )  # fmt: skip
+        share = self.submit(name, rows, points)
+        self.timed(name, rows, started, share)
+        return share
+
+    def _of_other_classes(self) -> np.ndarray:
+        """For each example the next one of another class, itself where there is none."""
+        start = self.images.copy()
+        for label in np.unique(self.labels):
+            others = np.flatnonzero(self.labels != label)
+            own = np.flatnonzero(self.labels == label)
+            if len(others):
+                start[own] = self.images[others[np.searchsorted(others, own) % len(others)]]
+        return start
 
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Random points of the ball; the share of draws misclassified, float32 [N]."""
@@ -358,12 +417,12 @@ class Trial:
             num_draws: in each gradient, of a stochastic network; by default the budget's.
             frozen: use one draw throughout.
         """
-        started, key = time.perf_counter(), self.key()
+        started, key, networks = time.perf_counter(), self.key(), self.networks.only("direct")
         radius = self.epsilon if epsilon is None else epsilon
         record = self.over(
             rows,
             lambda some: probes.recorded_pgd(
-                self.networks, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
+                networks, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
                 self.goal(some, view="direct", loss="ce"), jnp.float32(radius), jnp.float32(step_size * radius),
                 jnp.int32(num_steps), jnp.int32(num_draws or self.eot_samples), jnp.bool_(frozen),
                 stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
@@ -381,6 +440,13 @@ class Trial:
         low, high = map(np.asarray, self.bounds)
         order = {"linf": np.inf, "l2": 2, "l1": 1}[self.norm]
         return float(np.linalg.norm(np.broadcast_to(high - low, self.images.shape[1:]).ravel(), order))
+
+
+def _margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The largest logit of another class less the label's, [N]; the more, the stronger."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
+    return np.nan_to_num(others.max(axis=1) - own, nan=np.inf)
 
 
 def _least_certain(num_draws: int) -> float:

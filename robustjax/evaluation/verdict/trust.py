@@ -129,13 +129,13 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
     if verdict.acceptance:
         rows = [
             [
-                name.replace("_", " "), f"{part.expected:.2%}",
-                f"{part.interval_95[0]:.2%} to {part.interval_95[1]:.2%}", f"{part.majority:.2%}", f"{part.worst:.2%}",
-                str(part.num_draws),
+                name.replace("_", " "), _with_interval(part.expected, part.interval_95),
+                _with_interval(part.majority, part.majority_interval_95),
+                _with_interval(part.worst, part.worst_interval_95), str(part.num_draws),
             ]
             for name, part in verdict.acceptance.items()
         ]  # fmt: skip
-        headings = ["on fresh draws", "expected", "95 % interval", "majority vote", "every draw", "draws"]
+        headings = ["on fresh draws (95 % intervals)", "expected", "majority vote", "every draw", "draws"]
         parts.append(("Accuracy over the draws of the network", headings, rows))
     attacks = [
         [name, str(int(misclassified.sum())), str(verdict.won_by.count(name)),
@@ -154,8 +154,14 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
     return parts
 
 
+def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
+    return f"{accuracy:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
+
+
 def _ensemble(verdict: Verdict) -> str:
-    return "AutoAttack" if verdict.threat["budget"] == "full" else "AutoAttack's APGD and Square, shortened"
+    if verdict.threat["budget"] == "full":
+        return "AutoAttack"
+    return f"AutoAttack's APGD{'' if verdict.acceptance else ' and Square'}, shortened"
 
 
 def _line(cells: Sequence[str]) -> str:

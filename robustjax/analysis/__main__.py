@@ -1,0 +1,68 @@
+"""Measures what happens inside a run's network: ``python -m robustjax.analysis --workdir=DIR [--against=DIR2,...]``.
+
+Writes DIR/analysis/<figure>.png and DIR/analysis/analysis.json, which has every scalar with its interval; prints them.
+``--against`` sets other runs on the same data beside it, such as a standard network beside a defended one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from robustjax import cli
+from robustjax.analysis._analyse import TITLES, Analysis, analyse
+from robustjax.evaluation.protocol import tables
+from robustjax.runtime import compiler
+from robustjax.types import InputError
+
+OPTIONS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=OPTIONS)
+AGAINST = flags.DEFINE_list("against", [], "Folders of runs to set beside it.", flag_values=OPTIONS)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the figures; by default DIR/analysis.", flag_values=OPTIONS)
+NUM_EXAMPLES = flags.DEFINE_integer(
+    "num_examples", 500, "The first so many test images.", lower_bound=2, flag_values=OPTIONS
+)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step; of each run.", flag_values=OPTIONS)
+SEED = flags.DEFINE_integer("seed", 0, "Of attacks and draws.", lower_bound=0, flag_values=OPTIONS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
+    return cli.call(_main, arguments, options=OPTIONS, required=["workdir"])
+
+
+def _main() -> None:
+    compiler.check()
+    workdirs = [str(WORKDIR.value), *AGAINST.value]
+    output = Path(OUTPUT.value or Path(workdirs[0]) / "analysis")
+    if OUTPUT.value and output.exists() and not output.is_dir():
+        raise InputError(f"output must be a folder, got the file {output}; give another")
+    found = analyse(
+        workdirs, num_examples=NUM_EXAMPLES.value, checkpoint=CHECKPOINT.value, seed=SEED.value, progress=True
+    )
+    found.save(output)
+    show(found)
+    print(f"figures: {output}")
+
+
+def show(found: Analysis) -> None:
+    """Prints the scalars of an analysis, a row each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{found.conditions['num_examples']:,} images of {found.conditions['dataset']}")
+    for heading in ("figure", "network", "scalar", "value", "95 % interval"):
+        table.add_column(heading, justify="right" if heading in ("value", "95 % interval") else "left")
+    for figure in TITLES:
+        for name, scalars in found.estimates.get(figure, {}).items():
+            for scalar, estimate in scalars.items():
+                low, high = estimate.interval
+                table.add_row(figure, escape(name), scalar, f"{estimate.value:.4g}", f"{low:.4g} to {high:.4g}")
+    tables.show(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Robustness of each class, and what its images are taken for under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from robustjax.analysis.estimate import Estimate, bootstrap, proportion
+from robustjax.types import InputError
+
+MEANINGS = {
+    "worst_class": "accuracy of the class that has the lowest",
+    "class_gap": "accuracy of the best class minus that of the worst; 0, where all classes are as robust",
+}
+
+
+class ByClass(NamedTuple):
+    """Attributes:
+    classes: int [M], those that occur.
+    accuracies: of each of them.
+    confusion: share of each class's images that is taken for class k, [M, K].
+    estimates: by the names of :data:`MEANINGS`.
+    """
+
+    classes: np.ndarray
+    accuracies: list[Estimate]
+    confusion: np.ndarray
+    estimates: Mapping[str, Estimate]
+
+
+def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -> ByClass:
+    """Accuracy class by class, and confusion.
+
+    Args:
+        predictions: integers [N] in [0, K).
+        labels: integers [N] in [0, K); N at least 2.
+        num_classes: K.
+
+    Raises:
+        InputError: the shapes differ, or a class is out of range.
+
+    Example:
+        >>> found = by_class(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]), num_classes=2)
+        >>> found.confusion.tolist(), found.estimates["class_gap"].value
+        ([[0.5, 0.5], [0.0, 1.0]], 0.5)
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    both = np.concatenate([predictions, labels]) if predictions.shape == labels.shape else np.array([-1])
+    if predictions.ndim != 1 or both.min() < 0 or both.max() >= num_classes:
+        raise InputError(f"predictions and labels must be classes [N] below {num_classes}, got others")
+    classes = np.unique(labels)
+    members = labels[None, :] == classes[:, None]
+    hits = (predictions == labels).astype(np.float64)
+    confusion = np.stack([np.bincount(predictions[own], minlength=num_classes) / own.sum() for own in members])
+
+    def statistic(chosen: np.ndarray) -> dict[str, float]:
+        own = members[:, chosen].astype(np.float64)
+        accuracy = (own @ hits[chosen]) / np.where(own.sum(axis=1) > 0, own.sum(axis=1), np.nan)
+        return {
+            "worst_class": float(np.nanmin(accuracy)),
+            "class_gap": float(np.nanmax(accuracy) - np.nanmin(accuracy)),
+        }
+
+    accuracies = [proportion(predictions[own] == labels[own]) for own in members]
+    return ByClass(classes, accuracies, confusion, bootstrap(statistic, len(labels), meanings=MEANINGS))

@@ -1,0 +1,169 @@
+"""What a run left on disk beside its records, as the report page shows it; files that are not there are left out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from robustjax.types import InputError
+
+# Examples of a gallery, at most.
+NUM_EXAMPLES = 6
+
+
+class Example(NamedTuple):
+    """An image, an adversarial image, and the difference magnified around grey, as PNG; names of classes as text."""
+
+    image: bytes
+    perturbation: bytes
+    adversarial: bytes
+    label: str
+    predicted: str
+    adversarial_predicted: str
+    factor: float
+    index: int
+
+
+class Files(NamedTuple):
+    """Attributes:
+    metrics: lines of metrics.jsonl.
+    sweep: of sweep_epsilon.json, or None.
+    trust: of trust.json, or None.
+    gallery: of the first .npz of images beside the records.
+    picture: examples.png, where there is no gallery.
+    analysis: of analysis.json, or None.
+    figures: name -> (title, alternative text, PNG).
+    """
+
+    metrics: list[dict[str, Any]]
+    sweep: dict[str, Any] | None
+    trust: dict[str, Any] | None
+    gallery: list[Example]
+    picture: bytes | None
+    analysis: dict[str, Any] | None
+    figures: dict[str, tuple[str, str, bytes]]
+
+
+def read(workdir: Path, folder: Path) -> Files:
+    """The files of a run.
+
+    Args:
+        workdir: of the run.
+        folder: of its records.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    analysis = _json(workdir / "analysis" / "analysis.json")
+    gallery = next((found for path in sorted(folder.glob("*.npz")) if (found := _gallery(path))), [])
+    picture = folder / "examples.png"
+    return Files(
+        _metrics(workdir / "metrics.jsonl"),
+        _json(folder / "sweep_epsilon.json"),
+        _json(folder / "trust.json"),
+        gallery,
+        picture.read_bytes() if not gallery and picture.exists() else None,
+        analysis,
+        _figures(workdir / "analysis", analysis) if analysis else {},
+    )
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as the address of an image inside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}; make it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it must hold an object, got {type(content).__name__}; make it again")
+    return content
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    whole = path.read_text()
+    try:
+        lines = [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; restore it") from error
+    return [line for line in lines if isinstance(line, dict) and "epoch" in line and "split" in line]
+
+
+def _gallery(path: Path) -> list[Example]:
+    """Examples of a file of ``save_images`` on which an attack succeeded, first of all one of each class."""
+    try:
+        with np.load(path) as saved:
+            if not {"images", "clean_images", "labels", "predictions", "clean_predictions", "robust"} <= {*saved.files}:
+                return []
+            given = {name: saved[name] for name in saved.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}; evaluate again with --save_images") from error
+    clean = given["clean_images"]
+    clean = clean.astype(np.float32) / (255 if clean.dtype == np.uint8 else 1)
+    won = np.flatnonzero((given["predictions"] != given["labels"]) & (given["clean_predictions"] == given["labels"]))
+    firsts = [won[given["labels"][won] == label][:1] for label in np.unique(given["labels"])]
+    chosen = np.concatenate([*firsts, won, np.zeros(0, int)]).astype(int)
+    found = []
+    for i in dict.fromkeys(chosen.tolist()):
+        delta = given["images"][i] - clean[i]
+        most = float(np.abs(delta).max()) or 1.0
+        found.append(
+            Example(
+                _png(clean[i]), _png(0.5 + delta / (2 * most)), _png(given["images"][i]),
+                *(str(int(given[name][i])) for name in ("labels", "clean_predictions", "predictions")),
+                0.5 / most, i,
+            )
+        )  # fmt: skip
+        if len(found) == NUM_EXAMPLES:
+            break
+    return found
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """Pixels in [0, 1] of one, three or another number of channels (the first is shown) as a PNG."""
+    pixels = pixels if pixels.shape[-1] == 3 else pixels[..., 0]
+    return _encoded(Image.fromarray(np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)))
+
+
+def _figures(folder: Path, analysis: dict[str, Any]) -> dict[str, tuple[str, str, bytes]]:
+    found = {}
+    for figure in analysis.get("figures", []):
+        path = folder / Path(str(figure.get("file"))).name
+        if path.exists():
+            with Image.open(path) as image:
+                # A palette of 64 colours: a quarter of the size, and lines stay sharp.
+                small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            found[str(figure["name"])] = (str(figure["title"]), _alternative(figure), _encoded(small))
+    return found
+
+
+def _alternative(figure: dict[str, Any]) -> str:
+    """What a figure shows, in words: its scalars."""
+    said = []
+    for network, scalars in figure.get("estimates", {}).items():
+        values = []
+        for name, scalar in scalars.items():
+            low, high = scalar["interval_95"]
+            if None not in (scalar["value"], low, high):
+                values.append(f"{name.replace('_', ' ')} {scalar['value']:.3g} ({low:.3g} to {high:.3g})")
+        said.append(f"{network}: {', '.join(values[:8])}")
+    return "; ".join(said)
+
+
+def _encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,125 @@
+"""A scalar that decides a claim, with the interval in which other test images would have left it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from robustjax.statistics import wilson_interval
+from robustjax.types import InputError
+
+NUM_RESAMPLES = 500
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A scalar measured on n examples.
+
+    Attributes:
+        value: nan where it is undefined, such as a ratio to zero.
+        interval: 95 %, over examples.
+        n: examples.
+        meaning: what it is, in one sentence.
+
+    Example:
+        >>> print(Estimate(0.5, (0.4, 0.6), 100, "share of hits"))
+        0.5 (0.4 to 0.6, n = 100)
+    """
+
+    value: float
+    interval: tuple[float, float]
+    n: int
+    meaning: str = ""
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3g} ({low:.3g} to {high:.3g}, n = {self.n:,})"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; what is undefined is None."""
+        finite = lambda number: number if math.isfinite(number) else None  # noqa: E731
+        return {
+            "value": finite(self.value),
+            "interval_95": [finite(end) for end in self.interval],
+            "n": self.n,
+            "meaning": self.meaning,
+        }
+
+
+def proportion(hits: np.ndarray, meaning: str = "") -> Estimate:
+    """A share of examples with Wilson's interval.
+
+    Args:
+        hits: bool [N], N at least 1.
+        meaning: see :class:`Estimate`.
+
+    Example:
+        >>> print(proportion(np.array([True] * 50 + [False] * 50)))
+        0.5 (0.404 to 0.596, n = 100)
+    """
+    count, total = int(np.sum(hits)), len(hits)
+    return Estimate(count / total, wilson_interval(count, total), total, meaning)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], Mapping[str, float]],
+    num_examples: int,
+    *,
+    meanings: Mapping[str, str] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Scalars with bias-corrected percentile intervals from the bootstrap over examples (Efron 1981).
+
+    Examples are drawn with replacement as often as there are any, so what was measured on pairs stays paired. The
+    correction matters for scalars that resampling shifts, such as a sum of absolute gaps. Resamples in which a scalar
+    is undefined do not count for it.
+
+    Args:
+        statistic: indices [N] of examples -> scalars by name.
+        num_examples: N, at least 2.
+        meanings: of the scalars, see :class:`Estimate`.
+        num_resamples: at least 20.
+        seed: of the draws; equal seeds give equal intervals.
+
+    Raises:
+        InputError: there are too few examples or resamples.
+
+    Example:
+        >>> heights = np.array([1.0, 2.0, 3.0, 4.0])
+        >>> mean = bootstrap(lambda chosen: {"mean": heights[chosen].mean()}, 4)["mean"]
+        >>> mean.value, 1.0 < mean.interval[0] < 2.5 < mean.interval[1] < 4.0
+        (2.5, True)
+    """
+    if num_examples < 2 or num_resamples < 20:
+        raise InputError(
+            f"a bootstrap must have 2 examples and 20 resamples at least, got {num_examples} and {num_resamples}; "
+            "measure on more examples"
+        )
+    rng = np.random.default_rng(seed)
+    values = dict(statistic(np.arange(num_examples)))
+    drawn = [statistic(rng.integers(num_examples, size=num_examples)) for _ in range(num_resamples)]
+    return {
+        name: Estimate(
+            float(value),
+            _corrected(float(value), np.array([draw[name] for draw in drawn], np.float64)),
+            num_examples,
+            (meanings or {}).get(name, ""),
+        )
+        for name, value in values.items()
+    }
+
+
+def _corrected(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    drawn = drawn[np.isfinite(drawn)]
+    if not math.isfinite(value) or not len(drawn):
+        return math.nan, math.nan
+    below = (np.sum(drawn < value) + 0.5 * np.sum(drawn == value)) / len(drawn)
+    shift = 2 * ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
+    ends = ndtr(shift + ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])))
+    low, high = np.quantile(drawn, ends)
+    return min(float(low), value), max(float(high), value)

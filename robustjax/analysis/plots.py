@@ -1,0 +1,380 @@
+"""The figures of the papers, of one or several networks: each returns a matplotlib ``Figure``.
+
+Nothing here touches matplotlib's global state, so figures can be made in any process and any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustjax.analysis._by_class import ByClass
+from robustjax.analysis._calibration import Calibration
+from robustjax.analysis._channels import Channels
+from robustjax.analysis._curve import Curve
+from robustjax.analysis._landscape import InputGradients, Surface
+from robustjax.analysis._relevance import Relevance
+from robustjax.analysis._sensitivity import Restoration, Sensitivity
+from robustjax.analysis._separation import KINDS, Separation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NATURAL, ADVERSARIAL = "#2b6cb0", "#c53030"
+GREY = "0.55"
+DPI = 110
+# Panels of the neurons' sensitivity, at most.
+MOST_LAYERS = 24
+
+
+def save(figure: Figure, path: Any) -> None:
+    """Writes a figure as PNG.
+
+    Raises:
+        WriteError: the file cannot be written; what was there before is intact.
+    """
+    from robustjax.runtime import files
+
+    with files.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None = None) -> Figure:
+    """Magnitude and activation frequency of one class's channels, ordered by natural frequency; a column a network.
+
+    Args:
+        found: network's name -> its channels.
+        of_class: the class.
+        name: of the class.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.channels(np.eye(3), np.ones((3, 3)), np.zeros(3, int))
+        >>> len(channels({"at": seen}, of_class=0).axes)
+        2
+    """
+    figure, axes = _grid(2, len(found), width=3.6, height=2.5)
+    for column, (title, seen) in enumerate(found.items()):
+        place = int(np.flatnonzero(seen.classes == of_class)[0])
+        order = np.argsort(-seen.frequency[0, place], kind="stable")
+        for row, values in enumerate((seen.magnitude, seen.frequency)):
+            axis = axes[row, column]
+            for which, colour, label in ((0, NATURAL, "natural"), (1, ADVERSARIAL, "adversarial")):
+                drawn, places = values[which, place][order], np.arange(len(order))
+                axis.step(places, drawn, where="mid", color=colour, label=label, linewidth=1)
+                axis.fill_between(places, drawn, step="mid", color=colour, alpha=0.15, linewidth=0)
+            axis.set_ylim(bottom=0)
+        axes[0, column].set_title(f"{title}\nadversarial / natural {_short(seen, 'magnitude_ratio')}", fontsize=9)
+        axes[1, column].set_title(f"mean gap {_short(seen, 'l1_gap')}", fontsize=9)
+        axes[1, column].set_ylim(0, 1.05)
+        axes[1, column].set_xlabel("channel, by natural frequency")
+    axes[0, 0].set_ylabel("mean magnitude")
+    axes[1, 0].set_ylabel("activation frequency")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.suptitle(f"Channels of class {name or of_class}", fontsize=10)
+    return figure
+
+
+def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None = None) -> Figure:
+    """Activation of channels ordered by their weight for one class, and over-activation against robust accuracy.
+
+    Args:
+        found: network's name -> its relevance.
+        of_class: the class.
+        name: of the class.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.relevance(np.eye(3), np.ones((3, 3)), np.zeros(3, int), np.eye(3), np.ones(3, bool))
+        >>> len(relevance({"at": seen}, of_class=0).axes)
+        2
+    """
+    figure, axes = _grid(2, len(found), width=3.6, height=2.6)
+    for column, (title, seen) in enumerate(found.items()):
+        place = int(np.flatnonzero(seen.classes == of_class)[0])
+        order = np.argsort(-seen.weights[place], kind="stable")
+        axis = axes[0, column]
+        for which, colour, label in ((0, NATURAL, "natural"), (1, ADVERSARIAL, "adversarial")):
+            axis.plot(seen.activation[which, place][order], color=colour, linewidth=1.2, label=label)
+        axis.axvline((seen.weights[place] > 0).sum() - 0.5, color=GREY, linestyle=":", linewidth=1)
+        axis.set_title(
+            f"{title}\nrank correlation {seen.rank_correlation[0, place]:.2f} natural, "
+            f"{seen.rank_correlation[1, place]:.2f} adversarial",
+            fontsize=9,
+        )
+        axis.set_xlabel("channel, by weight (dotted: 0)")
+        axis = axes[1, column]
+        axis.axhline(0, color=GREY, linewidth=0.8)
+        axis.scatter(seen.robust_accuracy, seen.over_activation, color=ADVERSARIAL, s=18)
+        for label, x, y in zip(seen.classes, seen.robust_accuracy, seen.over_activation, strict=True):
+            axis.annotate(str(label), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+        axis.set_title(f"gap of classes {_short(seen, 'over_activation_gap')}", fontsize=9)
+        axis.set_xlabel("robust accuracy of the class")
+    axes[0, 0].set_ylabel("mean activation")
+    axes[1, 0].set_ylabel("over-activation of\nnegative channels")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.suptitle(f"Channels by their relevance to class {name or of_class}, and all classes", fontsize=10)
+    return figure
+
+
+def sensitivity(found: Mapping[str, Sensitivity]) -> Figure:
+    """Histograms of the neurons' sensitivity layer by layer, the networks that have a layer over each other.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.sensitivity({"dense": np.ones((2, 4))}, {"dense": np.ones((2, 4))})
+        >>> len(sensitivity({"at": seen}).axes)
+        1
+    """
+    sites = list(dict.fromkeys(site for seen in found.values() for site in seen.by_site))[:MOST_LAYERS]
+    columns = min(4, len(sites))
+    figure, axes = _grid(-(-len(sites) // columns), columns, width=2.9, height=2.1)
+    for axis, site in zip(axes.flat, sites, strict=False):
+        values = [(i, name, seen.by_site[site]) for i, (name, seen) in enumerate(found.items()) if site in seen.by_site]
+        bins = np.linspace(0, max(float(np.max(array)) for _, _, array in values) or 1.0, 25)
+        for i, name, array in values:
+            axis.hist(np.clip(array, 0, bins[-1]), bins=bins, histtype="step", color=f"C{i}", linewidth=1.4, label=name)
+            axis.axvline(array.mean(), color=f"C{i}", linestyle=":", linewidth=1)
+        axis.set_title(site, fontsize=9)
+    for axis in list(axes.flat)[len(sites) :]:
+        axis.remove()
+    for axis in axes.flat[: len(sites)]:
+        axis.legend(fontsize=6, frameon=False)
+    figure.supxlabel("sensitivity of a neuron (dotted: mean)", fontsize=9)
+    figure.supylabel("neurons", fontsize=9)
+    figure.suptitle("Neuron sensitivity: " + "; ".join(f"{n} {_short(s, 'sensitivity')}" for n, s in found.items()),
+                    fontsize=9, wrap=True)  # fmt: skip
+    return figure
+
+
+def restoration(found: Mapping[str, Restoration]) -> Figure:
+    """Accuracy under attack with each layer's most sensitive neurons restored, against random ones; a row a network.
+
+    Example:
+        >>> from robustjax.analysis.estimate import Estimate
+        >>> right = np.ones(3, bool)
+        >>> gap = {"restoration_gap": Estimate(0.0, (0.0, 0.0), 3)}
+        >>> len(restoration({"at": Restoration(right, {"dense": right}, {"dense": right}, 0.1, gap)}).axes)
+        1
+    """
+    figure, axes = _grid(len(found), 1, width=7.4, height=2.3)
+    for axis, (title, seen) in zip(axes[:, 0], found.items(), strict=True):
+        places = np.arange(len(seen.sensitive))
+        for shift, values, colour, label in (
+            (-0.2, seen.random, GREY, f"random {seen.fraction:.0%}"),
+            (0.2, seen.sensitive, ADVERSARIAL, f"most sensitive {seen.fraction:.0%}"),
+        ):
+            heights = [np.mean(right) for right in values.values()]
+            axis.bar(places + shift, heights, width=0.38, color=colour, label=label)
+        axis.axhline(seen.attacked.mean(), color="black", linestyle="--", linewidth=1, label="none restored")
+        axis.set_xticks(places, list(seen.sensitive), rotation=30, ha="right", fontsize=7)
+        axis.set_ylim(0, 1.02)
+        axis.set_ylabel("accuracy under attack", fontsize=8)
+        axis.set_title(f"{title}: gain over random ones {_short(seen, 'restoration_gap')}", fontsize=9)
+    axes[0, 0].legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
+    return figure
+
+
+def separation(found: Mapping[str, Mapping[str, Separation]], masks: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy of the head on each kind of features, and the masks: their histogram and a few averaged over channels.
+
+    Args:
+        found: network's name -> "natural" and "adversarial" -> what the head makes of them.
+        masks: network's name -> [N, H, W, C].
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.separation(dict.fromkeys(KINDS, np.eye(2)), np.array([0, 1]))
+        >>> len(separation({"fsr": {"natural": seen, "adversarial": seen}}, {"fsr": np.ones((2, 2, 2, 3))}).axes)
+        4
+    """
+    shown = min(4, *(len(mask) for mask in masks.values()))
+    figure, axes = _grid(len(found), 2 + shown, width=1.7, height=2.3, ratios=[1.6, 1.6] + [1] * shown)
+    for row, (title, parts) in zip(axes, found.items(), strict=True):
+        for shift, which, colour in ((-0.2, "natural", NATURAL), (0.2, "adversarial", ADVERSARIAL)):
+            values = [parts[which].estimates[kind] for kind in KINDS]
+            errors = np.array([[v.value - v.interval[0], v.interval[1] - v.value] for v in values]).T
+            row[0].bar(np.arange(3) + shift, [v.value for v in values], 0.38, yerr=errors, color=colour, label=which,
+                       error_kw={"linewidth": 0.8})  # fmt: skip
+        row[0].set_xticks(range(3), KINDS, rotation=25, ha="right", fontsize=7)
+        row[0].set_ylim(0, 1.05)
+        row[0].set_title(f"{title}: accuracy of the head", fontsize=8)
+        row[0].legend(fontsize=7, frameon=False)
+        mask = masks[title]
+        row[1].hist(mask.ravel(), bins=np.linspace(0, 1, 31), color=GREY)
+        row[1].set_title(f"mask: mean {mask.mean():.2f}", fontsize=8)
+        row[1].set_yticks([])
+        for axis, example in zip(row[2:], mask, strict=False):
+            axis.imshow(example.mean(axis=-1), vmin=0, vmax=1, cmap="viridis")
+            axis.set_axis_off()
+            axis.set_title("kept", fontsize=7)
+    return figure
+
+
+def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mapping[float, Calibration]]) -> Figure:
+    """Reliability diagrams over each other, and calibration error and Brier score against epsilon.
+
+    Args:
+        found: name -> calibration, for the diagram.
+        against: name -> epsilon -> calibration, for the curves.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.calibration(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
+        >>> len(calibration({"at": seen}, against={"at": {0.0: seen, 0.1: seen}}).axes)
+        3
+    """
+    figure, axes = _grid(1, 3, width=3.5, height=3.2)
+    diagram, error, brier = axes[0]
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    for i, (name, seen) in enumerate(found.items()):
+        filled = seen.count > 0
+        diagram.plot(seen.confidence[filled], seen.accuracy[filled], "o-", color=f"C{i}", markersize=3,
+                     label=f"{name}: {_short(seen, 'ece')}")  # fmt: skip
+    diagram.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE")
+    for i, (name, points) in enumerate(against.items()):
+        for axis, scalar in ((error, "ece"), (brier, "brier")):
+            at = np.array(sorted(points))
+            values = [points[epsilon].estimates[scalar] for epsilon in at]
+            axis.fill_between(at, *np.array([v.interval for v in values]).T, color=f"C{i}", alpha=0.15, linewidth=0)
+            axis.plot(at, [v.value for v in values], "o-", markersize=3, color=f"C{i}", label=name)
+    error.set(xlabel="epsilon of FGSM", title="expected calibration error", ylim=(0, None))
+    brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
+    for axis in axes[0]:
+        axis.title.set_fontsize(9)
+        axis.legend(fontsize=6.5, frameon=False)
+    return figure
+
+
+def by_class(found: Mapping[str, ByClass], *, names: Sequence[str]) -> Figure:
+    """Accuracy of each class under attack with intervals, and confusion; a row a network.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.by_class(np.array([0, 1]), np.array([0, 1]), num_classes=2)
+        >>> len(by_class({"at": seen}, names=["zero", "one"]).axes)
+        2
+    """
+    figure, axes = _grid(len(found), 2, width=3.9, height=2.9)
+    for row, (title, seen) in zip(axes, found.items(), strict=True):
+        labels = [names[label] for label in seen.classes]
+        values = np.array([accuracy.value for accuracy in seen.accuracies])
+        ends = np.array([accuracy.interval for accuracy in seen.accuracies])
+        row[0].bar(range(len(labels)), values, yerr=np.abs(ends.T - values), color=NATURAL, error_kw={"linewidth": 0.8})
+        row[0].set_ylim(0, 1.05)
+        row[0].set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
+        row[0].set_title(f"{title}: accuracy under attack; worst class {_short(seen, 'worst_class')}", fontsize=8)
+        row[1].imshow(seen.confusion, cmap="Blues", vmin=0, vmax=1)
+        for (i, k), share in np.ndenumerate(seen.confusion):
+            if share >= 0.05 and seen.confusion.shape[1] <= 12:
+                row[1].text(k, i, f"{share:.2f}"[1:] if share < 1 else "1", ha="center", va="center", fontsize=6,
+                            color="white" if share > 0.5 else "black")  # fmt: skip
+        row[1].set_yticks(range(len(labels)), labels, fontsize=7)
+        row[1].set_xticks(range(len(names)), names, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
+        row[1].set(xlabel="predicted under attack", ylabel="label")
+    return figure
+
+
+def curves(epsilon: Mapping[str, Curve], steps: Mapping[str, Curve], *, marked: float, chance: float) -> Figure:
+    """Accuracy against the radius and against the steps of an attack, with intervals.
+
+    Args:
+        epsilon, steps: network's name -> its curve.
+        marked: the epsilon that was trained with.
+        chance: accuracy of guessing.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> seen = analysis.curve([0.0, 0.1], np.array([[True, True], [True, False]]))
+        >>> len(curves({"at": seen}, {"at": seen}, marked=0.1, chance=0.1).axes)
+        2
+    """
+    figure, axes = _grid(1, 2, width=4.2, height=3.3)
+    for axis, found, label in ((axes[0, 0], epsilon, "epsilon"), (axes[0, 1], steps, "steps")):
+        for i, (name, seen) in enumerate(found.items()):
+            ends = np.array([accuracy.interval for accuracy in seen.accuracies]).T
+            axis.fill_between(seen.at, *ends, color=f"C{i}", alpha=0.15, linewidth=0)
+            axis.plot(seen.at, [a.value for a in seen.accuracies], "o-", markersize=3, color=f"C{i}", label=name)
+        axis.axhline(chance, color=GREY, linestyle="--", linewidth=1)
+        axis.set(xlabel=label, ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.25)
+    axes[0, 0].axvline(marked, color=GREY, linestyle=":", linewidth=1)
+    axes[0, 0].set_ylabel("accuracy under PGD")
+    axes[0, 1].set_xscale("log")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.suptitle("Accuracy against epsilon (dotted: trained with) and steps; dashed: chance", fontsize=9)
+    return figure
+
+
+def surfaces(found: Mapping[str, Surface]) -> Figure:
+    """Mean loss along an adversarial and a random direction; a column a network, one scale of colours each.
+
+    Example:
+        >>> from robustjax.analysis.estimate import Estimate
+        >>> of = {name: Estimate(0.0, (0.0, 0.0), 2) for name in ("linearity_error", "loss_rise")}
+        >>> len(surfaces({"at": Surface(np.linspace(-1, 1, 3), np.eye(3), of)}).axes)
+        2
+    """
+    figure, axes = _grid(1, len(found), width=3.5, height=3.2)
+    for axis, (title, seen) in zip(axes[0], found.items(), strict=True):
+        drawn = axis.contourf(seen.at, seen.at, seen.loss, levels=15, cmap="magma")
+        figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
+        axis.set_title(f"{title}\nlinearity error {_short(seen, 'linearity_error')}", fontsize=8)
+        axis.set_xlabel("random direction / epsilon", fontsize=8)
+    axes[0, 0].set_ylabel("adversarial direction / epsilon", fontsize=8)
+    figure.suptitle("Mean cross-entropy around the images", fontsize=10)
+    return figure
+
+
+def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, count: int = 8) -> Figure:
+    """Images and, a row a network, the gradient of the margin at them: red raises it, blue lowers it.
+
+    Args:
+        found: network's name -> its gradients at the images.
+        images: [N, H, W, C] in [0, 1].
+        count: how many are shown.
+
+    Example:
+        >>> from robustjax import analysis
+        >>> flat = lambda images: images.reshape(len(images), -1)
+        >>> images = np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1)
+        >>> len(input_gradients({"at": analysis.input_gradients(flat, images, np.arange(4))}, images, count=3).axes)
+        6
+    """
+    count = min(count, len(images))
+    figure, axes = _grid(1 + len(found), count, width=1.1, height=1.25)
+    for axis, image in zip(axes[0], images, strict=False):
+        axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    for row, seen in zip(axes[1:], found.values(), strict=True):
+        for axis, gradient in zip(row, seen.gradients, strict=False):
+            flat = gradient.sum(axis=-1)
+            most = float(np.abs(flat).max()) or 1.0
+            axis.imshow(flat, cmap="RdBu_r", vmin=-most, vmax=most)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0, 0].set_ylabel("image", fontsize=8)
+    for row, (title, seen) in zip(axes[1:], found.items(), strict=True):
+        row[0].set_ylabel(f"{title}\n{seen.estimates['alignment'].value:.2f}", fontsize=8)
+    figure.suptitle("Gradient of the margin at the image, with its alignment to the image", fontsize=9)
+    return figure
+
+
+def _grid(
+    rows: int, columns: int, *, width: float, height: float, ratios: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure  # not at the top: it takes a second
+
+    size = (width * (sum(ratios) if ratios else columns) + 0.4, height * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": ratios} if ratios else None)
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+    return figure, axes
+
+
+def _short(found: Any, name: str) -> str:
+    estimate = found.estimates[name]
+    return f"{estimate.value:.2f} ({estimate.interval[0]:.2f} to {estimate.interval[1]:.2f})"
