@@ -35,7 +35,9 @@ STOPPED_STATUS = flags.DEFINE_integer(
 PLAN = flags.DEFINE_string(
     "plan", None, "Compile for these TPUs, such as v5e-16 (kind and number of chips), and print what they need."
 )
-PLAN_MINUTES = flags.DEFINE_float("plan_minutes", 30.0, "How long compiling for --plan may take.", lower_bound=0.0)
+PLAN_MINUTES = flags.DEFINE_float(
+    "plan_minutes", 30.0, "How long compiling for --plan may take; 0 only counts.", lower_bound=0.0
+)
 
 
 def main() -> int:

@@ -109,7 +109,7 @@ def plan(config: Config, target: chips.Slice | str, *, minutes: float = 30.0) ->
     Args:
         config: of the run. Its data set need not be there if it is one of the usual ones.
         target: such as "v5e-16".
-        minutes: how long the compiler may take; then the plan is by our own count alone.
+        minutes: how long the compiler may take; then the plan is by our own count alone. 0: nothing is compiled.
 
     Raises:
         InputError: wrong values in the config, chips that cannot share a batch, no libtpu, no such slice.
@@ -224,6 +224,8 @@ def _lowered(config: Config, facts: Examples, layout: sharding.Layout) -> Any:
 
 def _compiled(lower: Callable[[], Any], minutes: float) -> tuple[Memory | None, Any, str]:
     """Memory and collectives of the compiled program, or None twice and why there is none."""
+    if minutes <= 0:
+        return None, None, "only counted, as it was given no time"
     outcome: list[Any] = []
 
     def work() -> None:

@@ -128,6 +128,7 @@ def devices(target: Slice) -> list[Any]:
     quiet = {"MIN_LOG_LEVEL": "3", "STDERR_LOG_LEVEL": "3"}
     for name, value in {**about, **quiet}.items():
         os.environ.setdefault(f"TPU_{name}", value)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # of processes that compile, none has a TPU to itself
     host = {1: (1, 1, 1), 2: (1, 2, 1)}.get(target.num_chips, (2, 2, 1))
     name = f"{target.kind}:{'x'.join(map(str, target.shape))}"
     try:

@@ -81,7 +81,17 @@ def create(
         return whole(jnp.asarray(step, jnp.float32))  # optax mixes integers and floats, which strict promotion refuses
 
     mask = None if config.decay_norms_and_biases else is_kernel
-    return OPTIMIZERS[config.name](config, schedule, mask), schedule
+    return _promoting(OPTIMIZERS[config.name](config, schedule, mask)), schedule
+
+
+def _promoting(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same where jax's dtype promotion is strict: optax raises floats to the power of its integer counts."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(updates, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def is_kernel(params: Any) -> Any:
