@@ -1,6 +1,7 @@
 """The table of defenses: each trained alike, judged by the papers' protocol, by AutoAttack and by adaptive attacks.
 
-python benchmarks/reproduce.py --scale=digits|mnist [--only=CELL,...] [--runs=runs/table] [--list]
+python benchmarks/reproduce.py --scale=digits|mnist [--only=CELL,...] [--seeds=0,...]
+                               [--parts=training,...] [--runs=runs/table] [--list]
 python benchmarks/reproduce.py --table
 
 A cell is a network and a seed: an objective alone, with a defense in training, or with one that is switched on for a
@@ -33,6 +34,8 @@ from robustjax.types import InputError
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = flags.DEFINE_string("scale", None, "Which table: digits or mnist.")
 ONLY = flags.DEFINE_list("only", [], "Cells, by name, as at_cifs; all seeds of each.")
+SEEDS = flags.DEFINE_list("seeds", [], "Only these seeds.")
+ONLY_PARTS = flags.DEFINE_list("parts", [], "Only these of training, protocol, judge and judge_with_hints.")
 RUNS = flags.DEFINE_string("runs", "runs/table", "Folder of the runs.")
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "Folder of the records and of TABLE.md.")
 LIST = flags.DEFINE_bool("list", False, "Print the cells, and which parts they have, and run nothing.")
@@ -106,7 +109,11 @@ def main() -> None:
     if unknown:
         names = ", ".join(dict.fromkeys(cell.name for cell in every))
         raise InputError(f"--only must name cells, got {', '.join(unknown)}; there are {names}")
+    wrong = sorted(set(ONLY_PARTS.value) - set(PARTS))
+    if wrong:
+        raise InputError(f"--parts must be of {', '.join(PARTS)}, got {', '.join(wrong)}")
     chosen = [cell for cell in every if not ONLY.value or cell.name in ONLY.value]
+    chosen = [cell for cell in chosen if not SEEDS.value or str(cell.seed) in SEEDS.value]
     for i, cell in enumerate(chosen):
         record = read(SCALE.value, cell)
         missing = [part for part in PARTS if part not in record]
@@ -114,6 +121,8 @@ def main() -> None:
             print(f"{cell.name} seed {cell.seed}: {'missing ' + ', '.join(missing) if missing else 'done'}")
             continue
         for part in missing:
+            if ONLY_PARTS.value and part not in ONLY_PARTS.value:
+                continue
             print(f"cell {i + 1} of {len(chosen)}: {cell.name}, seed {cell.seed}: {part}", flush=True)
             started = time.perf_counter()
             record[part] = WORK[part](SCALE.value, scale, cell)

@@ -20,8 +20,9 @@ for name in at at_cas at_cifs at_fsr at_sns at_kwta; do
   workdir=$folder/${name}_0
   "$python" -m robustjax.train --config="configs/digits.py:$name" --config.seed=0 --workdir="$workdir"
   judge "$workdir" "$workdir/evaluation"
-  if [ "$name" = at ]; then # SAP takes no part in training
+  if [ "$name" = at ]; then # SAP and MeanSparse take no part in training
     judge "$workdir" "$workdir/evaluation/sap:sampler=bernoulli" --defense=sap:sampler=bernoulli
+    judge "$workdir" "$workdir/evaluation/meansparse:alpha=0.2" --defense=meansparse:alpha=0.2
   fi
   workdirs+=("$workdir")
 done

@@ -21,7 +21,7 @@ from absl import flags
 
 from robustjax import cli
 from robustjax.evaluation import Options, evaluate_run
-from robustjax.evaluation.verdict.trial import BUDGETS
+from robustjax.evaluation.verdict.budgets import BUDGETS
 
 # Each is an attribute of `Options`, which has more to say of it; --workdir is among those of all commands.
 FLAGS: list[flags.FlagHolder[Any]] = [

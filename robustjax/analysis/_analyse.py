@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +50,13 @@ TITLES = {
 
 
 class Analysis(NamedTuple):
-    """Attributes:
-    figures: name -> matplotlib figure.
-    estimates: figure's name -> network's name -> scalar's name -> :class:`Estimate`.
-    skipped: figure's name -> network's name -> why it is left out.
-    conditions: networks, data and threat, for records.
+    """All measurements and figures of one or several runs.
+
+    Attributes:
+        figures: name -> matplotlib figure.
+        estimates: figure's name -> network's name -> scalar's name -> :class:`Estimate`.
+        skipped: figure's name -> network's name -> why it is left out.
+        conditions: networks, data and threat, for records.
     """
 
     figures: Mapping[str, Any]
@@ -176,25 +179,21 @@ def _measure(
     logits_fn = jax.tree_util.Partial(lambda variables, images: outputs_fn.func(variables, images).logits, variables)
     images, labels = np.asarray(data.to_float(tests.images)), tests.labels
 
-    def attack(**strength: float) -> np.ndarray:
-        given = {"epsilon": threat.epsilon, **strength}
-        eot = EOT_SAMPLES if run.stochastic else 0
-        return attacked(run_logits, key, images, labels, norm=threat.norm, eot_samples=eot, **given)
-
-    run_logits = run.logits_fn
+    given = {"norm": threat.norm, "eot_samples": EOT_SAMPLES if run.stochastic else 0}
+    attack = partial(attacked, run.logits_fn, key, images, labels, **given)
     say("adversarial images")
-    seen = observe(outputs_fn, images, attack(), labels)
+    seen = observe(outputs_fn, images, attack(epsilon=threat.epsilon), labels)
     found: dict[str, Any] = {"by_class": by_class(seen.predictions[1], labels, num_classes=tests.num_classes)}
     missing: dict[str, str] = {}
 
     say("inside")
     site, weights = _before_head(variables, seen, module)
     last = module.sites()["activation"][-1] if site is None else site
-    found["channels"] = channels(*np.maximum(seen.pooled[last], 0), labels)
+    found["channels"] = channels(np.maximum(seen.pooled[last][0], 0), np.maximum(seen.pooled[last][1], 0), labels)
     if site is None or weights is None:
         missing["relevance"] = "its classifier is not a linear layer on the averages of a site"
     else:
-        found["relevance"] = relevance(*seen.pooled[site], labels, weights, seen.right[1])
+        found["relevance"] = relevance(seen.pooled[site][0], seen.pooled[site][1], labels, weights, seen.right[1])
     sites = [name for name in module.sites()["activation"] if name in seen.movement]
     found["sensitivity"] = sensitivity(
         {name: seen.movement[name] for name in sites}, {name: seen.magnitude[name] for name in sites}
@@ -219,7 +218,9 @@ def _measure(
     radii = sorted({m * threat.epsilon for m in sweeps.MULTIPLES} | {sweeps.grey_radius(threat, images.shape[1:])})
     by_radius = np.stack([right(attack(epsilon=radius)) for radius in radii])
     lengths = {steps: min(1.0, 2.5 / steps) * threat.epsilon for steps in STEPS}
-    by_steps = np.stack([right(attack(num_steps=steps, step_size=lengths[steps])) for steps in STEPS])
+    by_steps = np.stack(
+        [right(attack(epsilon=threat.epsilon, num_steps=steps, step_size=lengths[steps])) for steps in STEPS]
+    )
     found["curves"] = (curve(radii, by_radius), curve(STEPS, by_steps))
 
     say("calibration")

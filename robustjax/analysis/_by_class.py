@@ -17,11 +17,13 @@ MEANINGS = {
 
 
 class ByClass(NamedTuple):
-    """Attributes:
-    classes: int [M], those that occur.
-    accuracies: of each of them.
-    confusion: share of each class's images that is taken for class k, [M, K].
-    estimates: by the names of :data:`MEANINGS`.
+    """Robustness class by class.
+
+    Attributes:
+        classes: int [M], those that occur.
+        accuracies: of each of them.
+        confusion: share of each class's images that is taken for class k, [M, K].
+        estimates: by the names of :data:`MEANINGS`.
     """
 
     classes: np.ndarray

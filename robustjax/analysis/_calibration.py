@@ -19,10 +19,12 @@ MEANINGS = {
 
 
 class Calibration(NamedTuple):
-    """Attributes:
-    confidence, accuracy: mean in each bin, [M]; nan in empty ones.
-    count: examples in each bin, int [M].
-    estimates: by the names of :data:`MEANINGS`.
+    """Whether confidence is accuracy.
+
+    Attributes:
+        confidence, accuracy: mean in each bin, [M]; nan in empty ones.
+        count: examples in each bin, int [M].
+        estimates: by the names of :data:`MEANINGS`.
     """
 
     confidence: np.ndarray

@@ -18,10 +18,12 @@ MEANINGS = {
 
 
 class Curve(NamedTuple):
-    """Attributes:
-    at: strengths, rising, [P].
-    accuracies: one for each.
-    estimates: by the names of :data:`MEANINGS`.
+    """Accuracy against the strength of an attack.
+
+    Attributes:
+        at: strengths, rising, [P].
+        accuracies: one for each.
+        estimates: by the names of :data:`MEANINGS`.
     """
 
     at: np.ndarray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,14 +32,16 @@ class Example(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Attributes:
-    metrics: lines of metrics.jsonl.
-    sweep: of sweep_epsilon.json, or None.
-    trust: of trust.json, or None.
-    gallery: of the first .npz of images beside the records.
-    picture: examples.png, where there is no gallery.
-    analysis: of analysis.json, or None.
-    figures: name -> (title, alternative text, PNG).
+    """What a run left on disk beside its records.
+
+    Attributes:
+        metrics: lines of metrics.jsonl.
+        sweep: of sweep_epsilon.json, or None.
+        trust: of trust.json, or None.
+        gallery: of the first .npz of images beside the records.
+        picture: examples.png, where there is no gallery.
+        analysis: of analysis.json, or None.
+        figures: name -> (title, alternative text, PNG).
     """
 
     metrics: list[dict[str, Any]]
@@ -60,13 +63,13 @@ def read(workdir: Path, folder: Path) -> Files:
     Raises:
         InputError: one of them is damaged.
     """
-    analysis = _json(workdir / "analysis" / "analysis.json")
+    analysis = _json(workdir / "analysis" / "analysis.json", "figures", "num_examples")
     gallery = next((found for path in sorted(folder.glob("*.npz")) if (found := _gallery(path))), [])
     picture = folder / "examples.png"
     return Files(
         _metrics(workdir / "metrics.jsonl"),
-        _json(folder / "sweep_epsilon.json"),
-        _json(folder / "trust.json"),
+        _json(folder / "sweep_epsilon.json", "points"),
+        _json(folder / "trust.json", "verdict", "flags"),
         gallery,
         picture.read_bytes() if not gallery and picture.exists() else None,
         analysis,
@@ -79,15 +82,15 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path, *keys: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}; make it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold an object, got {type(content).__name__}; make it again")
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        raise InputError(f"{path} is damaged: it must hold an object with {', '.join(keys)}; make it again")
     return content
 
 
@@ -109,7 +112,7 @@ def _gallery(path: Path) -> list[Example]:
             if not {"images", "clean_images", "labels", "predictions", "clean_predictions", "robust"} <= {*saved.files}:
                 return []
             given = {name: saved[name] for name in saved.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged: {error}; evaluate again with --save_images") from error
     clean = given["clean_images"]
     clean = clean.astype(np.float32) / (255 if clean.dtype == np.uint8 else 1)
@@ -122,11 +125,16 @@ def _gallery(path: Path) -> list[Example]:
         most = float(np.abs(delta).max()) or 1.0
         found.append(
             Example(
-                _png(clean[i]), _png(0.5 + delta / (2 * most)), _png(given["images"][i]),
-                *(str(int(given[name][i])) for name in ("labels", "clean_predictions", "predictions")),
-                0.5 / most, i,
+                image=_png(clean[i]),
+                perturbation=_png(0.5 + delta / (2 * most)),
+                adversarial=_png(given["images"][i]),
+                label=str(int(given["labels"][i])),
+                predicted=str(int(given["clean_predictions"][i])),
+                adversarial_predicted=str(int(given["predictions"][i])),
+                factor=0.5 / most,
+                index=i,
             )
-        )  # fmt: skip
+        )
         if len(found) == NUM_EXAMPLES:
             break
     return found

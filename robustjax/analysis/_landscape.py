@@ -15,10 +15,12 @@ from robustjax.types import AnyArray, Array, LogitsFn
 
 
 class Surface(NamedTuple):
-    """Attributes:
-    at: coordinates of the grid in units of epsilon, [G].
-    loss: mean cross-entropy at at[i] along the adversarial and at[j] along the random direction, [G, G].
-    estimates: "linearity_error" and "loss_rise".
+    """The loss on a plane through the images.
+
+    Attributes:
+        at: coordinates of the grid in units of epsilon, [G].
+        loss: mean cross-entropy at at[i] along the adversarial and at[j] along the random direction, [G, G].
+        estimates: "linearity_error" and "loss_rise".
     """
 
     at: np.ndarray
@@ -100,9 +102,11 @@ def _slope(logits_fn: LogitsFn, images: Array, labels: Array, delta: Array) -> A
 
 
 class InputGradients(NamedTuple):
-    """Attributes:
-    gradients: of the margin, [N, H, W, C].
-    estimates: "alignment".
+    """Gradients of the margin at the images.
+
+    Attributes:
+        gradients: of the margin, [N, H, W, C].
+        estimates: "alignment".
     """
 
     gradients: np.ndarray

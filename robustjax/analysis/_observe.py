@@ -24,9 +24,9 @@ class Observed(NamedTuple):
         logits: [2, N, K].
         auxiliary: kind of head -> [2, S, N, K].
         pooled: site -> features averaged over positions, [2, N, C].
-        movement: site -> mean over positions of |F(x) - F(x')|, [N, C]; its mean over the images is
+        movement: site -> mean over positions of ``|F(x) - F(x')|``, [N, C]; its mean over the images is
             :func:`robustjax.defenses.sns.sensitivity`.
-        magnitude: site -> mean over positions of |F(x)|, [N, C].
+        magnitude: site -> mean over positions of ``|F(x)|``, [N, C].
     """
 
     labels: np.ndarray

@@ -21,9 +21,11 @@ MEANINGS = {
 
 
 class Sensitivity(NamedTuple):
-    """Attributes:
-    by_site: site -> sensitivity of its neurons, [C].
-    estimates: by the names of :data:`MEANINGS`.
+    """How far neurons move under attack.
+
+    Attributes:
+        by_site: site -> sensitivity of its neurons, [C].
+        estimates: by the names of :data:`MEANINGS`.
     """
 
     by_site: Mapping[str, np.ndarray]
@@ -34,8 +36,8 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
     """Neuron sensitivity layer by layer (Zhang, Liu et al. 2021, arXiv 1909.06978).
 
     Args:
-        movement: site -> mean over positions of |F(x) - F(x')|, [N, C]; N at least 2.
-        magnitude: site -> mean over positions of |F(x)|, [N, C].
+        movement: site -> mean over positions of ``|F(x) - F(x')|``, [N, C]; N at least 2.
+        magnitude: site -> mean over positions of ``|F(x)|``, [N, C].
 
     Raises:
         InputError: there is no site, or the sites differ.
@@ -66,12 +68,14 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
 
 
 class Restoration(NamedTuple):
-    """Attributes:
-    attacked: bool [N], whether the network is right on the adversarial images.
-    sensitive: site -> whether it is with the site's most sensitive neurons restored, bool [N].
-    random: site -> how often it is with as many random ones restored, over the draws, [N].
-    fraction: of the neurons of a site that are restored.
-    estimates: "restoration_gap", the mean over sites of what the sensitive neurons restore beyond random ones.
+    """What it is worth to hold neurons still.
+
+    Attributes:
+        attacked: bool [N], whether the network is right on the adversarial images.
+        sensitive: site -> whether it is with the site's most sensitive neurons restored, bool [N].
+        random: site -> how often it is with as many random ones restored, over the draws, [N].
+        fraction: of the neurons of a site that are restored.
+        estimates: "restoration_gap", the mean over sites of what the sensitive neurons restore beyond random ones.
     """
 
     attacked: np.ndarray

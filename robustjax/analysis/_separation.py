@@ -16,10 +16,12 @@ KINDS = ("robust", "nonrobust", "recalibrated")
 
 
 class Separation(NamedTuple):
-    """Attributes:
-    right: kind of features -> whether their head names the label, bool [N].
-    estimates: "robust", "nonrobust" and "recalibrated", accuracies of the head; "robust_gap" and
-        "recalibration_gain", of the first and third over the second.
+    """What a classifier reads from each kind of features.
+
+    Attributes:
+        right: kind of features -> whether their head names the label, bool [N].
+        estimates: "robust", "nonrobust" and "recalibrated", accuracies of the head; "robust_gap" and
+            "recalibration_gain", of the first and third over the second.
     """
 
     right: Mapping[str, np.ndarray]

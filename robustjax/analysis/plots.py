@@ -27,6 +27,8 @@ GREY = "0.55"
 DPI = 110
 # Panels of the neurons' sensitivity, at most.
 MOST_LAYERS = 24
+# Examples of a bin of a reliability diagram, at least: fewer say nothing.
+LEAST_IN_BIN = 5
 
 
 def save(figure: Figure, path: Any) -> None:
@@ -170,7 +172,8 @@ def restoration(found: Mapping[str, Restoration]) -> Figure:
             axis.bar(places + shift, heights, width=0.38, color=colour, label=label)
         axis.axhline(seen.attacked.mean(), color="black", linestyle="--", linewidth=1, label="none restored")
         axis.set_xticks(places, list(seen.sensitive), rotation=30, ha="right", fontsize=7)
-        axis.set_ylim(0, 1.02)
+        axis.set_ylim(0, 1.25)
+        axis.set_yticks(np.linspace(0, 1, 6))
         axis.set_ylabel("accuracy under attack", fontsize=8)
         axis.set_title(f"{title}: gain over random ones {_short(seen, 'restoration_gap')}", fontsize=9)
     axes[0, 0].legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
@@ -230,10 +233,12 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
     diagram, error, brier = axes[0]
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for i, (name, seen) in enumerate(found.items()):
-        filled = seen.count > 0
+        filled = seen.count >= LEAST_IN_BIN
         diagram.plot(seen.confidence[filled], seen.accuracy[filled], "o-", color=f"C{i}", markersize=3,
                      label=f"{name}: {_short(seen, 'ece')}")  # fmt: skip
-    diagram.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE")
+    diagram.set(
+        xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE at epsilon"
+    )
     for i, (name, points) in enumerate(against.items()):
         for axis, scalar in ((error, "ece"), (brier, "brier")):
             at = np.array(sorted(points))
@@ -244,7 +249,7 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
     brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
     for axis in axes[0]:
         axis.title.set_fontsize(9)
-        axis.legend(fontsize=6.5, frameon=False)
+        axis.legend(fontsize=6.5, frameon=False, loc="upper left")
     return figure
 
 
@@ -323,6 +328,8 @@ def surfaces(found: Mapping[str, Surface]) -> Figure:
         figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
         axis.set_title(f"{title}\nlinearity error {_short(seen, 'linearity_error')}", fontsize=8)
         axis.set_xlabel("random direction / epsilon", fontsize=8)
+        axis.set_xticks([-1, 0, 1])
+        axis.set_yticks([-1, 0, 1])
     axes[0, 0].set_ylabel("adversarial direction / epsilon", fontsize=8)
     figure.suptitle("Mean cross-entropy around the images", fontsize=10)
     return figure

@@ -91,8 +91,8 @@ class Defense(NamedTuple):
         role: of the sites it guards: "activation" (every one), "preactivation" (before every one), "late" (the last
             stage's) or "final" (the last).
         build: (sites, num_classes, mode) -> a guard for each site; none where the defense changes training only.
-        loss: (views, labels, *, term) -> [B]: what training minimises when ``term`` is the objective's own loss; with a
-            tracker also given ``carried``.
+        loss: ``(views, labels, *, term) -> [B]``: what training minimises when ``term`` is the objective's own loss;
+            with a tracker also given ``carried``.
         views: the images that the loss reads whether or not the objective does.
         tracker: what the loss needs from earlier updates.
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.

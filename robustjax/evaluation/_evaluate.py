@@ -21,8 +21,8 @@ from robustjax.evaluation.protocol.runner import NUM_KEPT, Runner, floats
 from robustjax.evaluation.protocol.specs import Spec
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict._judge import Verdict, checked_hints, judge
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
-from robustjax.evaluation.verdict.trial import BUDGETS
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 DEFAULT_ATTACKS = ("clean", "fgsm", "pgd20", "cw", "pgd100")

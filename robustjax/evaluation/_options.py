@@ -9,7 +9,7 @@ from typing import NamedTuple
 from robustjax.attacks import geometry
 from robustjax.evaluation.protocol import sweeps, threats
 from robustjax.evaluation.protocol.threats import Threat
-from robustjax.evaluation.verdict.trial import BUDGETS
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.types import InputError
 
 # Keys are made of 32 bits everywhere.

@@ -80,8 +80,8 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
             class.
 
     Returns:
-        A module. ``module.init(key, images)`` gives variables; `module.apply(variables, images, labels=None,
-        train=False, rngs={"defense": key}, mutable=...)`` gives ``Outputs`. Images are floating-point [B, H, W, C].
+        A module. ``module.init(key, images)`` gives variables; ``module.apply(variables, images, labels=None,
+        train=False, rngs={"defense": key}, mutable=...)`` gives ``Outputs``. Images are floating-point [B, H, W, C].
 
     Raises:
         InputError: for an unknown name or option, or a wrong value. Images that do not fit are found by ``init``.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax.transforms import _source
 from robustjax.types import Array, InputError
 
 # What setup.cfg's extra `torch` asks for: torchax 0.0.13 cannot be imported beside PyTorch 2.13 and newer.
@@ -69,7 +70,7 @@ def from_torch_module(module: Any) -> jax.tree_util.Partial:
     _refuse_training(module)
     _refuse_dtypes(module)
     try:
-        module = copy.deepcopy(module).cpu().requires_grad_(False)
+        module = _with_lines(copy.deepcopy(module).cpu().requires_grad_(False))
         variables, function = torchax.extract_jax(module)
     except Exception as error:
         raise InputError(f"module must be one that can be copied and converted, got {reason(error)}") from error
@@ -128,6 +129,29 @@ class _Converted:
         with jax.default_matmul_precision("highest"):
             logits, gradient = both(self._variables, jnp.asarray(images), jnp.asarray(weights))
         return np.asarray(logits), np.asarray(gradient)
+
+
+def _with_lines(module: Any) -> Any:
+    """The module, whose operations say in the names of JAX's scopes which line of its code they come of.
+
+    Tracebacks of JAX end where PyTorch, which is not Python, calls it.
+    """
+    from torch.overrides import TorchFunctionMode  # pyright: ignore[reportMissingImports]
+
+    class Lines(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            line = _source.user_line()
+            with contextlib.nullcontext() if line is None else jax.named_scope(_source.named(line)):
+                return function(*args, **(kwargs or {}))
+
+    forward = module.forward
+
+    def with_lines(*args: Any, **kwargs: Any) -> Any:
+        with Lines():
+            return forward(*args, **kwargs)
+
+    module.forward = with_lines
+    return module
 
 
 @contextlib.contextmanager

@@ -127,9 +127,11 @@ def test_seven_runs_are_small_and_every_section_is_there(made):
 
 def test_a_damaged_file_is_named(tmp_path):
     workdir = judged(tmp_path / "run")
-    (workdir / "evaluation" / "trust.json").write_text("{")
-    with pytest.raises(InputError, match=r"trust\.json is damaged"):
-        page.page(summary.summarise([workdir]))
+    for name, content in (("trust.json", "{"), ("trust.json", "{}"), ("sweep_epsilon.json", "[]"), ("a.npz", "PK")):
+        (workdir / "evaluation" / name).write_text(content)
+        with pytest.raises(InputError, match=rf"{name} is damaged"):
+            page.page(summary.summarise([workdir]))
+        (workdir / "evaluation" / name).unlink()
 
 
 def test_a_chart_says_its_data_in_words_and_as_a_table():
@@ -219,8 +221,10 @@ def test_it_can_be_read_on_a_phone_and_on_a_desk_in_light_and_dark(opened, width
 
 
 def test_a_print_has_no_controls_and_without_a_script_all_is_there(opened, browser, made, tmp_path):
-    view = opened()
+    view = opened(width=720)  # of A4 without its margins
     view.emulate_media(media="print")
+    edges = "[...document.querySelectorAll('.board')].map((table) => table.getBoundingClientRect().right)"
+    assert max(view.evaluate(edges)) <= 720
     assert not view.locator("nav").is_visible() and not view.locator("#filter").is_visible()
     plain = browser.new_context(java_script_enabled=False).new_page()
     (tmp_path / "report.html").write_text(made)

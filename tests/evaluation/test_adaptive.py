@@ -9,9 +9,10 @@ import verdict_toys as toys
 from robustjax import defenses, models
 from robustjax.evaluation import Hints, judge
 from robustjax.evaluation.verdict import diagnostics, probes
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import hints_of
 from robustjax.evaluation.verdict.probes import Networks
-from robustjax.evaluation.verdict.trial import BUDGETS, Trial
+from robustjax.evaluation.verdict.trial import Trial
 
 IMAGES, LABELS = toys.digits()[1]
 

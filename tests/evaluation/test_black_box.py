@@ -7,8 +7,9 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation.verdict import batteries, broader, comparisons, diagnostics, probes, red_flags
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.probes import Networks
-from robustjax.evaluation.verdict.trial import BUDGETS, Trial
+from robustjax.evaluation.verdict.trial import Trial
 
 IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
 

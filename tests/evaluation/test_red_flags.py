@@ -39,6 +39,7 @@ CASES = {
     "random_search_succeeds": [(some(50), some(40)), "fail", (some(3), NONE)],
     "auxiliary_attack_helps": [(some(50), some(40)), "fail", (some(43), some(40))],
     "surrogate_helps": [(some(50), NONE), "fail", (NONE, NONE)],
+    "relaxation_helps": [(some(50), some(40)), "fail", (some(40), some(43))],
     "loss_and_margin_disagree": [(RISING, -(RISING - 0.4) ** 2), "warn", (RISING, RISING**3)],
     "silent_success": [(some(50), some(40)), "fail", (some(40), some(50))],
     "eot_not_converged": [(np.stack([NONE, NONE, some(9)]),), "fail", (np.stack([NONE, some(9), some(9)]),)],
@@ -88,7 +89,7 @@ PASSES = {
     name: [(some(3), NONE), (NONE, NONE)]
     for name in (
         "black_box_beats_white_box", "transfer_beats_white_box", "random_search_succeeds", "auxiliary_attack_helps",
-        "surrogate_helps", "silent_success",
+        "surrogate_helps", "relaxation_helps", "silent_success",
     )
 }  # fmt: skip
 
@@ -108,6 +109,8 @@ def test_a_comparison_says_what_was_lost_and_which_threshold_holds():
     assert "20 of 10000 examples more and 3 fewer, within the threshold of 0.20%" in explanation
     fired = comparisons.surrogate_helps(some(50), some(10)).explanation
     assert fired.startswith("the surrogate's gradient finds 40 of 100 examples more than the network's own")
+    fired = comparisons.relaxation_helps(some(50), some(10), helped="round at net.py:3 (cut)").explanation
+    assert fired.startswith("relaxing what the network's program hides (round at net.py:3 (cut)) finds 40 of 100")
 
 
 def test_probabilities_of_half_precision_are_recognised():

@@ -15,11 +15,12 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, probes, red_flags, shown
+from robustjax.evaluation.verdict import batteries, diagnostics, probes, reading, red_flags, shown
+from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
-from robustjax.evaluation.verdict.trial import BUDGETS, Decision, Trial
+from robustjax.evaluation.verdict.trial import Decision, Trial
 from robustjax.runtime import compiler
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
@@ -49,6 +50,9 @@ class Verdict(NamedTuple):
         seconds: part -> wall time, compilation included; they sum up to "total".
         seconds_by_attack: the same by attack.
         threat: epsilon, norm, bounds, and the budget.
+        findings: what in the network's program may hide gradients or make it random, by
+            :func:`robustjax.transforms.inspect`. A finding alone accuses of nothing.
+        remedies: what relaxing each of them did.
     """
 
     clean: float
@@ -63,6 +67,8 @@ class Verdict(NamedTuple):
     seconds: dict[str, float]
     seconds_by_attack: dict[str, float]
     threat: dict[str, Any]
+    findings: transforms.Findings = transforms.Findings()
+    remedies: tuple[reading.Remedy, ...] = ()
 
     def _repr_html_(self) -> str:
         """Accuracies and the flags that were raised, as notebooks show them."""
@@ -87,8 +93,10 @@ def judge(
 
     Direct attacks come first (AutoAttack's); what they leave is attacked with whatever ``hints`` declares: through a
     surrogate's gradient, jointly with auxiliary heads at several weights, by transfer from an undefended network,
-    averaging over a stochastic network's draws. Every image that an attack returns is verified: checked against ball
-    and box, and classified in a float32 forward pass apart from the attack. A stochastic network's examples go on being
+    averaging over a stochastic network's draws; and, undeclared, through the network with other derivatives, made from
+    its own program, where :func:`robustjax.transforms.inspect` finds something that hides them. Every image that an
+    attack returns is verified: checked against ball and box, and classified in a float32 forward pass apart from the
+    attack. A stochastic network's examples go on being
     attacked until they are misclassified beyond doubt, and the verdict is by majority of fresh draws. This is a driver
     on the host and compiles by itself: call it outside ``jit``.
 
@@ -134,6 +142,7 @@ def judge(
     keys = (key,) if checked_hints(hints).stochastic else ()
     outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
+    findings = reading.read(probes.as_logits_fn(logits_fn), images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
     flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
     flags["batch_dependent"] = (
@@ -180,9 +189,11 @@ def judge(
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
+    left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
+    relaxed = reading.attack(trial, probes.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
     label_only = batteries.black_box(trial, measured)
     spent("adaptive")
-    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, label_only)
+    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, relaxed, label_only)
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
     flags["probabilities"] = red_flags.probabilities(
@@ -209,6 +220,8 @@ def judge(
         seconds=seconds | {"total": sum(seconds.values())},
         seconds_by_attack=trial.seconds,
         threat={"epsilon": float(epsilon), "norm": norm, "bounds": bounds, "budget": budget},
+        findings=findings,
+        remedies=relaxed.remedies,
     )
 
 

@@ -157,8 +157,9 @@ def random_search(trial: Trial, rows: np.ndarray, from_the_image: np.ndarray) ->
 def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """Attacks without gradients, on what all others left, and for comparison on what direct gradient-based ones did.
 
-    Of a stochastic network Square, which AutoAttack's version for these does not hold; with the full budget
-    HopSkipJump, which sees labels only.
+    Of a stochastic network Square, which AutoAttack's version for these does not hold, and which costs more than all
+    gradients: on the measured examples, and on the others only if it finds what everything else missed there. With the
+    full budget HopSkipJump, which sees labels only.
 
     Args:
         trial: the examples.
@@ -167,13 +168,14 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     Returns:
         The share of HopSkipJump, or None where it did not run.
     """
-    missed = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])]
-    rows = np.union1d(trial.remaining(), missed)
+    missed, left = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])], trial.remaining()
     if trial.stochastic:
-        trial.square("square", rows)
+        share = trial.square("square", missed)
+        if trial.certainly_misclassified(share[np.intersect1d(missed, left)]).any():
+            trial.square("square", np.setdiff1d(left, missed))
     if label_only_missing(trial):
         return None
-    return trial.hopskipjump("hopskipjump", rows)
+    return trial.hopskipjump("hopskipjump", np.union1d(left, missed))
 
 
 def label_only_missing(trial: Trial) -> str:

@@ -205,6 +205,28 @@ def surrogate_helps(surrogate: np.ndarray, direct: np.ndarray) -> Flag:
     )  # fmt: skip
 
 
+def relaxation_helps(relaxed: np.ndarray, direct: np.ndarray, *, helped: str = "", num_findings: int = 1) -> Flag:
+    """Examples misclassified under gradients of the relaxed network and under the network's own, bool [n] each.
+
+    Args:
+        relaxed, direct: the two.
+        helped: what was relaxed, and where.
+        num_findings: in the network's program.
+
+    Example:
+        >>> relaxation_helps(np.ones(50, bool), np.zeros(50, bool), helped="round at net.py:3 (forward)").status
+        'fail'
+    """
+    what = f" ({helped})" if helped else ""
+    return _beyond(
+        relaxed, direct, 0.002,
+        finds=f"relaxing what the network's program hides{what} finds",
+        fires="than its own gradient: it hides them",
+        equal=f"relaxing what the network's program may hide gains nothing over its own gradient ({num_findings} "
+        f"finding{'s' if num_findings != 1 else ''})",
+    )  # fmt: skip
+
+
 def silent_success(seen: np.ndarray, verified: np.ndarray) -> Flag:
     """Examples misclassified at some step of an attack, and those verified as misclassified, bool [n] each.
 

@@ -40,6 +40,7 @@ NAMES = (
     "random_search_succeeds",
     "auxiliary_attack_helps",
     "surrogate_helps",
+    "relaxation_helps",
     "silent_success",
     *STOCHASTIC,
     "bfloat16_disagrees",

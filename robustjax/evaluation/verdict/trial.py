@@ -21,49 +21,10 @@ from robustjax.attacks._autoattack import NUM_CANDIDATES
 from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import probes
+from robustjax.evaluation.verdict.budgets import Budget
 from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks
 from robustjax.statistics import wilson_interval
 from robustjax.types import Key
-
-
-class Budget(NamedTuple):
-    """How much is spent.
-
-    Attributes:
-        autoattack: run :func:`robustjax.attacks.autoattack` as published; otherwise its APGD and Square in the sizes
-            below.
-        num_steps: of APGD.
-        num_targets: classes that targeted APGD aims at.
-        num_queries: of Square.
-        num_decisions: queries of HopSkipJump; 0: it does not run.
-        num_random: random points.
-        pgd_steps: of the recorded PGD.
-        num_measured: examples on which the costlier red flags are measured.
-        num_measured_by_draws: the same of a stochastic network, whose every gradient costs ``eot_samples`` times as
-            much.
-        eot_samples: draws in a gradient, of a stochastic network.
-        num_draws: draws on which an image is classified, of a stochastic network.
-        curve: draws in a gradient at which the convergence of EOT is measured.
-    """
-
-    autoattack: bool
-    num_steps: int
-    num_targets: int
-    num_queries: int
-    num_decisions: int
-    num_random: int
-    pgd_steps: int
-    num_measured: int
-    num_measured_by_draws: int
-    eot_samples: int
-    num_draws: int
-    curve: tuple[int, ...]
-
-
-BUDGETS = {
-    "quick": Budget(False, 50, 3, 1000, 0, 200, 80, 512, 128, 4, 20, (1, 2, 4, 8, 16)),
-    "full": Budget(True, 100, 9, 5000, 5000, 10000, 160, 512, 256, 20, 100, (1, 2, 4, 8, 16, 32, 64)),
-}
 
 
 class Decision(NamedTuple):
@@ -345,13 +306,14 @@ class Trial:
         return share
 
     def square(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Square; the share of draws misclassified, float32 [N]."""
+        """Square, on half of the draws that a gradient takes; the share of draws misclassified, float32 [N]."""
         started, key = time.perf_counter(), self.key()
         points = self.images[:0] if not len(rows) else self.over(
             rows,
             lambda some: probes.square(
                 self.networks.direct, key, some, self.images[some], self.labels[some], jnp.float32(self.epsilon),
-                num_queries=self.budget.num_queries, eot_samples=self.eot_samples, norm=self.norm, bounds=self.bounds,
+                num_queries=self.budget.num_queries, eot_samples=-(-self.eot_samples // 2), norm=self.norm,
+                bounds=self.bounds,
             ),
         )  # fmt: skip
         share = self.submit(name, rows, points)

@@ -69,6 +69,8 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
             for name, misclassified in verdict.misclassified_by.items()
         },
         "seconds": {part: round(seconds, 3) for part, seconds in verdict.seconds.items()},
+        "findings": [finding._asdict() for finding in verdict.findings],
+        "remedies": [remedy._asdict() | {"finding": remedy.finding._asdict()} for remedy in verdict.remedies],
         "caveat": CAVEAT,
         "robust": verdict.robust.tolist(),
         "won_by": verdict.won_by,
@@ -149,9 +151,23 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
         for name, flag in verdict.flags.items()
     ]  # fmt: skip
     parts.append(("Red flags", ["flag", "status", "value", "threshold", "n", "explanation"], flags))
+    if verdict.findings:
+        headings = ["finding", "where", "gradient hidden for", "misclassified once relaxed alone", "remedy"]
+        parts.append(("What the network's program hides", headings, _findings(verdict)))
     costs = [[part, f"{seconds:.1f}"] for part, seconds in verdict.seconds.items()]
     parts.append(("Cost", ["part", "seconds"], costs))
     return parts
+
+
+def _findings(verdict: Verdict) -> list[list[str]]:
+    remedies = {remedy.finding: remedy for remedy in verdict.remedies}
+    rows = []
+    for finding in verdict.findings:
+        remedy, times = remedies.get(finding), f" ({finding.count} times)" if finding.count > 1 else ""
+        hidden = "" if remedy is None else f"{remedy.hidden} of {remedy.num_images} images"
+        found = "" if remedy is None else f"{remedy.misclassified} of {remedy.tried} that were left"
+        rows.append([f"{finding.kind}: {finding.primitive}{times}", finding.where, hidden, found, finding.remedy])
+    return rows
 
 
 def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:

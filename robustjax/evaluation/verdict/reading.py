@@ -1,0 +1,233 @@
+"""Attacks on what a network's own program hides: the remedies of its findings, tried on a sample and used on the rest.
+
+Each finding of :func:`robustjax.transforms.inspect` is relaxed alone, all of them together at several temperatures. How
+much of which is relaxed are traced numbers, so that one compiled attack serves every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import transforms
+from robustjax.evaluation.verdict import probes
+from robustjax.evaluation.verdict.probes import Goal, Networks
+from robustjax.evaluation.verdict.trial import Trial
+from robustjax.transforms import Finding, Findings
+from robustjax.transforms._relax import RELAXABLE, relaxed
+from robustjax.types import Array, Key
+
+# In units of what the comparisons and scores are; all findings are relaxed at each, a single one at the first.
+TEMPERATURES = (1.0, 0.3, 3.0)
+# The most findings that are relaxed alone; of more, those of one kind are relaxed together.
+MOST_ALONE = 8
+# A gradient at less than this cosine to another has another direction.
+LEAST_COSINE = 0.5
+LOOPS = "inner_optimisation"
+
+
+class Remedy(NamedTuple):
+    """What relaxing a finding did.
+
+    Attributes:
+        finding: of the network's program.
+        hidden: images whose input gradient has another direction, or is there at all, once the finding is relaxed.
+        num_images: images that was measured on.
+        misclassified: examples misclassified by attacks that relaxed this finding alone.
+        tried: examples those attacks were run on.
+    """
+
+    finding: Finding
+    hidden: int
+    num_images: int
+    misclassified: int
+    tried: int
+
+
+class Reading(NamedTuple):
+    """Results of the attacks on a program's findings.
+
+    Attributes:
+        findings: of the network's program.
+        remedies: of each finding that can be relaxed, in their order.
+        share: float32 [N], the largest share of draws misclassified under any of the attacks; None where none ran.
+        helped: what was relaxed by the attack that succeeded most often, in words.
+    """
+
+    findings: Findings
+    remedies: tuple[Remedy, ...] = ()
+    share: np.ndarray | None = None
+    helped: str = ""
+
+
+class _Plan(NamedTuple):
+    """One trial: how much of each finding is relaxed, float32 [F], the temperature, and the way through loops."""
+
+    name: str
+    strengths: np.ndarray
+    temperature: float
+    loops: str
+
+
+def read(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
+    """The findings of a network's program at a few images."""
+    return transforms.inspect(logits_fn, jnp.asarray(images), *keys)
+
+
+def attack(
+    trial: Trial, network: Any, findings: Findings, rows: np.ndarray, measured: np.ndarray, *, quicken: bool
+) -> Reading:
+    """Attacks through the relaxed network, on what direct gradient-based attacks left.
+
+    Args:
+        trial: the examples.
+        network: under evaluation, as :func:`probes.as_logits_fn` returns it.
+        findings: of its program.
+        rows: the examples to attack.
+        measured: examples on which hidden gradients are counted.
+        quicken: run the relaxed network by :func:`robustjax.transforms.quicken`.
+    """
+    relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
+    if not relaxable or not len(rows):
+        return Reading(findings)
+
+    def networks(plan: _Plan) -> Networks:
+        relaxed = jax.tree_util.Partial(
+            _Relaxed(relaxable, plan.loops), network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature)
+        )
+        return Networks(transforms.quicken(relaxed) if quicken else relaxed)
+
+    every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
+    if not _differentiable(networks(every).direct, trial, rows[:1]):
+        return Reading(findings)
+    groups = _groups(relaxable)
+    hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
+    shares = np.zeros(len(trial.images), np.float32)
+
+    def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
+        share = trial.apgd(
+            f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan)
+        )
+        np.maximum(shares, share, out=shares)
+        return share
+
+    sample = rows[: trial.batch_size]
+    found = [int(trial.certainly_misclassified(run(plan, sample, "ce")).sum()) for plan in _plans(relaxable, groups)]
+    best = sorted(zip(found, _plans(relaxable, groups), strict=True), key=lambda pair: -pair[0])[:2]
+    if best[0][0] == 0:
+        best = [(0, every)]
+        rows = sample
+    for _, plan in best:
+        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
+        targets = range(1) if trial.stochastic else range(min(trial.budget.num_targets, trial.num_classes - 1))
+        for target in targets:
+            run(plan, trial.left(rows, shares), "dlr" if trial.stochastic else "targeted", target)
+    remedies = tuple(
+        Remedy(relaxable[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
+        for group, some in enumerate(groups)
+        for i in some
+    )
+    helped = _words(best[0][1], relaxable) if shares.any() else ""
+    return Reading(findings, remedies, shares, helped)
+
+
+class _Relaxed(NamedTuple):
+    """Static part of a relaxed network: which findings may be relaxed."""
+
+    findings: tuple[Finding, ...]
+    loops: str
+
+    def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
+        place = {finding[:3]: i for i, finding in enumerate(self.findings)}
+        strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
+        return relaxed(network, strength_of, temperature, self.loops, False, images, *key)
+
+
+def _groups(findings: Sequence[Finding]) -> list[list[int]]:
+    """Indices of findings that are tried together."""
+    if len(findings) <= MOST_ALONE:
+        return [[i] for i in range(len(findings))]
+    kinds = dict.fromkeys(finding.kind for finding in findings)
+    return [[i for i, finding in enumerate(findings) if finding.kind == kind] for kind in kinds]
+
+
+def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
+    """Each group alone, in their order; then all of them at every temperature, and around loops where there are any."""
+    for some in groups:
+        yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
+    # Images of the network without its loops are transferred to it as it is.
+    ways = ("through", "around", "without") if any(finding.kind == LOOPS for finding in findings) else ("through",)
+    graded = any(finding.kind in ("selection", "saturation") or finding.primitive == "sign" for finding in findings)
+    for loops in ways:
+        for temperature in TEMPERATURES if graded else TEMPERATURES[:1]:
+            if len(groups) > 1 or (loops, temperature) != ("through", TEMPERATURES[0]):
+                yield _Plan("all", np.ones(len(findings), np.float32), temperature, loops)
+
+
+def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:
+    return np.isin(np.arange(len(findings)), some).astype(np.float32)
+
+
+def _words(plan: _Plan, findings: Sequence[Finding]) -> str:
+    chosen = [finding for finding, strength in zip(findings, plan.strengths, strict=True) if strength]
+    lines = list(dict.fromkeys(f"{finding.primitive} at {finding.where}" for finding in chosen))
+    return ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _differentiable(network: Any, trial: Trial, rows: np.ndarray) -> bool:
+    total = lambda points: jnp.sum(network(points, *trial.network_keys()))  # noqa: E731
+    try:
+        jax.eval_shape(jax.grad(total), trial.images[rows])
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _hidden(
+    trial: Trial, networks: Callable[[np.ndarray], Networks], groups: list[list[int]], rows: np.ndarray
+) -> np.ndarray:
+    """Where relaxing a group changes the direction of the input gradient, alone or beside all others, bool [G, n].
+
+    Args:
+        trial: the examples.
+        networks: of how much of each finding is relaxed.
+        groups: of findings.
+        rows: examples.
+    """
+    rows, keys = rows[: trial.batch_size], trial.network_keys()
+
+    def gradient(strengths: np.ndarray) -> np.ndarray:
+        given = networks(strengths)
+        return trial.over(
+            rows,
+            lambda some: _gradient(
+                given, trial.images[some], trial.labels[some], trial.goal(some, view="direct", loss="margin"), *keys
+            ),
+        ).reshape(len(rows), -1)
+
+    count = sum(map(len, groups))
+    masks = [np.isin(np.arange(count), some).astype(np.float32) for some in groups]
+    none, every = gradient(np.zeros(count, np.float32)), gradient(np.ones(count, np.float32))
+    if len(groups) == 1:
+        return _turned(every, none)[None]
+    return np.stack([_turned(gradient(mask), none) | _turned(gradient(1 - mask), every) for mask in masks])
+
+
+@jax.jit
+def _gradient(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> Array:
+    def total(points: Array) -> Array:
+        return jnp.sum(probes.goal_loss(probes.view_outputs(networks, goal, points, *key), labels))
+
+    with jax.default_matmul_precision("float32"):
+        gradient = jax.grad(total)(images)
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+
+
+def _turned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    product = np.sum(one * other, axis=1)
+    return (product < LEAST_COSINE * lengths[0] * lengths[1]) | ((lengths[0] > 0) != (lengths[1] > 0))

@@ -1,0 +1,288 @@
+"""What in a program may hide gradients or make it random, read off its equations alone: nothing is computed here.
+
+Only what lies on a path from the image to the outputs counts. Which equations the outputs depend on is what JAX's own
+elimination of dead code leaves; which depend on the image is followed here, through programs within the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+from jax.interpreters import partial_eval
+
+from robustjax.layers import quick
+from robustjax.ops import chosen
+from robustjax.transforms import _program, _source
+from robustjax.transforms._source import Place
+
+# What a value depends on, as bits: the image; any other argument; random bits.
+IMAGE, ARGUMENT, RANDOM = 1, 2, 4
+
+STEPS = ("round", "floor", "ceil", "sign")
+SATURATING = ("exp", "exp2", "logistic", "tanh", "erf")
+DRAWS = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma")
+CALLBACKS = ("pure_callback", "io_callback", "buffer_callback", "ffi_call")
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "closed_call", "core_call", "call", "checkpoint", "remat", "remat2", *CUSTOM)
+INDEX_OF_LARGEST = ("argmax", "argmin")
+# Of JAX, but what they compute is not followed.
+OPAQUE = ("pallas_call", "shard_map", "custom_partitioning", "tpu_custom_call")
+# What the index of a conditional is made of.
+_FOLDED = (
+    "clamp", "convert_element_type", "max", "min", "add", "sub", "not", "and", "or", "eq", "ne", "lt", "gt", "copy",
+)  # fmt: skip
+
+
+class Site(NamedTuple):
+    """An equation that may hide a gradient.
+
+    Attributes:
+        kind: of :class:`robustjax.transforms.Finding`.
+        primitive: its name.
+        where: the user's line.
+        equation: itself.
+        depends: bits of what it depends on.
+    """
+
+    kind: str
+    primitive: str
+    where: str
+    equation: JaxprEqn
+    depends: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Sites alike in this are one finding."""
+        return self.kind, self.primitive, self.where
+
+
+def kind_of(equation: JaxprEqn) -> str | None:
+    """What an equation may hide, or None, whatever its operands depend on."""
+    name = equation.primitive.name
+    if name in STEPS:
+        return "step"
+    if name == "stop_gradient":
+        return "detached"
+    if name == "convert_element_type":
+        return _kind_of_cast(_aval(equation.invars[0]), _aval(equation.outvars[0]).dtype)
+    if name == "reduce_precision":
+        return "precision"
+    if name == "bitcast_convert_type":
+        return "integer"
+    if name in (*INDEX_OF_LARGEST, "cond"):
+        return "selection"
+    if name in ("select_n", "clamp"):
+        return "selection" if jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating) else None
+    if name in ("sort", "top_k", "approx_top_k") and any(_is_integer(var) for var in equation.outvars):
+        return "selection"
+    if name in SATURATING:
+        return "saturation"
+    if name in CUSTOM:
+        return "custom_rule"
+    if name in CALLBACKS:
+        return "callback"
+    if name in ("while", "scan"):
+        return "inner_optimisation"
+    if name in DRAWS:
+        return "random"
+    return None if name not in OPAQUE and _is_known(equation.primitive, len(sys.modules)) else "unknown"
+
+
+def _is_known(primitive: Primitive, num_modules: int) -> bool:
+    """Whether JAX or this library defines it."""
+    return primitive in _defined(num_modules) or primitive in quick.QUICK.values()
+
+
+@functools.lru_cache(maxsize=4)
+def _defined(num_modules: int) -> frozenset[Primitive]:
+    """The primitives of all loaded modules of JAX; ``num_modules`` because others may be by the next call."""
+    del num_modules
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "jax"]
+    values = (value for module in modules for value in list(vars(module).values()))
+    return frozenset(value for value in values if isinstance(value, Primitive))
+
+
+def _kind_of_cast(given: Any, new: Any) -> str | None:
+    old = given.dtype
+    floating = [jnp.issubdtype(dtype, jnp.floating) for dtype in (old, new)]
+    if all(floating):
+        return "precision" if jnp.finfo(new).bits < jnp.finfo(old).bits else None
+    if floating[0]:
+        return "integer"
+    # An integer that is no array is what a conditional is given, which is a site itself.
+    return "selection" if old == jnp.bool_ and (given.ndim or jnp.issubdtype(new, jnp.floating)) else None
+
+
+def _aval(atom: Any) -> Any:
+    """Shape and dtype."""
+    return atom.aval
+
+
+def _is_whole(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.integer) or var.aval.dtype == jnp.bool_
+
+
+def _is_integer(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.integer)
+
+
+def sites(program: ClosedJaxpr, depends: Sequence[int], needed: Sequence[bool], num_images: int) -> list[Site]:
+    """Every site on a path from the image to the outputs, in the order of the program.
+
+    Args:
+        program: of the network.
+        depends: bits of each argument.
+        needed: which of its results count.
+        num_images: in the batch. An operation over a first axis of so many may mix them: a site "batch_dependent".
+    """
+    jaxpr, used_consts, used = partial_eval.dce_jaxpr_consts(program.jaxpr, tuple(needed))
+    found: list[Site] = []
+    reader = _Reader(found.append, num_images)
+    reader.know(jaxpr.constvars, chosen(used_consts, program.consts))
+    reader.read(jaxpr, chosen(used, depends), None)
+    return found
+
+
+class _Reader:
+    """Follows what values depend on; ``add`` is given each site."""
+
+    def __init__(self, add: Callable[[Site], None], num_images: int):
+        self._add, self._num_images = add, num_images
+        self._silent = 0
+        # Integers and booleans that are the same in every call: they say which branch of a conditional is taken.
+        self._known: dict[Any, Any] = {}
+
+    def know(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        for var, value in zip(variables, values, strict=True):
+            if value is not None and np.ndim(value) == 0 and _is_whole(var):
+                self._known[var] = value
+
+    def _value_of(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else self._known.get(atom)
+
+    def read(self, jaxpr: Jaxpr, depends: Sequence[int], place: Place | None) -> list[int]:
+        """The bits of a program's results; ``place`` is where it was called."""
+        bits: dict[Any, int] = dict.fromkeys(jaxpr.constvars, 0)
+        bits.update(zip(jaxpr.invars, depends, strict=True))
+        of = lambda atom: 0 if isinstance(atom, Literal) else bits[atom]  # noqa: E731
+        for equation in jaxpr.eqns:
+            given = [of(atom) for atom in equation.invars]
+            self._fold(equation)
+            for var, value in zip(equation.outvars, self._results(equation, given, place), strict=True):
+                bits[var] = value
+        return [of(atom) for atom in jaxpr.outvars]
+
+    def _results(self, equation: JaxprEqn, given: list[int], place: Place | None) -> Sequence[int]:
+        line = _source.line_of(equation, place)
+        every = _union(given)
+        self._note(equation, given, every, line)
+        name, params = equation.primitive.name, equation.params
+        if name in CALLS:
+            key = next(each for each in ("jaxpr", "call_jaxpr") if each in params)
+            within = getattr(params[key], "jaxpr", params[key])
+            inner = _source.within(equation, place, key)
+            self.know(within.invars, [self._value_of(atom) for atom in equation.invars])
+            return self.read(within, given, inner)
+        inner = _source.within(equation, place)
+        if name == "scan":
+            return self._scan(params, given, inner)
+        if name == "while":
+            return self._while(params, given, inner)
+        if name == "cond":
+            taken = self._value_of(equation.invars[0])
+            branches = params["branches"] if taken is None else [params["branches"][int(taken)]]
+            results = []
+            for branch in branches:
+                self.know(branch.jaxpr.invars, [self._value_of(atom) for atom in equation.invars[1:]])
+                results.append(self.read(branch.jaxpr, given[1:], inner))
+            return [given[0] | _union(each) for each in zip(*results, strict=True)]
+        return [every | (RANDOM if name in DRAWS else 0)] * len(equation.outvars)
+
+    def _fold(self, equation: JaxprEqn) -> None:
+        """Learns the results of arithmetic on known integers."""
+        values = [self._value_of(atom) for atom in equation.invars]
+        whole = all(_is_whole(var) and not _aval(var).ndim for var in equation.outvars)
+        if whole and values and equation.primitive.name in _FOLDED and all(value is not None for value in values):
+            with jax.ensure_compile_time_eval():
+                self.know(equation.outvars, [_program.bind(equation, *map(jnp.asarray, values))])
+
+    def _scan(self, params: dict[str, Any], given: list[int], place: Place | None) -> list[int]:
+        consts, carry, inputs = _split(given, params["num_consts"], params["num_carry"])
+        count = params["num_carry"]
+        turn = lambda carry: self.read(params["jaxpr"].jaxpr, [*consts, *carry, *inputs], place)  # noqa: E731
+        return turn(self._settled(lambda carry: turn(carry)[:count], carry))
+
+    def _while(self, params: dict[str, Any], given: list[int], place: Place | None) -> list[int]:
+        of_cond, of_body, carry = _split(given, params["cond_nconsts"], params["body_nconsts"])
+        cond, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+
+        def step(carry: list[int]) -> list[int]:
+            (goes_on,) = self.read(cond, [*of_cond, *carry], place)
+            return [goes_on | bits for bits in self.read(body, [*of_body, *carry], place)]
+
+        carry = self._settled(step, carry)
+        return step(carry)
+
+    def _settled(self, step: Callable[[list[int]], Sequence[int]], carry: list[int]) -> list[int]:
+        """The bits of a loop's carry after any number of turns."""
+        self._silent += 1
+        while True:
+            grown = [old | new for old, new in zip(carry, step(carry), strict=True)]
+            if grown == carry:
+                self._silent -= 1
+                return carry
+            carry = grown
+
+    def _note(self, equation: JaxprEqn, given: list[int], every: int, line: str) -> None:
+        kind = "batch_dependent" if _is_over(equation, self._num_images) else kind_of(equation)
+        if self._silent or kind is None or (kind != "random" and not every & IMAGE):
+            return
+        name = equation.primitive.name
+        if name in ("select_n", "cond") and not given[0] & IMAGE:
+            return  # what is selected does not depend on the image
+        if name == "clamp" and not given[1] & IMAGE:
+            return
+        if name == "while" and not any(jnp.issubdtype(_aval(var).dtype, jnp.floating) for var in equation.outvars):
+            return
+        if name == "scan" and not _takes_gradients(equation.params["jaxpr"].jaxpr):
+            return
+        self._add(Site(kind, name, line, equation, every))
+
+
+def _is_over(equation: JaxprEqn, count: int) -> bool:
+    """Whether an operation is over a first axis of this length."""
+    if not equation.primitive.name.startswith(("reduce_", "arg", "cum")) or "precision" in equation.primitive.name:
+        return False
+    axes = equation.params.get("axes", (equation.params.get("axis"),))
+    return 0 in axes and _aval(equation.invars[0]).shape[:1] == (count,)
+
+
+def _takes_gradients(jaxpr: Jaxpr) -> bool:
+    """Whether a program holds equations that come of differentiating another in reverse."""
+    for equation in jaxpr.eqns:
+        if "transpose(" in str(equation.source_info.name_stack):
+            return True
+        for value in equation.params.values():
+            for each in value if isinstance(value, tuple | list) else (value,):
+                within = getattr(each, "jaxpr", each)
+                if isinstance(within, Jaxpr) and _takes_gradients(within):
+                    return True
+    return False
+
+
+def _union(values: Sequence[int]) -> int:
+    total = 0
+    for value in values:
+        total |= value
+    return total
+
+
+def _split(values: list[int], first: int, second: int) -> tuple[list[int], list[int], list[int]]:
+    return values[:first], values[first : first + second], values[first + second :]

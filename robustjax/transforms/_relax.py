@@ -1,0 +1,121 @@
+"""The same network with derivatives that an attack can follow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax.ops import chosen, merged
+from robustjax.transforms._inspect import KINDS, Finding
+from robustjax.transforms._softened import SiteKey, Softened, Strength
+from robustjax.types import InputError, nearest
+
+# Kinds whose derivatives can be relaxed; the others say something of the values.
+RELAXABLE = ("step", "integer", "detached", "custom_rule", "selection", "saturation", "callback", "inner_optimisation")
+
+
+def relax(
+    function: Callable[..., Any],
+    *,
+    temperature: Any = 1.0,
+    kinds: Collection[str | Finding] | None = None,
+    loops: str = "through",
+) -> Callable[..., Any]:
+    r"""The same function with useful derivatives in place of those that its program hides.
+
+    Values stay what they are, bit for bit where XLA compiles the same operations alike: every operation is carried out
+    as it is. Derivatives become
+
+    - of rounding, ``floor``, ``ceil``, casts to integers and clamps the identity, of ``sign`` that of a tanh as wide as
+      what it is given;
+    - of ``stop_gradient`` the identity;
+    - of a function whose own derivative rule disagrees with it, its own derivative;
+    - of a comparison that selects between a and b with the margin m, that of
+
+      .. math:: \sigma(m / (T s))\, a + (1 - \sigma(m / (T s)))\, b
+
+      where T is the temperature and s the mean magnitude of the margins; where nothing says how near the other case
+      is, that of a + b;
+    - of an index of the largest entries, of sorting and of lookups by them, that of a softmax of the same scores;
+    - of ``exp``, sigmoid, tanh and erf that of the same function of smaller numbers, of mean magnitude T at the most;
+    - of a call into Python the identity;
+    - of a loop with no fixed number of turns that of its first 64 turns.
+
+    This is the surrogate of a backward-pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420), made
+    from the network's own program. It composes with ``jit``, ``vmap``, ``grad`` and :func:`quicken`.
+
+    Args:
+        function: any function that JAX can trace, of arrays in any pytree. Of a ``jax.tree_util.Partial`` the arrays
+            stay arguments.
+        temperature: T, above 0. It may be traced.
+        kinds: what is relaxed: kinds of :class:`Finding`, or findings of :func:`inspect`, of which only the lines that
+            they name are relaxed. None: every kind.
+        loops: "through" differentiates loops that take gradients; "around" gives their results the derivative of what
+            they begin with.
+
+    Returns:
+        A function with the same arguments and results.
+
+    Raises:
+        InputError: for an unknown kind or way through loops, or a temperature that is not above 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from robustjax import transforms
+        >>> quantised = lambda x: jnp.round(4 * x) / 4
+        >>> jax.value_and_grad(transforms.relax(quantised))(0.3), jax.grad(quantised)(0.3)
+        ((Array(0.25, dtype=float32...), Array(1., dtype=float32...)), Array(0., dtype=float32...))
+    """
+    wanted, by_name = _wanted(kinds)
+    if loops not in ("through", "around"):
+        raise InputError(f"loops must be through or around, got {loops!r}")
+    if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
+    if isinstance(function, jax.tree_util.Partial):
+        inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops)
+        return jax.tree_util.Partial(inner, *function.args, **function.keywords)
+    return functools.update_wrapper(
+        functools.partial(relaxed, function, wanted, temperature, loops, by_name), function, updated=()
+    )
+
+
+def relaxed(
+    function: Callable[..., Any],
+    strength_of: Callable[[SiteKey], Strength],
+    temperature: Any,
+    loops: str,
+    check_rules: bool,
+    *arguments: Any,
+    **keywords: Any,
+) -> Any:
+    """What a function returns, with derivatives relaxed where ``strength_of`` says."""
+    leaves, tree = jax.tree.flatten((arguments, keywords))
+    are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+
+    def of_arrays(*arrays: Any) -> Any:
+        arguments, keywords = jax.tree.unflatten(tree, merged(are_arrays, arrays, leaves))
+        return function(*arguments, **keywords)
+
+    arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
+    program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+    softened = Softened(strength_of, temperature, loops=loops, check_rules=check_rules)
+    return jax.tree.unflatten(jax.tree.structure(shape), softened.plain(program, *arrays))
+
+
+def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:
+    """What is relaxed, and whether only its kind is known: a rule may then agree with its function after all."""
+    names, keys = set(), set()
+    for kind in RELAXABLE if kinds is None else (kinds,) if isinstance(kinds, str) else kinds:
+        if isinstance(kind, Finding):
+            keys.add(kind[:3])
+        elif kind in KINDS:
+            names.add(kind)
+        else:
+            near = nearest(str(kind), RELAXABLE)
+            raise InputError(f"kinds must be findings or of {', '.join(RELAXABLE)}, got {kind!r}{near}")
+    return lambda key: True if key[0] in names or key in keys else None, bool(names)

@@ -1,0 +1,89 @@
+"""Whether a function's own derivative rule agrees with the function."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal, jaxpr_as_fun
+
+from robustjax.ops import merged
+from robustjax.transforms import _program
+
+# Standard deviations of the random operands, and the largest difference as a share of the derivative's length.
+SCALES = (0.3, 3.0)
+TOLERANCE = 1e-2
+
+
+def name_of(equation: JaxprEqn) -> tuple[Any, ...]:
+    """What the same function has in common wherever it is called, whatever the shapes."""
+    program = equation.params["call_jaxpr"].jaxpr
+    dtypes = tuple(str(getattr(atom.aval, "dtype", "")) for atom in equation.invars)
+    return program.debug_info.func_src_info, tuple(each.primitive.name for each in program.eqns), dtypes
+
+
+def disagrees(equation: JaxprEqn) -> bool:
+    """Whether the derivatives of a ``custom_jvp`` or ``custom_vjp`` are not those of its function, at random operands.
+
+    Both are pulled back from random weights. A function that cannot be differentiated with or without its
+    rule disagrees.
+    """
+    operands = [_operand(np.random.default_rng(0), atom, 1.0) for atom in equation.invars]
+    moving = [
+        operand is not None and jnp.issubdtype(operand.dtype, jnp.floating) and not isinstance(atom, Literal)
+        for operand, atom in zip(operands, equation.invars, strict=True)
+    ]
+    if not any(moving) or any(operand is None for operand in operands):
+        return False
+    own = jaxpr_as_fun(equation.params["call_jaxpr"])
+    with jax.ensure_compile_time_eval():
+        for scale in SCALES:
+            generator = np.random.default_rng(1)
+            values = [_operand(generator, atom, scale) for atom in equation.invars]
+            weights = [_operand(generator, var, 1.0) for var in equation.outvars]
+            pull = jax.jit(partial(_pulled, moving=tuple(moving)), static_argnums=0)
+            try:
+                ruled = pull(lambda *some: _program.bind(equation, *some), values, weights)
+                plain = pull(own, values, weights)
+            except (TypeError, ValueError, NotImplementedError):
+                return True
+            if any(_differ(np.asarray(one), np.asarray(other)) for one, other in zip(ruled, plain, strict=True)):
+                return True
+    return False
+
+
+def _pulled(function: Any, values: list[Any], weights: list[Any], *, moving: tuple[bool, ...]) -> list[Any]:
+    """Gradients, by the floats among the operands, of the float results' sum with weights."""
+
+    def total(some: list[Any]) -> Any:
+        results = function(*merged(moving, some, values))
+        results = results if isinstance(results, list | tuple) else [results]
+        floats = [pair for pair in zip(results, weights, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.floating)]
+        terms = [jnp.sum(one.astype(jnp.float32) * weight.astype(jnp.float32)) for one, weight in floats]
+        return sum(terms, jnp.float32(0.0))
+
+    return jax.grad(total)([value for value, moves in zip(values, moving, strict=True) if moves])
+
+
+def _operand(generator: np.random.Generator, atom: Any, scale: float) -> Any:
+    """What the program has there, or a random array of floats, zeros of other numbers, or None of anything else."""
+    aval: Any = atom.aval
+    if isinstance(atom, Literal):
+        return jnp.asarray(atom.val, aval.dtype)
+    if jnp.issubdtype(aval.dtype, jnp.floating):
+        return jnp.asarray(scale * generator.normal(size=aval.shape), aval.dtype)
+    if jnp.issubdtype(aval.dtype, jnp.number) or aval.dtype == jnp.bool_:
+        return jnp.zeros(aval.shape, aval.dtype)
+    return None
+
+
+def _differ(ruled: np.ndarray, own: np.ndarray) -> bool:
+    ruled, own = ruled.astype(np.float64), own.astype(np.float64)
+    finite = np.isfinite(ruled) & np.isfinite(own)
+    if not finite.any():
+        return bool(np.isfinite(ruled).any() != np.isfinite(own).any())
+    longest = max(np.linalg.norm(ruled[finite]), np.linalg.norm(own[finite]), 1e-30)
+    return bool(np.linalg.norm((ruled - own)[finite]) > TOLERANCE * longest)

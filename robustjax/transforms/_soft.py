@@ -1,0 +1,291 @@
+"""Booleans and integers that carry what they would be if they could move a little.
+
+A comparison or a cast to integers ends every derivative. Beside its value each such array keeps a float: of a boolean
+the share of True, of an integer the real number that it was cut from, of the index of a largest entry the probability
+of every index. Where it becomes a float again, the derivative goes on through that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from robustjax.types import Array
+
+# The most numbers that are spent on the probabilities of indices.
+LARGEST = 1 << 24
+_STRUCTURAL = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy", "copy_p")
+_ARITHMETIC = ("add", "sub", "mul", "neg", "max", "min", "div", "reduce_sum", "reduce_max", "reduce_min", "cumsum")
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+
+
+class Soft(NamedTuple):
+    """A boolean array, and the share of True in [0, 1]; ``margin``: how far it is from the other value."""
+
+    value: Array
+    share: Array
+    margin: Array
+
+
+class Real(NamedTuple):
+    """An integer array, and the real numbers that it was cut from."""
+
+    value: Array
+    real: Array
+
+
+class Choice(NamedTuple):
+    """An array that depends on one index: the probability of each of n indices, and what it would be under it.
+
+    Attributes:
+        value: any shape.
+        weights: [n, ...] float, they sum up to one.
+        options: [n, ...], of the dtype of the value.
+    """
+
+    value: Array
+    weights: Array
+    options: Array
+
+
+def value_of(operand: Any) -> Any:
+    """The array itself."""
+    return operand.value if isinstance(operand, Soft | Real | Choice) else operand
+
+
+def is_soft(operand: Any) -> bool:
+    return isinstance(operand, Soft | Real | Choice)
+
+
+def spread(values: Array) -> Array:
+    """Mean magnitude of finite entries, of each row where there are several axes, of each entry otherwise."""
+    size = jnp.abs(jax.lax.stop_gradient(values))
+    size = jnp.where(jnp.isfinite(size), size, 0.0)
+    return jnp.mean(size, axis=tuple(range(1, size.ndim)), keepdims=True) if size.ndim > 1 else size
+
+
+def over(values: Array, width: Array) -> Array:
+    """Values in units of a width; zero where there is no width, and where a value is not finite."""
+    positive = width > 0
+    inverse = jnp.where(positive, 1.0 / jnp.where(positive, width, 1.0), 0.0)
+    return jnp.where(jnp.isfinite(values), values, 0.0) * inverse
+
+
+def compare(name: str, operands: list[Any], value: Array, temperature: Any) -> Any:
+    """A comparison as a sigmoid of its margin."""
+    if any(isinstance(each, Choice) for each in operands):
+        return None
+    whole = all(isinstance(each, Real) or not is_float(value_of(each)) for each in operands)
+    first, second = (jnp.asarray(_as_float(each), jnp.float32) for each in operands)
+    difference = first - second
+    # Of whole numbers the step lies between two of them.
+    half = 0.5 if whole else 0.0
+    margin = {
+        "gt": lambda: difference - half, "ge": lambda: difference + half,
+        "lt": lambda: -difference - half, "le": lambda: -difference + half,
+    }.get(name, lambda: jnp.abs(difference))()  # fmt: skip
+    scaled = over(margin, temperature * spread(margin))
+    share = jax.nn.sigmoid(scaled)
+    if name in ("eq", "ne"):
+        equal = 2.0 * jax.nn.sigmoid(-scaled)
+        share = equal if name == "eq" else 1.0 - equal
+    # Nothing is near infinity.
+    share = jnp.where(jnp.isfinite(margin), share, value.astype(jnp.float32))
+    return Soft(value, share, jnp.where(jnp.isfinite(margin), jnp.abs(margin), jnp.inf))
+
+
+def certain(value: Array) -> Soft:
+    """A boolean that does not move, such as whether a value is a number."""
+    return Soft(value, value.astype(jnp.float32), jnp.full(value.shape, jnp.inf, jnp.float32))
+
+
+def largest(scores: Array, axis: int, value: Array, temperature: Any, *, lowest: bool = False) -> Choice | None:
+    """The index of the largest entry as a softmax of the same scores."""
+    count = scores.shape[axis]
+    if count * value.size > LARGEST:
+        return None
+    scores = jnp.moveaxis(-scores if lowest else scores, axis, 0).astype(jnp.float32)
+    below = scores - jnp.max(scores, axis=0, keepdims=True)
+    finite = jnp.where(jnp.isfinite(below), below, 0.0)
+    width = temperature * jnp.mean(jnp.abs(jax.lax.stop_gradient(finite)), axis=0, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(jnp.isfinite(below), over(below, width), -1e9), axis=0)
+    options = jnp.arange(count, dtype=value.dtype).reshape((count,) + (1,) * value.ndim)
+    return Choice(value, weights.reshape(count, *value.shape), jnp.broadcast_to(options, (count, *value.shape)))
+
+
+def ranked(
+    scores: Array, ranks: Array, value: Array, temperature: Any, axis: int, payload: Array | None = None
+) -> Choice | None:
+    """The indices of sorted entries: of each place the softmax of how near each score is to the one that is there.
+
+    Args:
+        scores: the entries.
+        ranks: some of them in order, along the same axis.
+        value: int, as ranks: their indices, or what lies at them of ``payload``.
+        temperature: in units of the scores' spread.
+        axis: of the order.
+        payload: int, as scores.
+    """
+    count = scores.shape[axis]
+    if count * value.size > LARGEST:
+        return None
+    scores, ranks = (jnp.moveaxis(each.astype(jnp.float32), axis, 0) for each in (scores, ranks))
+    distance = -jnp.abs(scores[:, None] - ranks[None])
+    width = temperature * jnp.mean(jnp.abs(jax.lax.stop_gradient(distance)), axis=0, keepdims=True)
+    weights = jnp.moveaxis(jax.nn.softmax(over(distance, width), axis=0), 1, 1 + axis)
+    indices = jnp.arange(count, dtype=value.dtype).reshape((count,) + (1,) * value.ndim)
+    if payload is not None:
+        indices = jnp.expand_dims(jnp.moveaxis(payload, axis, 0), 1 + axis)
+    return Choice(value, weights, jnp.broadcast_to(indices, (count, *value.shape)))
+
+
+def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
+    """What the result of an equation on such arrays carries, or None: then it is an array like any other.
+
+    A float is returned as the soft float itself.
+    """
+    name = equation.primitive.name
+    bind = lambda *some: equation.primitive.bind(*some, **equation.params)  # noqa: E731
+    choice = next((each for each in operands if isinstance(each, Choice)), None)
+    if choice is not None:
+        return _of_choice(equation, operands, value, choice, bind)
+    if value.dtype == jnp.bool_:
+        return _of_booleans(name, operands, value, bind, equation.params)
+    if name == "select_n":
+        if any(isinstance(each, Soft) for each in operands[1:]) or len(operands) != 3:
+            return None
+        return Real(value, jnp.where(value_of(operands[0]), _as_float(operands[2]), _as_float(operands[1])))
+    if any(isinstance(each, Soft) for each in operands) or jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    if name in (*_STRUCTURAL, *_ARITHMETIC, "concatenate"):
+        return Real(value, bind(*map(_as_float, operands)))
+    if name == "convert_element_type":
+        return Real(value, operands[0].real)
+    return None
+
+
+def _of_booleans(name: str, operands: list[Any], value: Array, bind: Callable, params: dict) -> Soft | None:
+    if any(isinstance(each, Real) for each in operands):
+        return None
+    shares, margins = zip(*(_share_of(each) for each in operands), strict=True)
+    if name in (*_STRUCTURAL, "concatenate"):
+        return Soft(value, bind(*shares), bind(*margins))
+    if name == "not":
+        return Soft(value, 1.0 - shares[0], margins[0])
+    if name in ("reduce_and", "reduce_or"):
+        best = jnp.min if name == "reduce_and" else jnp.max
+        return Soft(value, best(shares[0], axis=params["axes"]), jnp.min(margins[0], axis=params["axes"]))
+    joined = {
+        "and": lambda a, b: a * b,
+        "or": lambda a, b: a + b - a * b,
+        "xor": lambda a, b: a + b - 2.0 * a * b,
+    }.get(name)
+    return None if joined is None else Soft(value, joined(*shares), jnp.minimum(*margins))
+
+
+def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Choice, bind: Callable) -> Any:
+    """An equation for every index: what it gives on average where it is a float, else a choice again."""
+    name = equation.primitive.name
+    if name == "select_n" and not isinstance(operands[0], Choice):
+        operands = [value_of(operands[0]), *operands[1:]]
+    if any(is_soft(each) and not _same(each, choice) for each in operands):
+        return None
+    number = len(choice.weights)
+    if number * value.size > LARGEST:
+        return None
+    places = [0 if isinstance(each, Choice) else None for each in operands]
+    given = [each.options if isinstance(each, Choice) else each for each in operands]
+    results = jax.vmap(bind, in_axes=places, axis_size=number)(*given)
+    weights = choice.weights
+    if name == "gather" and operands[1] is choice:
+        numbers = equation.params["dimension_numbers"]
+        weights = _spread_over_slices(jnp.max(weights, axis=-1), value, numbers.offset_dims)
+    elif name == "concatenate":
+        parts = [each.weights if isinstance(each, Choice) else jnp.zeros((number, *each.shape)) for each in operands]
+        weights = jnp.concatenate(parts, axis=1 + equation.params["dimension"])
+    elif name in _STRUCTURAL:
+        weights = jax.vmap(bind)(weights)
+    places = zip(weights.shape[1:], value.shape, strict=False)
+    fits = weights.ndim == 1 + value.ndim and all(size in (1, whole) for size, whole in places)
+    if not fits and weights.ndim != 1:
+        return None
+    weights = weights if fits else weights.reshape((number,) + (1,) * value.ndim)
+    weights = jnp.broadcast_to(weights, (number, *value.shape))
+    if value.dtype == jnp.bool_:
+        share = jnp.sum(weights * results.astype(jnp.float32), axis=0)
+        return Soft(value, share, jnp.abs(share - 0.5))
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return jnp.sum(weights * jnp.where(jnp.isfinite(results), results, 0.0), axis=0)
+    return Choice(value, weights, results)
+
+
+def looked_up(equation: JaxprEqn, operands: list[Any], result: Array) -> Array | None:
+    """Zero, with the derivative of a table of numbers at real positions: the slope between an entry's neighbours.
+
+    Args:
+        equation: a gather, or a dynamic slice.
+        operands: a table, and indices of which some are real.
+        result: what is found there.
+
+    Returns:
+        None where several indices are looked up at the same time.
+    """
+    table, *indices = operands
+    params = equation.params
+    bind = lambda *at: equation.primitive.bind(value_of(table), *at, **params)  # noqa: E731
+    plain = [value_of(each) for each in indices]
+    gathers = equation.primitive.name == "gather"
+    if gathers and plain[0].shape[-1] != 1:
+        return None
+    total = jnp.zeros_like(result)
+    for i, index in enumerate(indices):
+        if not isinstance(index, Real):
+            continue
+        axis = params["dimension_numbers"].start_index_map[0] if gathers else i
+        last = value_of(table).shape[axis] - params["slice_sizes"][axis]
+        one = jnp.ones_like(index.value)
+        ahead, behind = jnp.minimum(index.value + one, last), jnp.maximum(index.value - one, 0)
+        ends = [bind(*plain[:i], at, *plain[i + 1 :]) for at in (ahead, behind)]
+        moved = (index.real - jax.lax.stop_gradient(index.real)) / jnp.maximum(ahead - behind, 1).astype(jnp.float32)
+        if gathers:
+            moved = _spread_over_slices(moved[None, ..., 0], result, params["dimension_numbers"].offset_dims)[0]
+        slope = ends[0] - ends[1]
+        total += moved.astype(result.dtype) * jnp.where(jnp.isfinite(slope), slope, jnp.zeros_like(slope))
+    return total
+
+
+def _spread_over_slices(values: Array, result: Array, offset_dims: tuple[int, ...]) -> Array:
+    """Values [n, *batch] of a gather's indices at every entry of its result: [n, *result.shape]."""
+    axes = [axis for axis in range(result.ndim) if axis not in offset_dims]
+    shape = (len(values), *result.shape)
+    return jax.lax.broadcast_in_dim(values, shape, (0, *(1 + axis for axis in axes)))
+
+
+def _share_of(operand: Any) -> tuple[Array, Array]:
+    if isinstance(operand, Soft):
+        return operand.share, operand.margin
+    value = jnp.asarray(operand)
+    return value.astype(jnp.float32), jnp.full(value.shape, jnp.inf, jnp.float32)
+
+
+def _as_float(operand: Any) -> Any:
+    if isinstance(operand, Real):
+        return operand.real
+    return jnp.asarray(value_of(operand)).astype(jnp.float32)
+
+
+def dtype_of(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else np.result_type(value)
+
+
+def is_float(value: Any) -> bool:
+    return jnp.issubdtype(dtype_of(value), jnp.floating)
+
+
+def _same(operand: Any, choice: Choice) -> bool:
+    return isinstance(operand, Choice) and operand.weights is choice.weights

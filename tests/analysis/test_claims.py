@@ -1,0 +1,55 @@
+"""benchmarks/claims.py: when a claim is confirmed, refuted or undecided."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("claims", HERE / "benchmarks" / "claims.py")
+    sys.modules["claims"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_claim_is_decided_by_the_side_on_which_its_interval_lies(program):
+    above, below, both = ((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.0, -0.1, 0.1))
+    made = lambda found, **options: program.Claim("", "", program.Scalar(*found, 10), **options).outcome  # noqa: E731
+    assert [made(found) for found in (above, below, both)] == ["confirmed", "refuted", "undecided"]
+    assert [made(found, above=False) for found in (above, below, both)] == ["refuted", "confirmed", "undecided"]
+    assert made((1.2, 1.1, 1.3), no_effect=1.0) == "confirmed" and made(above, no_effect=1.0) == "refuted"
+    assert program.Claim("", "", None).outcome == "undecided (not measured)"
+
+
+def test_the_interval_of_a_difference_is_newcombes(program):
+    # His example (1998, table II): 56/70 against 48/80, whose interval by method 10 is 0.0524 to 0.3339.
+    first = program.Scalar(56 / 70, 0.6918, 0.8769, 70)
+    second = program.Scalar(48 / 80, 0.4906, 0.7000, 80)
+    found = program.difference(first, second)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-3)
+    assert program.difference(first, None) is None and found.n == 70
+
+
+def test_every_claim_is_on_the_page_measured_or_not(program):
+    scalar = {"value": 1.5, "interval_95": [1.4, 1.6], "n": 360}
+    networks = {f"{name}_0": {"magnitude_ratio": scalar} for name in ("at", "standard")}
+    figure = {"name": "channels", "estimates": networks}
+    about = {"epsilon": 0.2, "norm": "linf", "dataset": "digits", "num_examples": 360, "commit": "abc"}
+    analysis = {"figures": [figure], **about}
+    accuracies = {name: {"pgd20": program.Scalar(value, value - 0.04, value + 0.04, 360)} for name, value in
+                  (("at", 0.8), ("at_cas", 0.94), ("at_fsr", 0.7))}  # fmt: skip
+    found = program.claims(analysis, accuracies, suffix="_0")
+    page = program.markdown(found, analysis)
+    assert len(found) == 5 and page.count("| **") == sum(map(len, found.values()))
+    assert "| 1.5 | 1.4 to 1.6 | 360 | **confirmed** |" in page  # magnitude ratio, against 1
+    outcomes = {(paper, claim.measured): claim.outcome for paper, own in found.items() for claim in own}
+    assert outcomes["CAS (Bai et al. 2021)", "accuracy under PGD-20, minus that of `at`"] == "confirmed"
+    assert outcomes["FSR (Kim et al. 2023)", "accuracy under PGD-20, minus that of `at`"] == "refuted"
+    assert outcomes["CAS (Bai et al. 2021)", "magnitude ratio, `at` minus `standard`"] == "undecided"
+    assert np.isclose(program.difference(*([program.Scalar(1.5, 1.4, 1.6, 9)] * 2)).high, np.hypot(0.1, 0.1))

@@ -1,0 +1,211 @@
+"""Networks that hide a rounding two calls deep, one written with each library; and small functions with one thing each.
+
+All are functions of images [B, 4, 4, 1] with three classes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IMAGES = np.random.default_rng(0).uniform(size=(2, 4, 4, 1)).astype(np.float32)
+WEIGHTS = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+KEY = jax.random.key(3)
+
+
+def quantised(x):
+    return jnp.round(4.0 * x) / 4.0
+
+
+def prepared(x):
+    return quantised(jnp.square(x))
+
+
+def line_of(function, offset=1):
+    """As a finding names a line of a function, counted from its first."""
+    code = function.__code__
+    return f"{code.co_firstlineno + offset} ({code.co_name})"
+
+
+HIDDEN = line_of(quantised)
+
+
+def linear(x):
+    return x.reshape(x.shape[0], -1) @ jnp.asarray(WEIGHTS)
+
+
+def plain(images):
+    return linear(prepared(images))
+
+
+def linen():
+    import flax.linen as nn
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(3)(nn.relu(nn.Conv(2, (3, 3))(prepared(images))).reshape(len(images), -1))
+
+    module = Network()
+    variables = module.init(KEY, IMAGES)
+    return jax.jit(lambda images: module.apply(variables, images))
+
+
+def linen_jitted_apply():
+    import flax.linen as nn
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(3)(prepared(images).reshape(len(images), -1))
+
+    module = Network()
+    return jax.tree_util.Partial(jax.jit(module.apply), module.init(KEY, IMAGES))
+
+
+def nnx():
+    from flax import nnx
+
+    class Network(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(16, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.dense(nnx.relu(prepared(images)).reshape(len(images), -1))
+
+    return nnx.jit(Network())
+
+
+def equinox():
+    import equinox as eqx
+
+    class Network(eqx.Module):
+        dense: eqx.nn.Linear
+
+        def __call__(self, image):
+            return self.dense(jax.nn.relu(prepared(image)).ravel())
+
+    return jax.vmap(Network(eqx.nn.Linear(16, 3, key=KEY)))
+
+
+LIBRARIES = {
+    "plain": lambda: plain, "linen": linen, "linen, jitted apply": linen_jitted_apply, "nnx": nnx, "equinox": equinox,
+}  # fmt: skip
+
+
+@jax.custom_jvp
+def lying(x):
+    return jnp.square(x)
+
+
+lying.defjvp(lambda primals, tangents: (lying(*primals), -tangents[0]))
+
+
+@jax.custom_jvp
+def honest(x):
+    return jnp.square(x)
+
+
+honest.defjvp(lambda primals, tangents: (honest(*primals), 2.0 * primals[0] * tangents[0]))
+
+
+@jax.custom_vjp
+def lying_vjp(x):
+    return jnp.square(x)
+
+
+lying_vjp.defvjp(lambda x: (jnp.square(x), None), lambda kept, slope: (jnp.zeros_like(slope),))
+
+
+def largest(scores):
+    return jnp.argmax(scores, axis=1)
+
+
+def python(x):
+    return jax.pure_callback(lambda y: np.round(4 * np.asarray(y)) / 4, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def descended(x):
+    return jax.lax.fori_loop(0, 3, lambda i, c: c - 0.1 * jax.grad(lambda y: jnp.sum(linear(y) ** 2))(c), x)
+
+
+def grown(x):
+    return jax.lax.while_loop(lambda c: jnp.sum(c) < 30.0, lambda c: 1.1 * c, x)
+
+
+def median(x):
+    """Of three neighbours in a row."""
+    return jnp.sort(jnp.concatenate([x, jnp.roll(x, 1, axis=1), jnp.roll(x, -1, axis=1)], axis=3), axis=3)[..., 1:2]
+
+
+def thermometer(x):
+    levels = jnp.arange(1.0, 5.0)[None, None, None, :] / 5.0
+    return jnp.sum((x >= levels).astype(jnp.float32), axis=3, keepdims=True)
+
+
+def winners(x):
+    scores = x.reshape(len(x), -1)
+    least = jax.lax.top_k(scores, 4)[0][:, -1:]
+    return jnp.where(scores >= least, scores, 0.0).reshape(x.shape)
+
+
+def in_loop(x):
+    return jax.lax.scan(lambda c, _: (jnp.round(8.0 * c) / 8.0, None), x, None, length=2)[0]
+
+
+# Name -> (function of images, the kinds that its findings must have).
+HIDES = {
+    "round": (lambda x: linear(jnp.round(4.0 * x)), {"step"}),
+    "floor in checkpoint": (lambda x: jax.checkpoint(lambda y: linear(jnp.floor(4.0 * y)))(x), {"step"}),
+    "round in scan": (lambda x: linear(in_loop(x)), {"step"}),
+    "sign in vmap": (lambda x: jax.vmap(lambda y: jnp.sign(y.ravel() - 0.5) @ WEIGHTS)(x), {"step"}),
+    "cast": (lambda x: linear((4.0 * x).astype(jnp.int32).astype(jnp.float32)), {"integer"}),
+    "lookup": (lambda x: linear(jnp.linspace(0.0, 1.0, 17)[(16.0 * x).astype(jnp.int32)]), {"integer"}),
+    "detached": (lambda x: linear(jax.lax.stop_gradient(x)), {"detached"}),
+    "detached in part": (lambda x: linear(x * jax.lax.stop_gradient(x)), {"detached"}),
+    "detached twice": (lambda x: linear(jax.lax.stop_gradient(jax.lax.stop_gradient(x) ** 2)), {"detached"}),
+    "lying rule": (lambda x: linear(lying(x)), {"custom_rule"}),
+    "lying vjp": (lambda x: linear(jax.jit(lying_vjp)(x)), {"custom_rule"}),
+    "threshold": (lambda x: linear(jnp.where(x > 0.4, x, 0.0)), {"selection"}),
+    "mask": (lambda x: linear(x * (x > 0.4).astype(jnp.float32)), {"selection"}),
+    "winners": (lambda x: linear(winners(x)), {"selection"}),
+    "one-hot": (lambda x: jax.nn.one_hot(largest(linear(x)), 3), {"selection"}),
+    "chosen column": (lambda x: linear(x) * jnp.asarray(WEIGHTS[:3]).T[largest(linear(x))], {"selection"}),
+    "branch": (
+        lambda x: jax.lax.cond(jnp.mean(x) > 0.5, linear, lambda y: -linear(y), x), {"selection", "batch_dependent"},
+    ),
+    "thermometer": (lambda x: linear(thermometer(x)), {"selection"}),
+    "clamped": (lambda x: linear(jax.lax.clamp(0.45, x, 0.55)), {"selection"}),
+    "saturated": (lambda x: jax.nn.sigmoid(1000.0 * linear(x)), {"saturation"}),
+    # Of a gradient that vanishes rounding is left, which is another without the softmax's own stop_gradient.
+    "saturated softmax": (lambda x: jax.nn.softmax(1000.0 * linear(x)), {"saturation", "detached"}),
+    "python": (lambda x: linear(python(x)), {"callback"}),
+    "descent": (lambda x: linear(descended(x)), {"inner_optimisation"}),
+    "while": (lambda x: linear(grown(x)), {"inner_optimisation", "batch_dependent"}),
+    "bfloat16": (lambda x: linear(x.astype(jnp.bfloat16).astype(jnp.float32)), {"precision"}),
+    "batch statistics": (lambda x: linear(x - jnp.mean(x, axis=0, keepdims=True)), {"batch_dependent"}),
+    "own key": (lambda x: linear(x + jax.random.normal(jax.random.key(0), x.shape)), {"random"}),
+}
+
+# What looks like hiding and is not.
+HONEST = {
+    "relu": lambda x: linear(jax.nn.relu(x - 0.5)),
+    "leaky relu": lambda x: jax.nn.leaky_relu(linear(x)),
+    "relu by where": lambda x: (lambda z: jnp.where(z > 0, z, jnp.zeros_like(z)))(linear(x)),
+    "elu": lambda x: jax.nn.elu(linear(x)),
+    "gelu": lambda x: jax.nn.gelu(linear(x)),
+    "silu": lambda x: jax.nn.silu(linear(x)),
+    "softplus": lambda x: jax.nn.softplus(linear(x)),
+    "softmax": lambda x: jax.nn.softmax(linear(x)),
+    "log softmax": lambda x: jax.nn.log_softmax(linear(x)),
+    "logsumexp": lambda x: linear(x) - jax.nn.logsumexp(linear(x), axis=1, keepdims=True),
+    "max-pooling": lambda x: linear(
+        jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "SAME")
+    ),
+    "median": lambda x: linear(median(x)),
+    "clip": lambda x: linear(jnp.clip(x, 0.0, 1.0)),
+    "sum over another first axis": lambda x: jnp.sum(jnp.stack([linear(x), 2.0 * linear(x)]), axis=0),
+    "not a number": lambda x: jnp.nan_to_num(linear(x)),
+    "honest rule": lambda x: linear(honest(x)),
+    "loop": lambda x: linear(jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c), x)),
+    "of the weights": lambda x: linear(x) @ jnp.round(jnp.asarray(WEIGHTS[:3])),
+}

@@ -1,0 +1,141 @@
+"""Findings name what hides a gradient, with the user's own line, whatever library wrote the network; and only that."""
+
+from functools import partial
+
+import hidden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import defenses, models
+from robustjax.transforms import Finding, Findings, inspect, quicken
+
+
+@pytest.mark.parametrize("library", hidden.LIBRARIES)
+def test_the_users_own_line_is_named(library):
+    if library == "equinox":
+        pytest.importorskip("equinox")
+    found = inspect(hidden.LIBRARIES[library](), hidden.IMAGES)
+    assert [each[:2] for each in found] == [("step", "round")]
+    file, line = found[0].where.split(":")
+    assert file.endswith("tests/transforms/hidden.py") and line == hidden.HIDDEN
+
+
+def test_a_line_that_is_traced_again_elsewhere_keeps_its_own_name():
+    # jnp.round is traced once for each shape: the second use must not be given the first one's line.
+    def first(x):
+        return jnp.round(x)
+
+    def second(x):
+        return jnp.round(first(2.0 * x) + x)
+
+    lines = {each.where.split(":")[1] for each in inspect(lambda x: hidden.linear(second(x)), hidden.IMAGES)}
+    assert lines == {hidden.line_of(first), hidden.line_of(second)}
+
+
+@pytest.mark.parametrize("name", hidden.HIDES)
+def test_what_hides_is_found(name):
+    function, kinds = hidden.HIDES[name]
+    found = inspect(function, hidden.IMAGES)
+    assert {each.kind for each in found} == kinds
+    assert all("hidden.py:" in each.where for each in found), found
+
+
+@pytest.mark.parametrize("name", hidden.HONEST)
+def test_what_only_looks_like_it_is_not(name):
+    assert inspect(hidden.HONEST[name], hidden.IMAGES) == ()
+
+
+def test_only_what_depends_on_the_image_and_reaches_the_logits_counts():
+    def network(images, key, scale):
+        noise = jax.random.uniform(key, images.shape)
+        _ = jnp.sign(images)
+        return hidden.linear(images + noise) * jnp.round(scale)
+
+    (found,) = inspect(network, hidden.IMAGES, hidden.KEY, np.float32(2.0))
+    assert found.kind == "random" and "stochastic=True" in found.remedy
+
+
+def test_randomness_that_no_argument_explains_is_said_to_be_undeclared():
+    generator = np.random.default_rng(0)
+    drawn = inspect(lambda x: hidden.linear(x + generator.normal(size=x.shape).astype(np.float32)), hidden.IMAGES)
+    own = inspect(hidden.HIDES["own key"][0], hidden.IMAGES)
+    for (found,) in (drawn, own):
+        assert found.kind == "random" and found.remedy.startswith("undeclared")
+
+
+def test_an_operation_that_is_not_known_is_reported():
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, mlir
+
+    strange = Primitive("strange")
+    strange.def_impl(lambda x: x)
+    strange.def_abstract_eval(lambda x: x)
+    ad.deflinear2(strange, lambda slope, x: [slope])
+    mlir.register_lowering(strange, lambda context, x: [x])
+    (found,) = inspect(lambda x: hidden.linear(strange.bind(x)), hidden.IMAGES)
+    assert found[:2] == ("unknown", "strange")
+
+
+IMAGES = jnp.asarray(np.random.default_rng(2).uniform(size=(2, 16, 16, 3)), jnp.float32)
+
+
+def network_of(name, guard=None):
+    module = models.create(name, defense=guard)
+    variables = jax.jit(module.init)(jax.random.key(0), IMAGES)
+    return lambda images, *key: module.apply(variables, images, rngs={"defense": key[0]} if key else None)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet20"])
+def test_an_honest_network_has_no_finding(name):
+    network = network_of(name)
+    assert inspect(network, IMAGES) == ()
+    assert inspect(quicken(network), IMAGES) == ()
+
+
+@pytest.mark.parametrize(
+    ("guard", "kinds"),
+    [
+        ("sap", {"random", "detached", "selection"}),
+        ("cas", {"selection"}),
+        ("cifs", {"detached", "selection"}),
+        ("kwta", {"integer", "selection"}),
+    ],
+)
+def test_the_librarys_own_guards_are_found_out(guard, kinds):
+    options = {"cifs": {"hidden": 4}}.get(guard, {})
+    created = defenses.create(guard, **options)
+    keys = (jax.random.key(1),) if created.stochastic else ()
+    found = inspect(network_of("small_cnn", created), IMAGES, *keys)
+    assert kinds <= {each.kind for each in found}
+
+
+def test_findings_print_as_a_table():
+    found = Findings([Finding("step", "round", "net.py:3 (f<g>)", 2, "the identity")])
+    assert str(found).splitlines()[1].split("  ")[0] == "step" and "zero gradient" in repr(found)
+    assert "<td>net.py:3 (f&lt;g&gt;)</td>" in found._repr_html_()
+    assert "nothing hides" in Findings()._repr_html_()
+
+
+@pytest.mark.torch
+def test_the_line_of_a_pytorch_module_is_named():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchax")
+    from robustjax.transforms import from_torch_module
+
+    def cut(x):
+        return torch.round(4.0 * x) / 4.0
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = torch.nn.Linear(16, 3)
+
+        def forward(self, images):
+            return self.dense(torch.relu(cut(images)).flatten(1))
+
+    (found,) = inspect(from_torch_module(Network().eval()), hidden.IMAGES)
+    assert found.kind == "step" and found.where.endswith(hidden.line_of(cut))
+    assert inspect(partial(from_torch_module(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval())),
+                   hidden.IMAGES) == ()  # fmt: skip

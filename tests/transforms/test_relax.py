@@ -1,0 +1,204 @@
+"""Relaxed derivatives, each against its formula; values that stay what they are; and attacks that find their way."""
+
+import hidden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import attacks
+from robustjax.transforms import inspect, quicken, relax
+from robustjax.types import InputError
+
+X = jnp.asarray(hidden.IMAGES)
+DIRECTION = jnp.asarray(np.random.default_rng(4).normal(size=X.shape), jnp.float32)
+
+
+def gradient(function, x=X):
+    """Of a weighted sum of all outputs."""
+    return jax.jit(jax.grad(lambda x: jnp.sum(function(x) @ jnp.arange(1.0, 1.0 + function(x).shape[-1]))))(x)
+
+
+@pytest.mark.parametrize("name", hidden.HIDES)
+def test_values_stay_and_what_hides_a_gradient_gives_one(name):
+    function, kinds = hidden.HIDES[name]
+    relaxed = relax(function)
+    np.testing.assert_array_equal(relaxed(X), function(X))
+    np.testing.assert_allclose(jax.jit(relaxed)(X), jax.jit(function)(X), rtol=1e-6)
+    found = gradient(lambda x: relaxed(x))
+    assert np.all(np.isfinite(found))
+    # A batch of which the mean is subtracted has no gradient of its sum.
+    assert name == "batch statistics" or np.all(np.any(found != 0, axis=(1, 2, 3)))
+    # Of the findings alone as well.
+    if not kinds <= {"precision", "random", "batch_dependent"}:
+        alone = gradient(relax(function, kinds=inspect(function, X)))
+        assert np.all(np.isfinite(alone)) and np.any(alone != 0)
+
+
+@pytest.mark.parametrize("name", [*hidden.HONEST])
+def test_an_honest_function_keeps_its_values_and_finite_gradients(name):
+    function = hidden.HONEST[name]
+    np.testing.assert_array_equal(relax(function)(X), function(X))
+    assert np.all(np.isfinite(gradient(relax(function))))
+    # Without a finding nothing is relaxed.
+    np.testing.assert_allclose(gradient(relax(function, kinds=inspect(function, X))), gradient(function), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "same_as"),
+    [
+        ("round", lambda x: hidden.linear(4.0 * x)),
+        ("cast", lambda x: hidden.linear(4.0 * x)),
+        ("lookup", lambda x: hidden.linear(x)),
+        ("detached", hidden.linear),
+        ("detached in part", lambda x: hidden.linear(x * x)),
+        ("lying rule", lambda x: hidden.linear(x**2)),
+        ("lying vjp", lambda x: hidden.linear(x**2)),
+        ("clamped", hidden.linear),
+        ("python", hidden.linear),
+        ("round in scan", hidden.linear),
+        ("floor in checkpoint", lambda x: hidden.linear(4.0 * x)),
+    ],
+)
+def test_derivatives_are_those_of_the_function_behind(name, same_as):
+    np.testing.assert_allclose(gradient(relax(hidden.HIDES[name][0])), gradient(same_as), rtol=1e-5, atol=1e-6)
+
+
+def test_a_lookup_is_differentiated_by_the_slope_of_its_table():
+    table = jnp.arange(18.0) ** 2
+    # At index 4 + 1 / 2 the neighbours of entry 4 are 9 and 25.
+    slope = jax.grad(relax(lambda x: table[(16.0 * x).astype(jnp.int32)]))(4.5 / 16)
+    np.testing.assert_allclose(slope, 16.0 * (25.0 - 9.0) / 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_a_threshold_is_mixed_by_the_sigmoid_of_its_margin(temperature):
+    def mixed(x):
+        margin = x - 0.4
+        width = temperature * jnp.mean(jnp.abs(margin), axis=(1, 2, 3), keepdims=True)
+        return jax.nn.sigmoid(margin / jax.lax.stop_gradient(width)) * x
+
+    found = gradient(relax(hidden.HIDES["threshold"][0], temperature=temperature))
+    np.testing.assert_allclose(found, gradient(lambda x: hidden.linear(mixed(x))), rtol=1e-4, atol=1e-6)
+    traced = jax.jit(lambda t: gradient(relax(hidden.HIDES["threshold"][0], temperature=t)))
+    np.testing.assert_allclose(traced(temperature), found, rtol=1e-5, atol=1e-6)
+
+
+def test_the_largest_is_chosen_by_a_softmax_of_the_same_scores():
+    def soft(x):
+        scores = hidden.linear(x)
+        below = scores - jnp.max(scores, axis=1, keepdims=True)
+        width = jnp.mean(jnp.abs(jax.lax.stop_gradient(below)), axis=1, keepdims=True)
+        return jax.nn.softmax(below / width, axis=1)
+
+    expected = gradient(soft)
+    np.testing.assert_allclose(gradient(relax(hidden.HIDES["one-hot"][0])), expected, rtol=1e-3, atol=1e-5)
+    rows = jnp.asarray(hidden.WEIGHTS[:3]).T
+    found = gradient(relax(lambda x: rows[hidden.largest(hidden.linear(x))]))
+    np.testing.assert_allclose(found, gradient(lambda x: soft(x) @ rows), rtol=1e-3, atol=1e-5)
+
+
+def test_sorted_indices_are_a_softmax_of_distances():
+    table = jnp.asarray([1.0, 2.0, 4.0])
+
+    def function(x):
+        return table[jnp.argsort(x, axis=1)]
+
+    x = jnp.asarray([[0.3, -0.2, 0.9]])
+
+    def soft(x):
+        ranks = jnp.sort(x, axis=1)
+        distance = jnp.abs(x[:, :, None] - ranks[:, None])
+        width = jnp.mean(jax.lax.stop_gradient(distance), axis=1, keepdims=True)
+        return jnp.einsum("bkr,k->br", jax.nn.softmax(-distance / width, axis=1), table)
+
+    np.testing.assert_allclose(gradient(relax(function), x), gradient(soft, x), rtol=1e-4)
+
+
+def test_a_loop_is_differentiated_through_its_turns_or_around_it():
+    x = 1.0 + X
+    turns = int(np.sum(np.sum(x) * 1.1 ** np.arange(64) < 30.0))
+    through, around = (gradient(relax(hidden.grown, loops=loops), x) for loops in ("through", "around"))
+    np.testing.assert_allclose(through, 1.1**turns * around, rtol=1e-4)
+    function = hidden.HIDES["descent"][0]
+    np.testing.assert_allclose(gradient(relax(function)), gradient(function), rtol=1e-4)
+    np.testing.assert_allclose(gradient(relax(function, loops="around")), gradient(hidden.linear), rtol=1e-5)
+
+
+def test_saturated_sigmoids_have_the_derivative_of_smaller_numbers():
+    def function(x):
+        return jax.nn.sigmoid(1000.0 * hidden.linear(x))
+
+    def smaller(x):
+        z = 1000.0 * hidden.linear(x)
+        return jax.nn.sigmoid(z / jax.lax.stop_gradient(jnp.mean(jnp.abs(z), axis=1, keepdims=True)))
+
+    np.testing.assert_allclose(gradient(relax(function)), gradient(smaller), rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, -1e30, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["threshold", "mask", "thermometer", "cast", "saturated", "one-hot", "winners"])
+def test_tails_give_no_gradient_that_is_not_a_number(name, value):
+    x = X.at[0, 0, 0, 0].set(value).at[1].set(0.25)
+    relaxed = relax(lambda x: hidden.HIDES[name][0](jnp.where(jnp.isfinite(x), x, 1.0)))
+    assert np.all(np.isfinite(gradient(relaxed, x)))
+
+
+@pytest.mark.parametrize("name", ["round", "threshold", "one-hot", "chosen column", "winners", "sign in vmap"])
+def test_composes_with_transformations(name):
+    relaxed = relax(hidden.HIDES[name][0])
+    expected = gradient(relaxed)
+    np.testing.assert_allclose(gradient(quicken(relaxed)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient(relax(quicken(hidden.HIDES[name][0]))), expected, rtol=1e-5, atol=1e-6)
+    each = jax.vmap(lambda x: gradient(relaxed, x[None])[0])(X)
+    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
+    slope = jax.jvp(lambda x: jnp.sum(relaxed(x) @ jnp.arange(1.0, 4.0)), (X,), (DIRECTION,))[1]
+    np.testing.assert_allclose(slope, jnp.vdot(expected, DIRECTION), rtol=1e-4)
+
+
+def test_only_the_lines_that_are_named_are_relaxed():
+    function = lambda x: hidden.linear(jnp.round(4.0 * x)) + hidden.linear(hidden.quantised(x))  # noqa: E731
+    here, there = sorted(inspect(function, X), key=lambda finding: "quantised" in finding.where)
+    np.testing.assert_allclose(gradient(relax(function, kinds=[here])), 4.0 * gradient(hidden.linear), rtol=1e-5)
+    np.testing.assert_allclose(gradient(relax(function, kinds=[there])), gradient(hidden.linear), rtol=1e-5)
+    assert not np.any(gradient(relax(function, kinds="detached")))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_stays(dtype):
+    function = lambda x: jnp.where(x > 0.4, jnp.round(4 * x), jnp.sign(x)) + jax.nn.sigmoid(x)  # noqa: E731
+    x = X.astype(dtype)
+    value, pull = jax.vjp(relax(function), x)
+    assert value.dtype == dtype and pull(jnp.ones_like(value))[0].dtype == dtype
+    np.testing.assert_array_equal(value, function(x))
+
+
+def test_double_precision_stays():
+    with jax.enable_x64(True):
+        x = np.asarray(hidden.IMAGES, np.float64)
+        function = lambda x: jnp.where(x > 0.4, jnp.round(4 * x), jnp.sign(x))  # noqa: E731
+        value, pull = jax.vjp(relax(function), x)
+        assert value.dtype == jnp.float64 and pull(jnp.ones_like(value))[0].dtype == jnp.float64
+
+
+def test_a_quantised_network_falls_to_its_relaxation():
+    images = jnp.asarray(np.random.default_rng(5).uniform(size=(16, 4, 4, 1)), jnp.float32)
+    network = lambda x: hidden.linear(hidden.quantised(x))  # noqa: E731
+    labels = jnp.argmax(network(images), axis=1)
+
+    def accuracy(gradients_of):
+        attack = jax.jit(lambda x: attacks.pgd(
+            gradients_of, hidden.KEY, x, labels, epsilon=0.3, step_size=0.05, num_steps=20, random_start=False,
+        ))  # fmt: skip
+        return float(jnp.mean((jnp.argmax(network(attack(images)), axis=1) == labels).astype(jnp.float32)))
+
+    assert accuracy(network) == 1.0 and accuracy(relax(network)) < 0.3
+
+
+def test_mistakes_are_named():
+    with pytest.raises(InputError, match=r"kinds must be findings or of step, .* got 'steps' \(nearest: 'step'\)"):
+        relax(hidden.linear, kinds="steps")
+    with pytest.raises(InputError, match="loops must be through or around, got 'over'"):
+        relax(hidden.linear, loops="over")
+    with pytest.raises(InputError, match="temperature must be above 0"):
+        relax(hidden.linear, temperature=0)
