@@ -70,4 +70,6 @@ class Candidates:
         at = place, np.arange(share.shape[1])
         none = share[at] < 0
         points = np.where(none.reshape(none.shape + (1,) * (self.images.ndim - 1)), self.images, self.points[at])
-        return Strongest(points, share[at], np.where(none, None, self.attack[at]))
+        found_by = self.attack[at].astype(object)
+        found_by[none] = None
+        return Strongest(points, share[at], found_by)
