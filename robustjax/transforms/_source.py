@@ -111,7 +111,12 @@ def _line(equation: JaxprEqn) -> tuple[str, bool]:
 
 def of_library(file: str) -> bool:
     """Whether a file belongs to Python, to one of the libraries above, or to this library."""
-    return file.startswith(("<frozen", "<string>", _OURS)) or file.startswith(tuple(_roots(len(sys.modules))))
+    return _of_library(file, len(sys.modules))
+
+
+@functools.cache
+def _of_library(file: str, num_modules: int) -> bool:
+    return file.startswith(("<frozen", "<string>", _OURS, *_roots(num_modules)))
 
 
 def _of_jax(equation: JaxprEqn, held: str) -> bool:
