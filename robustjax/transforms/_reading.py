@@ -160,9 +160,12 @@ class _Reader:
         self._known: dict[Any, Any] = {}
 
     def know(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        """Sets what is known; a program that JAX keeps is read again for each call, so that other calls' goes."""
         for var, value in zip(variables, values, strict=True):
             if value is not None and np.ndim(value) == 0 and _is_whole(var):
                 self._known[var] = value
+            else:
+                self._known.pop(var, None)
 
     def _value_of(self, atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else self._known.get(atom)
@@ -180,9 +183,8 @@ class _Reader:
         return [of(atom) for atom in jaxpr.outvars]
 
     def _results(self, equation: JaxprEqn, given: list[int], place: Place | None) -> Sequence[int]:
-        line = _source.line_of(equation, place)
         every = _union(given)
-        self._note(equation, given, every, line)
+        self._note(equation, given, every, place)
         name, params = equation.primitive.name, equation.params
         if name in CALLS:
             key = next(each for each in ("jaxpr", "call_jaxpr") if each in params)
@@ -190,12 +192,12 @@ class _Reader:
             inner = _source.within(equation, place, key)
             self.know(within.invars, [self._value_of(atom) for atom in equation.invars])
             return self.read(within, given, inner)
-        inner = _source.within(equation, place)
         if name == "scan":
-            return self._scan(params, given, inner)
+            return self._scan(params, given, _source.within(equation, place))
         if name == "while":
-            return self._while(params, given, inner)
+            return self._while(params, given, _source.within(equation, place))
         if name == "cond":
+            inner = _source.within(equation, place)
             taken = self._value_of(equation.invars[0])
             branches = params["branches"] if taken is None else [params["branches"][int(taken)]]
             results = []
@@ -207,6 +209,7 @@ class _Reader:
 
     def _fold(self, equation: JaxprEqn) -> None:
         """Learns the results of arithmetic on known integers."""
+        self.know(equation.outvars, [None] * len(equation.outvars))
         values = [self._value_of(atom) for atom in equation.invars]
         whole = all(_is_whole(var) and not _aval(var).ndim for var in equation.outvars)
         if whole and values and equation.primitive.name in _FOLDED and all(value is not None for value in values):
@@ -240,7 +243,7 @@ class _Reader:
                 return carry
             carry = grown
 
-    def _note(self, equation: JaxprEqn, given: list[int], every: int, line: str) -> None:
+    def _note(self, equation: JaxprEqn, given: list[int], every: int, place: Place | None) -> None:
         kind = "batch_dependent" if _is_over(equation, self._num_images) else kind_of(equation)
         if self._silent or kind is None or (kind != "random" and not every & IMAGE):
             return
@@ -253,7 +256,7 @@ class _Reader:
             return
         if name == "scan" and not _takes_gradients(equation.params["jaxpr"].jaxpr):
             return
-        self._add(Site(kind, name, line, equation, every))
+        self._add(Site(kind, name, _source.line_of(equation, place), equation, every))
 
 
 def _is_over(equation: JaxprEqn, count: int) -> bool:

@@ -196,10 +196,11 @@ class Softened:
         return known[1]
 
     def _touches_one(self, equation: JaxprEqn, place: Place | None) -> bool:
-        line = _source.line_of(equation, place)
         kind = _reading.kind_of(equation)
-        if kind is not None and self._strength_of((kind, equation.primitive.name, line)) is not None:
-            return True
+        if kind is not None:
+            key = kind, equation.primitive.name, _source.line_of(equation, place)
+            if self._strength_of(key) is not None:
+                return True
         for param, value in equation.params.items():
             for each in value if isinstance(value, tuple | list) else (value,):
                 within = getattr(each, "jaxpr", each)

@@ -53,8 +53,9 @@ def line_of(equation: JaxprEqn, place: Place | None) -> str:
     """
     if place is not None and place.fixed:
         return place.line
-    found = _line(equation)
-    return place.line if found is None and place is not None else found or UNKNOWN
+    found, of_user = _line(equation)
+    # A traceback ends where Python was called from another language, as JAX's caches are written in one.
+    return found if of_user or place is None or place.line == UNKNOWN else place.line
 
 
 def within(equation: JaxprEqn, place: Place | None, held: str = "") -> Place:
@@ -85,30 +86,37 @@ def named(line: str) -> str:
     return f"{_SCOPE}{line.replace('/', _SLASH)}{_END}"
 
 
-def _line(equation: JaxprEqn) -> str | None:
-    """The innermost frame of the traceback that lies in no library, within the function that was transformed.
+def _line(equation: JaxprEqn) -> tuple[str, bool]:
+    """A line, and whether it is the user's.
+
+    It is that of the innermost frame that lies in no library, within the function that was transformed.
 
     Of a network that a library made as a whole it is this library's own line where networks are built, or else the line
-    that had the network traced, if the traceback reaches so far: it ends where Python was called from another language.
+    that had the network traced, if the traceback reaches so far.
     """
     scopes = str(equation.source_info.name_stack)
     if _SCOPE in scopes:
-        return scopes.rsplit(_SCOPE, 1)[1].split(_END)[0].replace(_SLASH, "/")
+        return scopes.rsplit(_SCOPE, 1)[1].split(_END)[0].replace(_SLASH, "/"), True
     traceback: Any = equation.source_info.traceback
     raw = [] if traceback is None else traceback.frames
     frames = [(each.file_name, each.line_num, each.function_name) for each in raw]
     cut = next((i for i, frame in enumerate(frames) if frame[0].startswith(_TRANSFORMS)), len(frames))
     users = lambda some: (frame for frame in some if not of_library(frame[0]))  # noqa: E731
     networks = (frame for frame in frames[:cut] if frame[0].startswith(_NETWORKS))
-    for found in (users(frames[:cut]), networks, users(frames)):
+    for found, of_user in ((users(frames[:cut]), True), (networks, False), (users(frames), False)):
         for file, line, function in found:
-            return f"{_short(file)}:{line} ({function.split('.')[-1]})"
-    return None
+            return f"{_short(file)}:{line} ({function.split('.')[-1]})", of_user
+    return UNKNOWN, False
 
 
 def of_library(file: str) -> bool:
     """Whether a file belongs to Python, to one of the libraries above, or to this library."""
-    return file.startswith(("<frozen", "<string>", _OURS)) or file.startswith(tuple(_roots(len(sys.modules))))
+    return _of_library(file, len(sys.modules))
+
+
+@functools.cache
+def _of_library(file: str, num_modules: int) -> bool:
+    return file.startswith(("<frozen", "<string>", _OURS, *_roots(num_modules)))
 
 
 def _of_jax(equation: JaxprEqn, held: str) -> bool:

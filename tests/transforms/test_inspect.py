@@ -65,6 +65,21 @@ def test_randomness_that_no_argument_explains_is_said_to_be_undeclared():
         assert found.kind == "random" and found.remedy.startswith("undeclared")
 
 
+def test_only_the_branch_that_is_taken_is_read():
+    branches = [hidden.linear, lambda x: hidden.linear(jnp.round(x)), lambda x: hidden.linear(jnp.sign(x))]
+
+    @jax.jit
+    def switched(index, x):
+        return jax.lax.switch(index, branches, x)
+
+    def kinds(*indices):
+        return [each.primitive for each in inspect(lambda x: sum(switched(i, x) for i in indices), hidden.IMAGES)]
+
+    assert kinds(jnp.int32(0)) == [] and kinds(jnp.int32(1)) == ["round"]
+    # One program serves both calls.
+    assert set(kinds(jnp.int32(1), jnp.int32(0), jnp.int32(2))) == {"round", "sign"}
+
+
 def test_an_operation_that_is_not_known_is_reported():
     from jax.extend.core import Primitive
     from jax.interpreters import ad, mlir
