@@ -108,7 +108,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 def _gallery(path: Path) -> list[Example]:
     """Examples of a file of ``save_images`` on which an attack succeeded, first of all one of each class."""
     try:
-        with np.load(path) as saved:
+        with np.load(path, allow_pickle=False) as saved:
             if not {"images", "clean_images", "labels", "predictions", "clean_predictions", "robust"} <= {*saved.files}:
                 return []
             given = {name: saved[name] for name in saved.files}
