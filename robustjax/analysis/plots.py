@@ -231,7 +231,7 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
         >>> len(calibration({"at": seen}, against={"at": {0.0: seen, 0.1: seen}}).axes)
         3
     """
-    figure, axes = _grid(1, 3, width=3.5, height=3.2)
+    figure, axes = _grid(1, 3, width=3.5, height=3.4)
     diagram, error, brier = axes[0]
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for i, (name, seen) in enumerate(found.items()):
@@ -251,7 +251,9 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
     brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
     for axis in axes[0]:
         axis.title.set_fontsize(9)
-        axis.legend(fontsize=6.5, frameon=False, loc="upper left")
+    # Networks have the same colour in all three.
+    handles, labels = diagram.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

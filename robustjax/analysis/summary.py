@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustjax import config as config_lib
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
@@ -120,9 +121,22 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
             wrong = [field for field, right in FIELDS.items() if not right(record[field])]
             if wrong:
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
+            # Records of an earlier version lack newer keys, whose defaults are what that version did.
+            record["config"] = _completed(record["config"], config_lib.plain(config_lib.base()))
             variant = path.parent.relative_to(workdir / "evaluation").as_posix()
             found.setdefault("" if variant == "." else variant, []).append(record)
     return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A config's keys and sections over those of the defaults."""
+    both = {
+        key: _completed(value, defaults[key])
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        else value
+        for key, value in stored.items()
+    }
+    return {**defaults, **both}
 
 
 def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -167,7 +181,7 @@ def _told_apart(entry: dict[str, Any], keys: list[str]) -> Iterator[str]:
     for key in keys:
         section, _, option = key.rpartition(".")
         if option == "name":
-            yield f"{section} {entry[key]}" if entry[key] else f"no {section}"
+            yield f"{section} {entry[key]}" if entry.get(key) else f"no {section}"
         elif entry.get(key) is not None:
             yield f"{key}={entry[key]}"
 

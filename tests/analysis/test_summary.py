@@ -34,6 +34,17 @@ def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
     assert first.startswith("| model small_cnn | 0 | 60.0 (50.2 to 69.1) |") and "41.0" in second
 
 
+def test_a_record_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
+    new, old = judged(tmp_path / "new"), judged(tmp_path / "old", seed=1)
+    for path in (old / "evaluation").glob("*.json"):
+        record = json.loads(path.read_text())
+        if "config" in record:
+            del record["config"]["attack"]["random_start"], record["config"]["batch_norm"]
+            path.write_text(json.dumps(record))
+    (row,) = summary.summarise([new, old])
+    assert row.seeds == (0, 1)
+
+
 def test_what_was_not_judged_alike_is_not_averaged(tmp_path):
     workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", seed=1, total=90)]
     with pytest.raises(InputError, match="90 and 100 images"):
