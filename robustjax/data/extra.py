@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax.data import arrays
-from robustjax.data.order import permutation
+from robustjax.data.order import permutation, spread
 from robustjax.data.sources import Dataset, load
 from robustjax.data.stream import Stream, open_stream
 from robustjax.types import InputError
@@ -108,8 +108,7 @@ class Mixture(NamedTuple):
             [0, 1, 4]
         """
         order = functools.lru_cache(maxsize=4)(permutation)
-        places = np.arange(self.batch_size + 1) * self.extra_per_batch // self.batch_size
-        is_extra = np.diff(places).astype(bool)
+        is_extra = spread(self.extra_per_batch, self.batch_size)
 
         def part(step: int, count: int, stored: int, first_key: int) -> np.ndarray:
             turn, done = divmod(step, stored // count)
