@@ -57,7 +57,9 @@ def training_images(config: Config, batch_size: int) -> Iterator[np.ndarray]:
         batch_size: of all batches but the last.
     """
     if config.data.pipeline != "stream":
-        images = datasets(config)[0].images
+        train = datasets(config)[0]
+        assert isinstance(train, data.Dataset)
+        images = train.images
         for start in range(0, len(images), batch_size):
             yield np.asarray(data.to_float(images[start : start + batch_size]))
         return
