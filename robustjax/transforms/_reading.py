@@ -97,7 +97,7 @@ def kind_of(equation: JaxprEqn) -> str | None:
 
 def _is_known(primitive: Primitive, num_modules: int) -> bool:
     """Whether JAX or this library defines it."""
-    return primitive in _defined(num_modules) or primitive in quick.QUICK.values()
+    return primitive in _defined(num_modules) or primitive in {each for each, _ in quick.QUICK.values()}
 
 
 @functools.lru_cache(maxsize=4)

@@ -30,4 +30,6 @@ def html(verdict: Any) -> str:
         [name, flag.status, flag.explanation] for name, flag in verdict.flags.items() if flag.status in ("fail", "warn")
     ]
     parts.append(html_table(["flag", "status", "what it means"], raised) if raised else "<p>No flag was raised.</p>")
+    if verdict.findings:
+        parts.append(f"<p>What the network's program hides:</p>{verdict.findings._repr_html_()}")
     return "".join(parts)
