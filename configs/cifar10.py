@@ -30,6 +30,10 @@ def get_config(name: str = "at"):
     if config.objective.name == "mart":
         config.optimizer.learning_rate = 0.01
         config.optimizer.weight_decay = 3.5e-3
+    if config.defense.name in ("cas", "cifs"):
+        config.defense.beta = 2.0
+    if config.defense.name == "sns":
+        config.defense.update({"weight": 1.0, "fraction": 0.1, "refresh_steps": 100})
     if config.defense.name == "fsr":
         config.train.num_epochs = 100
         if config.objective.name != "mart":

@@ -75,7 +75,7 @@ def main() -> int:
 def _plan() -> int:
     """Prints a plan; its exit status says whether it fits."""
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles without a device; looking for one may take minutes
-    found = planning.plan(CONFIG.value, planning.parse(PLAN.value), minutes=PLAN_MINUTES.value)
+    found = planning.plan(CONFIG.value, planning.parse(PLAN.value or ""), minutes=PLAN_MINUTES.value)
     print(found)
     status = 0 if found.fits else 1
     if found.not_compiled:  # the compiler may still be at work, and would be waited for

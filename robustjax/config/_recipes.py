@@ -14,17 +14,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "trades": {"name": "trades", "beta": 6.0},
     "mart": {"name": "mart", "beta": 5.0},
 }
-# Options that are not the defense's defaults, or that a paper names.
-DEFENSES: dict[str, dict[str, Any]] = {
-    "": {},
-    "cas": {"name": "cas", "beta": 2.0},
-    "cifs": {"name": "cifs", "beta": 2.0},
-    "fsr": {"name": "fsr"},
-    "sns": {"name": "sns", "weight": 1.0, "fraction": 0.1, "refresh_steps": 100},
-    "kwta": {"name": "kwta"},
-    "sap": {"name": "sap"},
-    "meansparse": {"name": "meansparse"},
-}
+DEFENSES = ("", "cas", "cifs", "fsr", "sns", "kwta", "sap", "meansparse")
 
 # Config files of an earlier version -> what has taken their place.
 RENAMED = {
@@ -36,7 +26,7 @@ RENAMED = {
 }  # fmt: skip
 
 
-def apply_recipe(config: Config, name: str, *, file: str, defenses: Collection[str] = tuple(DEFENSES)) -> None:
+def apply_recipe(config: Config, name: str, *, file: str, defenses: Collection[str] = DEFENSES) -> None:
     """Sets objective and defense of a config by a name such as "at", "trades" or "mart_cas".
 
     Args:
@@ -61,7 +51,7 @@ def apply_recipe(config: Config, name: str, *, file: str, defenses: Collection[s
         every = [f"{one}_{other}".rstrip("_") for one in OBJECTIVES for other in defenses]
         raise InputError(f"{file} has {names}; got {name!r}{nearest(name, every)}")
     config.objective.update(OBJECTIVES[objective])
-    config.defense.update(DEFENSES[defense])
+    config.defense.name = defense or None
 
 
 def renamed(argument: str) -> str:

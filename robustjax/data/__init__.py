@@ -14,7 +14,7 @@ and ``read_saved`` are for adversarial images.
 
 from robustjax.data.extra import Mixture, joined, open_extra
 from robustjax.data.images import Images, read_images
-from robustjax.data.order import epoch_order
+from robustjax.data.order import epoch_order, spread
 from robustjax.data.pipeline import batches, to_float
 from robustjax.data.saved import read_saved, save_images
 from robustjax.data.sources import Dataset, load, splits
@@ -35,6 +35,7 @@ __all__ = [
     "read_saved",
     "save_images",
     "splits",
+    "spread",
     "stream_batches",
     "to_float",
 ]

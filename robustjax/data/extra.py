@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax.data import arrays
-from robustjax.data.order import permutation
+from robustjax.data.order import permutation, spread
 from robustjax.data.sources import Dataset, load
 from robustjax.data.stream import Stream, open_stream
 from robustjax.types import InputError
@@ -105,11 +105,10 @@ class Mixture(NamedTuple):
 
         Example:
             >>> Mixture(num_own=4, num_extra=2, batch_size=3, extra_per_batch=1).indices(0)(0).tolist()
-            [0, 1, 4]
+            [0, 2, 4]
         """
         order = functools.lru_cache(maxsize=4)(permutation)
-        places = np.arange(self.batch_size + 1) * self.extra_per_batch // self.batch_size
-        is_extra = np.diff(places).astype(bool)
+        is_extra = spread(self.extra_per_batch, self.batch_size)
 
         def part(step: int, count: int, stored: int, first_key: int) -> np.ndarray:
             turn, done = divmod(step, stored // count)

@@ -23,3 +23,12 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     [0, 1, 2, 3, 4]
     """
     return permutation((seed, epoch), num_examples)
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """bool [size] with ``count`` places marked, as evenly as it goes, so that parts of a batch have equal shares.
+
+    >>> spread(2, 6).astype(int)
+    array([0, 0, 1, 0, 0, 1])
+    """
+    return np.diff(np.arange(size + 1) * count // size).astype(bool)

@@ -16,6 +16,7 @@ from robustjax.data.known import KNOWN
 from robustjax.planning import chips, counts, hlo
 from robustjax.runtime import sharding
 from robustjax.training import step as step_lib
+from robustjax.training.state import carries_perturbations
 from robustjax.types import Config, InputError
 
 GIB = chips.GIB
@@ -34,6 +35,7 @@ class Examples(NamedTuple):
     num_examples: int
     image_shape: tuple[int, int, int]
     num_classes: int
+    num_extra: int = 0  # further images that lie on the devices
 
 
 class Memory(NamedTuple):
@@ -161,6 +163,10 @@ def plan(config: Config, target: chips.Slice | str, *, minutes: float = 30.0) ->
 
 def examples(config: Config) -> Examples:
     """Size, shape and classes of a config's training data, which of the usual data sets need not be there."""
+    if config.data.extra is not None and config.data.pipeline == "memory":
+        train, _ = build.datasets(config)
+        extra = build.extra_dataset(config, train)
+        return Examples(train.num_examples, train.image_shape, train.num_classes, extra.num_examples if extra else 0)
     name = config.data.name
     known = name.partition(":")[0]
     if known in TRAINING_EXAMPLES:
@@ -191,8 +197,12 @@ def _counted(config: Config, facts: Examples, num_chips: int) -> tuple[counts.Co
         alone.batch_norm.devices = "global"  # no collectives are to be traced
     state, step = _parts(alone, facts)
     part = config.train.batch_size // num_chips
-    images = jax.ShapeDtypeStruct((part, *facts.image_shape), jnp.float32)
-    program = jax.make_jaxpr(step)(state, images, jax.ShapeDtypeStruct((part,), jnp.int32))
+    images, numbers = (
+        jax.ShapeDtypeStruct((part, *facts.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((part,), "int32"),
+    )
+    places = (numbers,) if carries_perturbations(state) else ()
+    program = jax.make_jaxpr(step)(state, images, numbers, *places)
     return counts.count(program), state
 
 
@@ -211,7 +221,7 @@ def _lowered(config: Config, facts: Examples, layout: sharding.Layout) -> Any:
         labels = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=layout.batch)
         traced = step_lib.make_batch_dispatch(step, layout).trace(on_each(state), images, labels)
     else:
-        count = facts.num_examples
+        count = facts.num_examples + facts.num_extra
         given = [
             jax.ShapeDtypeStruct((count, *facts.image_shape), jnp.uint8),
             jax.ShapeDtypeStruct((count,), jnp.int32),
@@ -366,7 +376,7 @@ def _data_bytes(config: Config, facts: Examples) -> float:
     height, width, channels = facts.image_shape
     if config.data.pipeline == "stream":
         return 0.0
-    return float(facts.num_examples * (height * width * channels + 4))
+    return float((facts.num_examples + facts.num_extra) * (height * width * channels + 4))
 
 
 def _gib(size: float) -> str:

@@ -76,7 +76,7 @@ def _of_one(equation: JaxprEqn) -> tuple[Counts, float, int]:
         return Counts(_convolution(equation), _bytes((*equation.invars, *equation.outvars)), 0.0), 0.0, 0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
+        shape = _shape(equation.invars[0])
         products = _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
         return Counts(2.0 * products, _bytes((*equation.invars, *equation.outvars)), 0.0), 0.0, 0
     parts = [count(program) for program in _programs(equation)]
@@ -92,7 +92,7 @@ def _of_one(equation: JaxprEqn) -> tuple[Counts, float, int]:
 
 
 def _convolution(equation: JaxprEqn) -> float:
-    params, kernel = equation.params, equation.invars[1].aval.shape
+    params, kernel = equation.params, _shape(equation.invars[1])
     spec = params["dimension_numbers"].rhs_spec
     seen = math.prod(kernel[axis] for axis in spec[1:])
     # Zeros between the pixels, as in the gradient of a convolution with strides, are no work.
@@ -138,8 +138,12 @@ def _programs(equation: JaxprEqn) -> Iterator[ClosedJaxpr]:
         yield program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape)
+    return math.prod(_shape(variable))
 
 
 def _bytes(variables: Sequence[Any]) -> float:

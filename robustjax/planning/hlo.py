@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from typing import NamedTuple
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
@@ -35,7 +35,7 @@ def collectives(text: str) -> dict[str, Collective]:
         >>> collectives(text)
         {'all-reduce': Collective(count=1, bytes=32.0)}
     """
-    own: dict[str, Counter] = {}
+    own: dict[str, dict[Any, float]] = {}
     called: dict[str, list[tuple[str, int]]] = {}
     constants: dict[str, list[int]] = {}
     bodies: list[tuple[str, str, str]] = []
@@ -43,7 +43,7 @@ def collectives(text: str) -> dict[str, Collective]:
     for line in text.splitlines():
         if head := _HEAD.match(line):
             at = head[1]
-            own[at], called[at], constants[at] = Counter(), [], []
+            own[at], called[at], constants[at] = defaultdict(float), [], []
             entry = at if line.startswith("ENTRY") else entry
             continue
         found = _INSTRUCTION.match(line)
@@ -68,7 +68,7 @@ def collectives(text: str) -> dict[str, Collective]:
         turns = constants.get(condition, [])
         called[where].append((body, turns[0] if len(turns) == 1 else 1))
 
-    totals: Counter = Counter()
+    totals: dict[Any, float] = defaultdict(float)
 
     def visit(name: str, times: int) -> None:
         for key, value in own.get(name, {}).items():
@@ -77,7 +77,7 @@ def collectives(text: str) -> dict[str, Collective]:
             visit(inner, times * turns)
 
     visit(entry, 1)
-    return {kind: Collective(totals[kind], float(totals[kind, "bytes"])) for kind in KINDS if totals[kind]}
+    return {kind: Collective(int(totals[kind]), totals[kind, "bytes"]) for kind in KINDS if totals[kind]}
 
 
 def _bytes(shape: str) -> float:

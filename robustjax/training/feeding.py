@@ -65,8 +65,11 @@ def _from_devices(
 ) -> Advance:
     dispatch = step.make_dispatch(update, layout)
     train = parts[0]
-    whole = [np.concatenate(each) if len(each) > 1 else each[0] for each in zip(*(p[1:3] for p in parts), strict=True)]
-    images, labels = layout.replicate(tuple(whole))
+    images, labels = [part.images for part in parts], [part.labels for part in parts]
+    if len(parts) == 1:  # nothing is copied
+        images, labels = layout.replicate((images[0], labels[0]))
+    else:
+        images, labels = layout.replicate((np.concatenate(images), np.concatenate(labels)))
     steps_per_epoch = train.num_examples // batch_size
 
     def advance(state: TrainState, at: int, count: int) -> TrainState:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from robustjax.attacks.engine.verify import is_correct
 from robustjax.data import augment as augment_lib
+from robustjax.data import spread
 from robustjax.defenses.convention import Defense, own_loss
 from robustjax.objectives import VIEWS, Objective
 from robustjax.runtime.sharding import Layout
@@ -80,16 +80,6 @@ class _Labels(NamedTuple):
 
     def mean_of(self, values: Callable[[Array], Array]) -> Array:
         return self.share * values(self.first) + (1.0 - self.share) * values(self.second)
-
-
-def spread(count: int, size: int) -> np.ndarray:
-    """bool [size] with ``count`` places marked, as evenly as it goes.
-
-    Example:
-        >>> spread(2, 6).astype(int)
-        array([0, 0, 1, 0, 0, 1])
-    """
-    return np.diff(np.arange(size + 1) * count // size).astype(bool)
 
 
 def make_step(
@@ -185,7 +175,7 @@ def make_step(
             prior = jnp.clip(inputs["natural"] + extras.epsilon * ramp(state.step) * moved(prior), 0.0, 1.0)
             inputs["prior"] = prior
         if attack is not None:
-            inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels, prior)
+            inputs["adversarial"] = found = maximise(state, key_attack, inputs["natural"], labels, prior)
             if extras.natural_share:
                 stays = spread(round(extras.natural_share * len(images)), len(images))
                 inputs["adversarial"] = jnp.where(stays[:, None, None, None], inputs["natural"], inputs["adversarial"])
@@ -230,7 +220,7 @@ def make_step(
         if prior is None:
             return (gradient, means), (after, now)
         # Back to where the pixels lie in the data set: what moves images is linear, and its transpose moves them back.
-        reached = (inputs["adversarial"] - inputs["natural"]) / (extras.epsilon * ramp(state.step))
+        reached = (found - inputs["natural"]) / (extras.epsilon * ramp(state.step))
         (reached,) = jax.linear_transpose(moved, images)(reached)
         return (gradient, means), (after, (now, reached))
 

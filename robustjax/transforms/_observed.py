@@ -129,6 +129,7 @@ def _jumps(operands: list[Any]) -> Array:
     usual = jnp.isfinite(jump) & jnp.isfinite(margin)
     jump, margin = jnp.where(usual, jump, 0.0), jnp.where(usual, margin, jnp.inf)
     near = usual & (margin <= jnp.nanquantile(jnp.where(usual, margin, jnp.nan), 0.02))
+
     def mean(array: Array, some: Array) -> Array:
         return jnp.sum(jnp.where(some, array, 0.0)) / jnp.maximum(jnp.sum(some.astype(jnp.float32)), 1.0)
 

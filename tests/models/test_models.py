@@ -87,7 +87,8 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
     for names in sites.values():
         assert names and [order.index(site) for site in names] == sorted(order.index(site) for site in names)
     late = [features[site] for site in network.sites()["late"]]
-    assert all(feature.ndim == 4 for feature in late) and len(late) == (3 if name in ("vgg16", "resnet50") else 2)
+    of_last_stage = {"vgg16": 3, "resnet10": 1, "resnet34": 3, "resnet50": 3}
+    assert all(feature.ndim == 4 for feature in late) and len(late) == of_last_stage.get(name, 2)
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), EVERY)

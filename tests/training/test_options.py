@@ -13,7 +13,7 @@ from test_step import assert_equal, make_config, run_steps
 from robustjax import attacks, build, config, data, registry
 from robustjax.data import augment
 from robustjax.runs._train import run
-from robustjax.training import alignment, awp, loop, step, validation
+from robustjax.training import alignment, awp, loop, validation
 from robustjax.training import attacks as training_attacks
 from robustjax.types import InputError, Outputs
 
@@ -373,7 +373,7 @@ def test_options_together_lower_the_loss(changes):
 def test_places_are_spread_evenly():
     for size, count in product((1, 7, 16), (0, 1, 5, 16)):
         if count <= size:
-            marked = step.spread(count, size)
+            marked = data.spread(count, size)
             assert marked.sum() == count
             halves = marked[: size // 2].sum(), marked[size // 2 :].sum()
             assert abs(halves[1] - halves[0]) <= 1 + size % 2
