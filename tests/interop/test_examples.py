@@ -111,7 +111,7 @@ def larger():
     ("function", "weights", "cause"),
     [
         ("fails", False, "no such layer"),
-        ("two", False, "wrap the model in a module that returns"),
+        ("two", False, "wrap it in a module that returns the logits alone"),
         ("larger", False, "shapes cannot be multiplied"),
         ("larger", True, "weights must be those of this Sequential"),
     ],
