@@ -1,4 +1,6 @@
-"""An Equinox network: ``--model=docs/examples/equinox_cnn.py:network``."""
+"""An Equinox network: ``--model=docs/examples/equinox_cnn.py:network --weights=equinox_cnn.eqx``."""
+
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -6,26 +8,32 @@ import jax.numpy as jnp
 
 
 class CNN(eqx.Module):
-    """A convolution and a dense layer, for one grey image [1, H, W] and ten classes."""
+    """Two convolutions with strides and a dense layer, for one coloured image [3, H, W] and ten classes."""
 
-    convolution: eqx.nn.Conv2d
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
     dense: eqx.nn.Linear
 
     def __init__(self, key):
-        first, second = jax.random.split(key)
-        self.convolution = eqx.nn.Conv2d(1, 8, 3, padding=1, key=first)
-        self.dense = eqx.nn.Linear(8, 10, key=second)
+        keys = jax.random.split(key, 3)
+        self.first = eqx.nn.Conv2d(3, 16, 5, stride=2, padding=2, key=keys[0])
+        self.second = eqx.nn.Conv2d(16, 32, 5, stride=2, padding=2, key=keys[1])
+        self.dense = eqx.nn.Linear(32, 10, key=keys[2])
 
     def __call__(self, image):
         """Logits [10]."""
-        return self.dense(jax.nn.relu(self.convolution(image)).mean((1, 2)))
+        hidden = jax.nn.relu(self.second(jax.nn.relu(self.first(image))))
+        return self.dense(hidden.mean((1, 2)))
 
 
-def network():
-    """The network with random weights; Equinox sees one image at a time, with channels first."""
-    arrays, static = eqx.partition(CNN(jax.random.key(0)), eqx.is_array)
+def network(weights: str | Path | None = None):
+    """The network of a file of ``eqx.tree_serialise_leaves``, or with random weights."""
+    model = CNN(jax.random.key(0))
+    if weights is not None:
+        model = eqx.tree_deserialise_leaves(weights, model)
+    arrays, static = eqx.partition(model, eqx.is_array)
 
-    def logits(arrays, images):
+    def logits(arrays, images):  # Equinox sees one image at a time, with channels first
         return jax.vmap(eqx.combine(arrays, static))(jnp.moveaxis(images, 3, 1))
 
     return jax.tree_util.Partial(logits, arrays)

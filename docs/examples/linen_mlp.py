@@ -1,4 +1,4 @@
-"""A Flax Linen network: ``--model=docs/examples/linen_mlp.py:network --weights=mlp.npz``."""
+"""A Flax Linen network: ``--model=docs/examples/linen_mlp.py:network --weights=linen_mlp.npz``."""
 
 from pathlib import Path
 
@@ -20,9 +20,10 @@ class MLP(nn.Module):
 
 
 def network(weights: str | Path | None = None):
-    """The network for the digits, of the arrays in an .npz named like "Dense_0/kernel", or with random ones."""
-    params = MLP().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    if weights is not None:
+    """The network of the arrays in an .npz named like "Dense_0/kernel", or with random ones for 32 x 32 x 3."""
+    if weights is None:
+        params = MLP().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    else:
         with np.load(weights) as arrays:
             params = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
     # A Partial: what is compiled with the network takes its parameters as arguments.

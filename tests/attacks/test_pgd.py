@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from robustjax.attacks import fgsm, geometry, losses, n_fgsm, pgd
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.verify import is_correct, is_robust, is_valid
-from robustjax.types import Outputs
+from robustjax.types import InputError, Outputs
 
 SHAPE = (8, 4, 3, 2)
 SIZE = 24
@@ -309,3 +309,35 @@ def test_survivors_are_right_before_and_after(key):
 
 def test_geometry_is_exported():
     assert set(geometry.GEOMETRIES) == set(NORMS)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_widened_ball_shrinks_in_the_first_four_fifths_of_the_steps(norm, key):
+    epsilon, size, count = EPSILON[norm], EPSILON[norm] / 3, 5
+    options = {"epsilon": epsilon, "step_size": size, "num_steps": count, "norm": norm, "random_start": False}
+    ours = pgd(network, key, IMAGES, LABELS, widened=3.0, **options)
+    ball, points = geometry.get(norm), IMAGES
+    loss = lambda points: jnp.sum(losses.cross_entropy(network(points), LABELS))  # noqa: E731
+    for factor in (3**0.75, 3**0.5, 3**0.25, 1.0, 1.0):
+        points = points + factor * size * ball.steepest(jax.grad(loss)(points), points, (0.0, 1.0))
+        points = ball.project(IMAGES, points, factor * epsilon, (0.0, 1.0))
+    np.testing.assert_allclose(ours, points, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 0}, {"num_steps": 3, "keep_best": True}, {"num_steps": 3}])
+def test_from_a_widened_ball_everything_ends_in_the_ball(options, key):
+    flat = lambda images: jnp.zeros((len(images), 5))  # noqa: E731
+    given = {"epsilon": 0.05, "step_size": 0.0, "loss": losses.margin, "widened": 4.0, **options}
+    moved = np.asarray(pgd(flat, key, IMAGES, LABELS, **given) - IMAGES)
+    assert np.abs(moved).max() <= 0.05 + 1e-7
+    np.testing.assert_allclose(np.mean(np.abs(moved) > 0.0499), 0.75, atol=0.1)  # began uniformly within 0.2
+    if not options.get("keep_best"):
+        unwidened = pgd(flat, key, IMAGES, LABELS, **given | {"widened": 1.0}) - IMAGES
+        np.testing.assert_allclose(moved, np.clip(4 * np.asarray(unwidened), -0.05, 0.05), atol=1e-6)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("widened", [0.5, float("nan"), float("inf"), "4"])
+def test_a_ball_that_is_not_widened_is_refused(widened, key):
+    with pytest.raises(InputError, match="widened must be a number from 1, got"):
+        pgd(network, key, IMAGES, LABELS, epsilon=0.1, step_size=0.1, num_steps=1, widened=widened)

@@ -277,12 +277,13 @@ def test_an_nnx_and_an_equinox_network_give_their_own_logits():
         sys.path.remove(str(EXAMPLES))
     model = nnx_cnn.CNN(nnx.Rngs(0))
     model.eval()
+    images = np.random.default_rng(0).uniform(size=(3, 9, 8, 3)).astype(np.float32)
     with jax.numpy_rank_promotion("allow"):
-        by_nnx = load_network(f"{EXAMPLES}/nnx_cnn.py:network").logits_fn(IMAGES)
-        np.testing.assert_allclose(by_nnx, model(IMAGES), rtol=1e-6, atol=1e-6)
+        by_nnx = load_network(f"{EXAMPLES}/nnx_cnn.py:network").logits_fn(images)
+        np.testing.assert_allclose(by_nnx, model(images), rtol=1e-6, atol=1e-6)
     model = equinox_cnn.CNN(jax.random.key(0))
-    by_equinox = load_network(f"{EXAMPLES}/equinox_cnn.py:network").logits_fn(IMAGES)
-    wanted = np.stack([model(image.transpose(2, 0, 1)) for image in IMAGES])
+    by_equinox = load_network(f"{EXAMPLES}/equinox_cnn.py:network").logits_fn(images)
+    wanted = np.stack([model(image.transpose(2, 0, 1)) for image in images])
     np.testing.assert_allclose(by_equinox, wanted, rtol=1e-5, atol=1e-6)
 
 
