@@ -127,5 +127,6 @@ def passes(settings) -> int:
     from robustjax.training import step
 
     goal = build.objective(settings)
-    attack_steps = 0 if goal.inner is None else settings.attack.num_steps if settings.attack.name == "pgd" else 1
+    steps = settings.attack.num_steps if settings.attack.name in ("pgd", "friendly") else 1
+    attack_steps = 0 if goal.inner is None else steps
     return 2 * attack_steps + 3 * len(step.views_of(goal, build.defense(settings)))

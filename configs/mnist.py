@@ -8,18 +8,11 @@ judges them.
 """
 
 from robustjax import config as config_lib
-from robustjax.types import InputError
-
-OBJECTIVES = {"standard": "standard", "at": "adversarial", "trades": "trades", "mart": "mart"}
-DEFENSES = ("cas", "cifs", "fsr", "sns", "kwta")
 
 
 def get_config(name: str = "at"):
-    objective, _, defense = name.partition("_")
-    if objective not in OBJECTIVES or defense not in ("", *DEFENSES):
-        names = f"{', '.join(OBJECTIVES)}, alone or followed by _ and {', '.join(DEFENSES)}"
-        raise InputError(f"configs/mnist.py has {names}; got {name!r}")
     config = config_lib.base()
+    config_lib.apply_recipe(config, name, file="configs/mnist.py", defenses=("", "cas", "cifs", "fsr", "sns", "kwta"))
     config.data.name = "mnist"
     config.data.validation_examples = 5000
     config.model.batch_norm = True
@@ -31,10 +24,6 @@ def get_config(name: str = "at"):
     config.optimizer.schedule = "cosine"
     config.train.num_epochs = 12
     config.validation.batch_size = 1000
-    config.objective.name = OBJECTIVES[objective]
-    if objective == "mart":
-        config.objective.beta = 5.0
-    config.defense.name = defense or None
-    if defense == "sns":
+    if config.defense.name == "sns":
         config.defense.weight = 10.0  # as on the digits, where it was chosen on the validation split
     return config

@@ -2,7 +2,7 @@
 # Installs what the tests need and runs them all.
 # Usage: launch/test.sh [PYTEST_ARGUMENTS...]
 # `launch/test.sh -m slow` runs the few that take minutes each, `launch/test.sh -m torch` those that need PyTorch, in an
-# environment of their own: its wheels are gigabytes.
+# environment of their own: its wheels are gigabytes; `launch/test.sh -m notebooks` executes the notebooks.
 # Tests on real MNIST and CIFAR-10 run where TFDS_DATA_DIR holds them prepared, and are skipped elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,9 +12,11 @@ extra=dev
 if [[ " $* " == *" -m torch "* ]]; then
   extra=dev,torch,zoo
   VENV=${VENV:-$PWD/.venv-torch}
+elif [[ " $* " == *" -m notebooks "* ]]; then
+  extra=dev,notebooks
 fi
 ensure_environment "$extra"
 "$python" -m ruff check .
 "$python" -m basedpyright --project pyproject.toml --level error --pythonpath "$python"
 # Two workers: the tests spend their time compiling, one thread each.
-exec "$python" -m pytest -n 2 --dist loadfile -m "not slow and not torch" "$@"
+exec "$python" -m pytest -n 2 --dist loadfile -m "not slow and not torch and not notebooks" "$@"

@@ -35,6 +35,20 @@ def datasets(config: Config) -> tuple[data.Dataset | data.Stream, data.Dataset]:
     return train, data.load(name, "validation", **options)
 
 
+def extra_dataset(config: Config, train: data.Dataset | data.Stream) -> data.Dataset | data.Stream | None:
+    """The further images of a run, or None.
+
+    Raises:
+        InputError: they are not there, do not fit the training images, or are too few for a batch.
+    """
+    if config.data.extra is None:
+        return None
+    streamed = config.data.pipeline == "stream"
+    found = data.open_extra(config.data.extra, like=train, streamed=streamed, data_dir=config.data.data_dir)
+    data.Mixture.of(train, found, batch_size=config.train.batch_size, ratio=config.data.extra_ratio)
+    return found
+
+
 def training_images(config: Config, batch_size: int) -> Iterator[np.ndarray]:
     """The images that a run is trained on, in their order and as they are stored: float32 [b, H, W, C] in [0, 1].
 
@@ -99,6 +113,7 @@ def model(config: Config, num_classes: int, *, dtype: str | None = None) -> Any:
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
         dtype=dtype or config.model.dtype,
+        remat=config.model.remat,
         defense=trained_defense(config),
         **options,
     )
@@ -167,6 +182,11 @@ def optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTrans
 
 def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
     """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
+    perturbed = 0
+    if config.attack.name in registry.CARRYING and objective(config).inner is not None:
+        train = datasets(config)[0]
+        extra = extra_dataset(config, train)
+        perturbed = train.num_examples + (extra.num_examples if extra else 0)
     return partial(
         state.create,
         module,
@@ -176,6 +196,7 @@ def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]
         averaged=config.train.ema_decay > 0,
         sum_names=step.metric_names(objective(config), defense(config)),
         tracker=getattr(defense(config), "tracker", None),
+        perturbed_examples=perturbed,
     )
 
 
@@ -196,6 +217,15 @@ def training_step(config: Config, module: Any, steps_per_epoch: int) -> step.Ste
         ema_decay=config.train.ema_decay,
         accumulation=config.train.accumulation,
         axis="data" if config.batch_norm.devices == "per_device" else None,
+        extras=step.Extras(
+            awp_gamma=config.objective.awp_gamma,
+            awp_from_step=round(config.objective.awp_from_epoch * steps_per_epoch),
+            alignment=config.objective.gradalign,
+            cutmix=config.data.cutmix,
+            natural_share=config.objective.natural_share,
+            carries=goal.inner is not None and config.attack.name in registry.CARRYING,
+            epsilon=config.attack.epsilon,
+        ),
     )
 
 
@@ -212,12 +242,14 @@ def experiment(config: Config) -> loop.Experiment:
             f"got {config.train.batch_size}"
         )
     steps_per_epoch = train.num_examples // config.train.batch_size
+    extra = extra_dataset(config, train)
     module = model(config, train.num_classes)
     create_state = initial_state(config, module, train.image_shape)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
     return loop.Experiment(
         config=config_lib.plain(config),
         train=train,
+        extra=extra,
         validation=validation,
         module=module,
         create_state=create_state,

@@ -113,6 +113,7 @@ class _ByName(flags.ArgumentParser):
         self._of_paths = of_paths
 
     def parse(self, argument: str) -> Any:
+        argument = config.renamed(argument)
         name, *variant = argument.split(":", 1)
         path = find_config(name)
         if not path.is_file():

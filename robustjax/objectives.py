@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from robustjax.attacks.losses import cross_entropy, kl
 from robustjax.types import Array, Outputs, Term
 
+VIEWS = ("natural", "prior", "adversarial")
+
 
 class Objective(NamedTuple):
     """A training objective as data.
 
     Attributes:
-        views: the images that the update passes through the network, of "natural" and "adversarial", in this order.
+        views: the images that the update passes through the network, of ``VIEWS`` and in their order: "prior" is where
+            an attack started that carries perturbations from epoch to epoch.
         term: (view -> the network's Outputs) -> the term to minimise. Whatever stays that of the network's own logits
             when the term is taken of a defense's heads, such as the weight of MART's divergence, it closes over.
         inner: the term that the training attack maximises, None without an attack.
@@ -144,6 +147,72 @@ def mart_weight(natural_logits: Array, labels: Array) -> Array:
     return 1.0 - jnp.take_along_axis(natural, labels[:, None], axis=-1)[:, 0]
 
 
+def nuclear_norm(differences: Array) -> Array:
+    """The sum of a matrix's singular values, float32, with the gradient U V^T, which is 0 for the zero matrix.
+
+    Args:
+        differences: [B, K].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.value_and_grad(nuclear_norm)(jnp.diag(jnp.array([3.0, -4.0])))[0].round(4)
+        Array(7., dtype=float32)
+    """
+    return jnp.sum(jnp.linalg.svd(differences.astype(jnp.float32), full_matrices=False, compute_uv=False))
+
+
+def nuat(
+    natural_logits: Array, adversarial_logits: Array, labels: Array, *, beta: float, label_smoothing: float = 0.0
+) -> Array:
+    r"""Nuclear-norm adversarial training (NuAT; Sriramanan et al., NeurIPS 2021).
+
+    .. math:: CE(f(x), y) + \frac{\beta}{B} \, \|f(X') - f(X)\|_*
+
+    The nuclear norm is that of the whole batch's differences, and every example carries the same share of it.
+
+    Args:
+        natural_logits, adversarial_logits: [B, K].
+        labels: integers [B].
+        beta: at least 0.
+        label_smoothing: share in [0, 1) of the natural term's labels.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nuat(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]]), jnp.array([0]), beta=1.0).round(4)
+        Array([5.6931], dtype=float32)
+    """
+    natural = smoothed_cross_entropy(natural_logits, labels, label_smoothing=label_smoothing)
+    return natural + beta * nuclear_norm(adversarial_logits - natural_logits) / labels.shape[0]
+
+
+def pgi(
+    prior_logits: Array, adversarial_logits: Array, labels: Array, *, beta: float, label_smoothing: float = 0.0
+) -> Array:
+    r"""The loss of FGSM-PGI (Jia et al. 2022, arXiv 2207.08859), whose attack starts where the last epoch's ended.
+
+    .. math:: CE(f(x'), y) + \frac{\beta}{K} \, \|f(x') - f(x_{prior})\|_2^2
+
+    Args:
+        prior_logits, adversarial_logits: [B, K], of where the attack's step started and where it ended.
+        labels: integers [B].
+        beta: at least 0; 10 in the published code.
+        label_smoothing: share in [0, 1) of the labels.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pgi(jnp.zeros((1, 2)), jnp.array([[1.0, 1.0]]), jnp.array([0]), beta=2.0).round(4)
+        Array([2.6931], dtype=float32)
+    """
+    gap = jnp.mean((adversarial_logits.astype(jnp.float32) - prior_logits.astype(jnp.float32)) ** 2, axis=-1)
+    return smoothed_cross_entropy(adversarial_logits, labels, label_smoothing=label_smoothing) + beta * gap
+
+
 def standard_objective(*, label_smoothing: float) -> Objective:
     """Cross-entropy on natural images."""
 
@@ -190,3 +259,27 @@ def mart_objective(*, beta: float) -> Objective:
         return term
 
     return Objective(("natural", "adversarial"), make_term, climb_cross_entropy, start="gaussian")
+
+
+def nuat_objective(*, beta: float, label_smoothing: float) -> Objective:
+    """:func:`nuat`, its attack climbing cross-entropy and the same share of the nuclear norm."""
+
+    def term(logits: Mapping[str, Array], labels: Array) -> Array:
+        both = (logits["natural"], logits["adversarial"])
+        return nuat(*both, labels, beta=beta, label_smoothing=label_smoothing)
+
+    def climb(logits: Mapping[str, Array], labels: Array) -> Array:
+        apart = nuclear_norm(logits["adversarial"] - logits["natural"]) / labels.shape[0]
+        return climb_cross_entropy(logits, labels) + beta * apart
+
+    views = ("natural", "adversarial")
+    return Objective(views, lambda outputs: term, climb, inner_views=views)
+
+
+def pgi_objective(*, beta: float, label_smoothing: float) -> Objective:
+    """:func:`pgi`, for an attack that carries perturbations from epoch to epoch, climbing cross-entropy."""
+
+    def term(logits: Mapping[str, Array], labels: Array) -> Array:
+        return pgi(logits["prior"], logits["adversarial"], labels, beta=beta, label_smoothing=label_smoothing)
+
+    return Objective(("prior", "adversarial"), lambda outputs: term, climb_cross_entropy)

@@ -5,13 +5,20 @@
 The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
 files. Several processes make one run with --coordinator, --num_processes and --process_id, or --distributed=auto; DIR
 then has to be the same folder for all of them.
+
+--plan=v5e-16 trains nothing and needs no --workdir: it compiles the step for 16 chips of TPU v5e, which need not be
+there, prints the memory that each takes and how long a step lasts at least, and ends with 0 where it fits, else with 1.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
+import jax
 from absl import flags
 
-from robustjax import cli, runs
+from robustjax import cli, planning, runs
 from robustjax import config as config_lib
 from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
@@ -25,6 +32,12 @@ STOPPED_STATUS = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=255,
 )
+PLAN = flags.DEFINE_string(
+    "plan", None, "Compile for these TPUs, such as v5e-16 (kind and number of chips), and print what they need."
+)
+PLAN_MINUTES = flags.DEFINE_float(
+    "plan_minutes", 30.0, "How long compiling for --plan may take; 0 only counts.", lower_bound=0.0
+)
 
 
 def main() -> int:
@@ -33,6 +46,10 @@ def main() -> int:
         config_lib.validate(CONFIG.value)
     except OSError as error:  # a config file that could not be read says so when it is first looked into
         raise InputError(f"--config: {error}") from error
+    if PLAN.value is not None:
+        return _plan()
+    if cli.WORKDIR.value is None:
+        raise InputError("--workdir must be given; see --help")
     cli.join_hosts()
     try:
         stopped = runs.train(CONFIG.value, cli.WORKDIR.value)
@@ -55,6 +72,18 @@ def main() -> int:
     return 0 if stopped.complete else STOPPED_STATUS.value
 
 
+def _plan() -> int:
+    """Prints a plan; its exit status says whether it fits."""
+    jax.config.update("jax_platforms", "cpu")  # libtpu compiles without a device; looking for one may take minutes
+    found = planning.plan(CONFIG.value, planning.parse(PLAN.value), minutes=PLAN_MINUTES.value)
+    print(found)
+    status = 0 if found.fits else 1
+    if found.not_compiled:  # the compiler may still be at work, and would be waited for
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     cli.run(main)

@@ -69,6 +69,14 @@ def test_every_problem_is_listed_at_once():
         ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, meansparse, sap, sns, got 'cass'"),
         ("defense.beta", 1.0, "defense.beta set without a defense.name"),
         ("data.validation_examples", 0, "data.validation_examples must be >= 1"),
+        ("data.cutmix", 1.5, "data.cutmix must be >= 0 and <= 1, got 1.5"),
+        ("data.extra", "", "data.extra must be an .npz file, a prepared data set, or None, got ''"),
+        ("data.extra_ratio", 1.0, "data.extra_ratio must be in (0, 1), got 1.0"),
+        ("objective.awp_gamma", -0.1, "objective.awp_gamma must be >= 0"),
+        ("objective.natural_share", 1.0, "objective.natural_share must be in [0, 1), got 1.0"),
+        ("objective.name", "pgi", "attack.name must be fgsm_pgi for objective.name pgi"),
+        ("optimizer.name", "adamz", "optimizer.name must be one of adam, adamw, lamb, lion, nadamw, rmsprop, sgd, got"),
+        ("model.name", "deepmind_wide_resnet", "model.depth must be set for deepmind_wide_resnet"),
     ],
 )
 def test_each_wrong_value_is_named(path, value, message):
@@ -88,6 +96,53 @@ def test_cifs_without_batch_norm_is_refused_where_it_would_not_learn():
     for importance in ("sigmoid", "softplus"):
         made.defense.importance = importance
         config.validate(made)
+
+
+def test_what_training_options_need_of_each_other_is_said():
+    wrong = config.base()
+    wrong.attack.name = "fgsm_pgi"
+    wrong.train.accumulation, wrong.batch_norm.devices, wrong.data.cutmix = 2, "per_device", 0.5
+    wrong.optimizer.name, wrong.optimizer.nesterov = "adamw", True
+    with pytest.raises(InputError) as caught:
+        config.validate(wrong)
+    for path in ("train.accumulation must be 1", "batch_norm.devices must be 'global'", "data.cutmix must be 0.0"):
+        assert f"{path} for attack.name fgsm_pgi" in str(caught.value)
+    assert "optimizer.nesterov needs optimizer.name sgd or rmsprop, got 'adamw'" in str(caught.value)
+    wrong = config.base()
+    wrong.attack.norm, wrong.objective.gradalign = "l2", 0.2
+    with pytest.raises(InputError, match=r"objective\.gradalign is defined for attack\.norm 'linf' only, got 'l2'"):
+        config.validate(wrong)
+    wrong = config.base()
+    wrong.objective.update({"name": "standard", "awp_gamma": 0.01, "natural_share": 0.2})
+    with pytest.raises(InputError, match=r"natural_share must be 0 for objective\.name standard.*awp_gamma must be 0"):
+        config.validate(wrong)
+
+
+NAMED = [
+    (path, name)
+    for path in CONFIGS
+    if "apply_recipe" in path.read_text()
+    for name in ("at", "trades", "mart", "at_cas", "trades_cifs", "mart_fsr", "at_sns")
+]
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda value: getattr(value, "stem", value))
+def test_a_name_after_the_colon_sets_objective_and_defense(path, name):
+    made = load(path).get_config(name)
+    config.validate(made)
+    objective, _, defense = name.partition("_")
+    assert made.objective.name == {"at": "adversarial"}.get(objective, objective)
+    assert (made.defense.name or "") == defense
+    with pytest.raises(InputError, match=rf"^configs/{path.stem}\.py has .*; got 'at_csa' \(nearest: 'at_cas'\)$"):
+        load(path).get_config("at_csa")
+
+
+def test_config_files_of_an_earlier_version_are_still_named():
+    assert config.renamed("cifar10_mart_cas") == config.renamed("configs/cifar10_mart_cas.py") == "cifar10:mart_cas"
+    assert config.renamed("elsewhere/cifar10_mart_cas.py") == "elsewhere/cifar10_mart_cas.py"
+    assert config.renamed("cifar10_at") == "cifar10_at"
+    of_mart = load(Path(CONFIGS[0]).parent / "cifar10.py").get_config("mart_fsr")
+    assert (of_mart.optimizer.weight_decay, of_mart.train.num_epochs) == (3.5e-3, 100)
 
 
 def test_n_fgsm_is_refused_outside_linf():
@@ -124,8 +179,16 @@ def old(change):
         lambda content: [content["data"].pop(key) for key in ("pipeline", "image_size", "random_resized_crop")],
         lambda content: content.pop("batch_norm"),
         lambda content: content.pop("init_from"),
+        lambda content: [
+            content[section].pop(key)
+            for section, key in (
+                ("objective", "awp_gamma"), ("objective", "awp_from_epoch"), ("objective", "gradalign"),
+                ("objective", "natural_share"), ("data", "cutmix"), ("data", "extra"), ("data", "extra_ratio"),
+                ("attack", "tau"), ("optimizer", "name"), ("model", "remat"),
+            )
+        ],
     ],
-)
+)  # fmt: skip
 def test_a_config_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path, change):
     (tmp_path / "config.json").write_text(old(change))
     assert config_file.read(tmp_path).to_dict() == config.cifar10().to_dict()

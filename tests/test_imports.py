@@ -24,6 +24,7 @@ FLOORS = (
     ("registry",),
     ("config",),
     ("build",),
+    ("planning",),
     ("runs",),
     ("interop",),
     ("evaluation",),

@@ -23,7 +23,7 @@ class ByClass(NamedTuple):
         classes: int [M], those that occur.
         accuracies: of each of them.
         confusion: share of each class's images that is taken for class k, [M, K].
-        estimates: by the names of :data:`MEANINGS`.
+        estimates: "worst_class" and "class_gap"; each says what it is in ``meaning``.
     """
 
     classes: np.ndarray

@@ -24,7 +24,7 @@ class Calibration(NamedTuple):
     Attributes:
         confidence, accuracy: mean in each bin, [M]; nan in empty ones.
         count: examples in each bin, int [M].
-        estimates: by the names of :data:`MEANINGS`.
+        estimates: "ece", "brier", "accuracy" and "confidence"; each says what it is in ``meaning``.
     """
 
     confidence: np.ndarray

@@ -27,7 +27,8 @@ class Channels(NamedTuple):
         classes: int [M], those that occur.
         magnitude: mean activation, [2, M, C].
         frequency: share of images in which the channel exceeds 1 % of that image's largest, [2, M, C].
-        estimates: by the names of :data:`MEANINGS`, each the mean over the classes.
+        estimates: "magnitude_ratio", "l1_gap", "entropy_natural", "entropy_adversarial", "gini_natural" and
+            "gini_adversarial", each the mean over the classes; each says what it is in ``meaning``.
     """
 
     classes: np.ndarray

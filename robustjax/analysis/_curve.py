@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     Attributes:
         at: strengths, rising, [P].
         accuracies: one for each.
-        estimates: by the names of :data:`MEANINGS`.
+        estimates: "half_at", "last" and "last_loss"; each says what it is in ``meaning``.
     """
 
     at: np.ndarray

@@ -30,7 +30,8 @@ class Relevance(NamedTuple):
         rank_correlation: natural and adversarial, [2, M].
         over_activation: [M].
         robust_accuracy: [M].
-        estimates: by the names of :data:`MEANINGS`, the first three means over the classes.
+        estimates: "rank_correlation_natural", "rank_correlation_adversarial", "over_activation" and
+            "over_activation_gap", the first three means over the classes; each says what it is in ``meaning``.
     """
 
     classes: np.ndarray

@@ -25,7 +25,7 @@ class Sensitivity(NamedTuple):
 
     Attributes:
         by_site: site -> sensitivity of its neurons, [C].
-        estimates: by the names of :data:`MEANINGS`.
+        estimates: "sensitivity" and "relative_sensitivity"; each says what it is in ``meaning``.
     """
 
     by_site: Mapping[str, np.ndarray]

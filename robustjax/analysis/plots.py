@@ -5,6 +5,8 @@ Nothing here touches matplotlib's global state, so figures can be made in any pr
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -372,14 +374,27 @@ def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, 
 def _grid(
     rows: int, columns: int, *, width: float, height: float, ratios: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure  # not at the top: it takes a second
-
     size = (width * (sum(ratios) if ratios else columns) + 0.4, height * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _class()(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": ratios} if ratios else None)
     for axis in axes.flat:
         axis.tick_params(labelsize=7)
     return figure, axes
+
+
+@functools.cache
+def _class() -> type[Figure]:
+    from matplotlib.figure import Figure  # not at the top: it takes a second
+
+    class Shown(Figure):
+        """A figure that notebooks show whether or not a backend was chosen."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=DPI)
+            return buffer.getvalue()
+
+    return Shown
 
 
 def _short(found: Any, name: str) -> str:

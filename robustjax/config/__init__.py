@@ -7,8 +7,10 @@ error that names the nearest one, and a value keeps its type.
 from robustjax.config._check import defense_options, validate
 from robustjax.config._given import check_overrides, from_plain, plain
 from robustjax.config._presets import base, cifar10, digits, speedrun
+from robustjax.config._recipes import apply_recipe, renamed
 
 __all__ = [
+    "apply_recipe",
     "base",
     "check_overrides",
     "cifar10",
@@ -16,6 +18,7 @@ __all__ = [
     "digits",
     "from_plain",
     "plain",
+    "renamed",
     "speedrun",
     "validate",
 ]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from robustjax import defenses, models, registry
 from robustjax.config._keys import keys, nearest_key
 from robustjax.config._presets import base
+from robustjax.training import optim
 from robustjax.types import Config, InputError, nearest
 
 
@@ -39,8 +40,9 @@ def validate(config: Config) -> None:
         >>> validate(config)
         Traceback (most recent call last):
         ...
-        robustjax.types.InputError: config has 2 problems: model.name must be one of lenet5, preact_resnet18, resnet18,
-        resnet20, resnet50, small_cnn, vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
+        robustjax.types.InputError: config has 2 problems: model.name must be one of deepmind_preact_resnet18,
+        deepmind_wide_resnet, lenet5, preact_resnet18, resnet10, resnet18, resnet20, resnet34, resnet50, small_cnn,
+        vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
         in (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
     """
     if not isinstance(config, ConfigDict):
@@ -81,6 +83,7 @@ def _problems(config: Config) -> Iterator[str]:
         "batch_norm.attack": ("running", "batch"),
         "batch_norm.training": ("batch", "running"),
         "batch_norm.devices": ("global", "per_device"),
+        "optimizer.name": registry.OPTIMIZERS,
         "optimizer.schedule": registry.SCHEDULES,
         "train.on_nonfinite": ("stop", "halve"),
     }
@@ -98,10 +101,15 @@ def _problems(config: Config) -> Iterator[str]:
         "data.image_size": (1, inf, True),
         "data.crop_padding": (0, inf, True),
         "data.cutout": (0, inf, True),
+        "data.cutmix": (0, 1, True),
         "attack.step_size": (0, inf, False),
         "attack.num_steps": (1, inf, True),
+        "attack.tau": (0, inf, True),
         "attack.warmup_epochs": (0, inf, True),
         "objective.beta": (0, inf, True),
+        "objective.awp_gamma": (0, inf, True),
+        "objective.awp_from_epoch": (0, inf, True),
+        "objective.gradalign": (0, inf, True),
         "optimizer.learning_rate": (0, inf, False),
         "optimizer.factor": (0, 1, False),
         "optimizer.warmup_epochs": (0, inf, True),
@@ -123,12 +131,16 @@ def _problems(config: Config) -> Iterator[str]:
         if not (least <= value if closed else least < value) or not value <= most or math.isinf(value):
             upper = f"<= {most}" if most < inf else "finite"
             yield f"{path} must be {'>=' if closed else '>'} {least} and {upper}, got {value}"
-    for path in ("objective.label_smoothing", "train.ema_decay"):
+    for path in ("objective.label_smoothing", "objective.natural_share", "train.ema_decay"):
         value = _get(config, path)
         if not 0 <= value < 1:
             yield f"{path} must be in [0, 1), got {value}"
 
+    if not 0 < config.data.extra_ratio < 1:
+        yield f"data.extra_ratio must be in (0, 1), got {config.data.extra_ratio}"
+
     yield from _threat_problems(config.attack)
+    yield from _option_problems(config)
     if config.defense.name in (None, *registry.DEFENSES):
         try:
             options = defense_options(config)
@@ -137,13 +149,13 @@ def _problems(config: Config) -> Iterator[str]:
         except InputError as error:
             yield str(error)
     yield from _tuple_problems(config)
-    for name, options in models.OWN_OPTIONS.items():
-        for option in options:
-            given, chosen = config.model[option] is not None, config.model.name == name
-            if given and not chosen:
-                yield f"model.{option} must be left None for {config.model.name}"
-            elif chosen and not given and name == "wide_resnet":
-                yield f"model.{option} must be set for {name}"
+    name = config.model.name
+    for option in dict.fromkeys(option for options in models.OWN_OPTIONS.values() for option in options):
+        given, taken = config.model[option] is not None, option in models.OWN_OPTIONS.get(name, ())
+        if given and not taken:
+            yield f"model.{option} must be left None for {name}"
+        elif taken and not given and option in ("depth", "width"):
+            yield f"model.{option} must be set for {name}"
     if config.train.accumulation > 0 and config.train.batch_size % config.train.accumulation:
         yield (
             f"train.accumulation must divide train.batch_size ({config.train.batch_size}), "
@@ -169,6 +181,9 @@ def _problems(config: Config) -> Iterator[str]:
         yield "data.random_resized_crop needs data.pipeline 'stream' and a data.image_size"
     if config.init_from == "":
         yield "init_from must be the folder of a run, or None, got ''"
+    if config.optimizer.nesterov and config.optimizer.name not in optim.WITH_MOMENTUM:
+        with_momentum = " or ".join(optim.WITH_MOMENTUM)
+        yield f"optimizer.nesterov needs optimizer.name {with_momentum}, got {config.optimizer.name!r}"
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         yield "optimizer.nesterov needs an optimizer.momentum above 0, got 0.0"
     if config.objective.name == "mart" and config.objective.label_smoothing > 0:
@@ -203,8 +218,37 @@ def _threat_problems(attack: Config) -> Iterator[str]:
         interval = "(0, 1] for linf on pixels in [0, 1]" if attack.norm == "linf" else "(0, inf)"
         hint = f" ({attack.epsilon:g}/255 is {attack.epsilon / 255:g})" if 1 < attack.epsilon <= 255 else ""
         yield f"attack.epsilon must be in {interval}, got {attack.epsilon}{hint}"
-    if attack.norm != "linf" and attack.name == "n_fgsm":
-        yield f"attack.name 'n_fgsm' is defined for attack.norm 'linf' only, got {attack.norm!r}"
+    if attack.norm != "linf" and attack.name in registry.LINF_ONLY:
+        yield f"attack.name {attack.name!r} is defined for attack.norm 'linf' only, got {attack.norm!r}"
+
+
+def _option_problems(config: Config) -> Iterator[str]:
+    """What training options need of each other."""
+    objective, carrying = config.objective, config.attack.name in registry.CARRYING
+    if objective.name == "pgi" and not carrying:
+        yield (
+            f"attack.name must be {' or '.join(registry.CARRYING)} for objective.name pgi, which reads where the "
+            f"attack started, got {config.attack.name!r}"
+        )
+    if carrying:
+        needed = {
+            "data.pipeline": "memory", "train.accumulation": 1, "batch_norm.devices": "global", "data.cutmix": 0.0,
+            "data.random_resized_crop": False,
+        }  # fmt: skip
+        for path, value in needed.items():
+            if _get(config, path) != value:
+                yield (
+                    f"{path} must be {value!r} for attack.name {config.attack.name}, which carries a perturbation for "
+                    f"each example, got {_get(config, path)!r}"
+                )
+    if objective.gradalign > 0 and config.attack.norm != "linf":
+        yield f"objective.gradalign is defined for attack.norm 'linf' only, got {config.attack.norm!r}"
+    if objective.name == "standard":
+        for key in ("natural_share", "awp_gamma"):
+            if objective[key] > 0:
+                yield f"objective.{key} must be 0 for objective.name standard, got {objective[key]}"
+    if config.data.extra == "":
+        yield "data.extra must be an .npz file, a prepared data set, or None, got ''"
 
 
 def _get(config: Config, path: str):

@@ -27,11 +27,14 @@ def base() -> Config:
     config.data.crop_padding = 0  # random crop after zero padding by so many pixels; 0: off
     config.data.flip = False  # random left-right flip
     config.data.cutout = 0  # side of a random square set to 0; 0: off
+    config.data.cutmix = 0.0  # share of the images that get a box of another one (CutMix), in [0, 1]
+    config.data.extra = config_dict.placeholder(str)  # more images: an .npz, or a prepared tfds data set's "train"
+    config.data.extra_ratio = 0.7  # share of each batch that is taken from them, where there are any
 
     config.model = ConfigDict()
     config.model.name = "small_cnn"  # one of robustjax.models.NAMES
-    config.model.depth = config_dict.placeholder(int)  # wide_resnet only: 6n + 4
-    config.model.width = config_dict.placeholder(int)  # wide_resnet only: widening factor
+    config.model.depth = config_dict.placeholder(int)  # (deepmind_)wide_resnet only: 6n + 4
+    config.model.width = config_dict.placeholder(int)  # (deepmind_)wide_resnet only: widening factor
     config.model.batch_norm = config_dict.placeholder(bool)  # small_cnn only: BatchNorm after each convolution
     config.model.final_norm = config_dict.placeholder(bool)  # preact_resnet18 only: False as Wong et al. 2020
     config.model.classifier_widths = config_dict.placeholder(tuple)  # vgg16 only: dense layers before the linear one
@@ -39,6 +42,7 @@ def base() -> Config:
     config.model.mean = (0.0,)  # subtracted from pixels in [0, 1] by the first layer: one number, or one per channel
     config.model.std = (1.0,)  # divided by
     config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
+    config.model.remat = False  # compute the inside of blocks again for the gradient: less memory, more work
 
     # None leaves an option at the defense's own default, and closed at defenses that do not have it.
     config.defense = ConfigDict()
@@ -59,33 +63,41 @@ def base() -> Config:
 
     # The inner maximisation of training; its epsilon and norm are also the threat evaluated.
     config.attack = ConfigDict()
-    config.attack.name = "pgd"  # "pgd", "fgsm", "rs_fgsm" (Wong 2020) or "n_fgsm" (de Jorge 2022)
+    # "pgd", "fgsm", "rs_fgsm" (Wong 2020), "n_fgsm" (de Jorge 2022), "friendly" (pgd that stops early; Zhang 2020),
+    # "bernoulli_fgsm" (NuAT's; Sriramanan 2021) or "fgsm_pgi" (from where the last epoch ended; Jia 2022)
+    config.attack.name = "pgd"
     config.attack.norm = "linf"  # "linf", "l2" or "l1"
     config.attack.epsilon = 0.2  # radius in units of pixels in [0, 1]
-    config.attack.step_size = 0.05  # same units; for rs_fgsm usually 1.25 epsilon; unused by fgsm and n_fgsm
-    config.attack.num_steps = 10  # pgd only
-    config.attack.random_start = True  # pgd only; TRADES and MART start from 0.001 N(0, 1) whatever this says
+    config.attack.step_size = 0.05  # same units; for rs_fgsm usually 1.25 epsilon; not of (n_, bernoulli_)fgsm
+    config.attack.num_steps = 10  # pgd and friendly
+    config.attack.tau = 0  # friendly only: steps that are still made once an example is misclassified
+    config.attack.random_start = True  # pgd and friendly; TRADES and MART start from 0.001 N(0, 1) whatever this says
     config.attack.warmup_epochs = 0.0  # epsilon and step_size grow linearly from 0 over so many epochs
 
     config.objective = ConfigDict()
-    config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades" or "mart"
-    config.objective.beta = 6.0  # weight of the robust term of trades (6) and mart (5)
+    config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades", "mart", "nuat" or "pgi"
+    config.objective.beta = 6.0  # weight of the robust term of trades (6), mart (5), nuat (4) and pgi (10)
     config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
+    config.objective.natural_share = 0.0  # share of each batch whose adversarial images are left natural, in [0, 1)
+    config.objective.awp_gamma = 0.0  # of adversarial weight perturbation (Wu 2020: 0.005); 0: off
+    config.objective.awp_from_epoch = 0.0  # from which on weights are perturbed
+    config.objective.gradalign = 0.0  # weight of gradient alignment (Andriushchenko 2020: 0.2); 0: off
 
     config.batch_norm = ConfigDict()  # which statistics
     config.batch_norm.devices = "global"  # of the batch however many devices share it, or "per_device": of each's part
     config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
     config.batch_norm.training = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
 
-    config.optimizer = ConfigDict()  # stochastic gradient descent
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd", "adam", "adamw", "nadamw", "rmsprop", "lamb" or "lion", as optax has them
     config.optimizer.learning_rate = 0.1  # peak
     config.optimizer.schedule = "cosine"  # "constant", "piecewise", "cosine" or "cyclic" (linear up, then down to 0)
     config.optimizer.boundaries = (75.0, 90.0)  # piecewise only: epochs at which the rate is multiplied by factor
     config.optimizer.factor = 0.1  # piecewise only
     config.optimizer.warmup_epochs = 0.0  # linear from 0 (cyclic: where the peak is)
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 5e-4  # added to the gradient, before momentum
+    config.optimizer.momentum = 0.9  # sgd and rmsprop only
+    config.optimizer.nesterov = False  # sgd and rmsprop only
+    config.optimizer.weight_decay = 5e-4  # sgd, adam, rmsprop: added to the gradient; the others: times the rate
     config.optimizer.decay_norms_and_biases = False  # apply weight_decay to BatchNorm and biases too
 
     config.train = ConfigDict()

@@ -12,6 +12,7 @@ TensorFlow; ``python -m robustjax.data prepare NAME`` makes the usual ones from 
 and ``read_saved`` are for adversarial images.
 """
 
+from robustjax.data.extra import Mixture, joined, open_extra
 from robustjax.data.images import Images, read_images
 from robustjax.data.order import epoch_order
 from robustjax.data.pipeline import batches, to_float
@@ -22,10 +23,13 @@ from robustjax.data.stream import Stream, open_stream, stream_batches
 __all__ = [
     "Dataset",
     "Images",
+    "Mixture",
     "Stream",
     "batches",
     "epoch_order",
+    "joined",
     "load",
+    "open_extra",
     "open_stream",
     "read_images",
     "read_saved",

@@ -9,8 +9,15 @@ import numpy as np
 
 from robustjax.types import InputError
 
-# Names under which files hold images and labels: ours, Keras's with and without a split, and MedMNIST's.
-PAIRS = (("images", "labels"), ("x", "y"), ("x_{split}", "y_{split}"), ("{split}_images", "{split}_labels"))
+# Names under which files hold images and labels: ours, those of generated data (Gowal et al. 2021, Wang et al. 2023),
+# Keras's with and without a split, and MedMNIST's.
+PAIRS = (
+    ("images", "labels"),
+    ("x", "y"),
+    ("x_{split}", "y_{split}"),
+    ("{split}_images", "{split}_labels"),
+    ("image", "label"),
+)
 
 
 def read(path: Path, wanted: Collection[str]) -> tuple[list[str], dict[str, np.ndarray]]:

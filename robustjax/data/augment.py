@@ -95,3 +95,45 @@ def cutout(key: Key, images: Array, *, size: int) -> Array:
 
     square = covered(row_key, height)[:, :, None, None] & covered(column_key, width)[:, None, :, None]
     return jnp.where(square, jnp.zeros_like(images), images)
+
+
+def cutmix(key: Key, images: Array, *, share: float) -> tuple[Array, Array]:
+    r"""Puts a box of the image before it in the batch into every image (Yun et al. 2019, arXiv:1905.04899).
+
+    The box has the sides :math:`H \sqrt{1 - \lambda}` and :math:`W \sqrt{1 - \lambda}`, with :math:`\lambda` uniform in
+    [0, 1], and a centre uniform over the pixels; it is cut at the border. With adversarial training and averaged
+    weights it helps without more data (Rebuffi et al. 2021, arXiv:2103.01946).
+
+    Args:
+        key: a typed key.
+        images: [B, H, W, C]; a batch whose order is random, as the partner of an image is the one before it.
+        share: of the images that are mixed, in [0, 1].
+
+    Returns:
+        The images, [B, H, W, C], and float32 [B], the share of each image's pixels that are its own: a label of the
+        image counts by it, the label of the image before by the rest.
+
+    Raises:
+        InputError: ``share`` is not in [0, 1].
+
+    >>> mixed, own = cutmix(jax.random.key(0), jnp.eye(4).reshape(4, 2, 2, 1), share=1.0)
+    >>> mixed.shape, own.shape
+    ((4, 2, 2, 1), (4,))
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share must be in [0, 1], got {share}")
+    batch, height, width, _ = images.shape
+    key_size, key_row, key_column, key_which = jax.random.split(key, 4)
+    side = jnp.sqrt(1.0 - jax.random.uniform(key_size, (batch, 1), jnp.float32))
+
+    def covered(key: Key, length: int) -> Array:
+        size = jnp.floor(side * length).astype(jnp.int32)
+        offset = jnp.arange(length, dtype=jnp.int32)[None, :] - (
+            jax.random.randint(key, (batch, 1), 0, length, jnp.int32) - size // 2
+        )
+        return (offset >= 0) & (offset < size)
+
+    box = covered(key_row, height)[:, :, None] & covered(key_column, width)[:, None, :]
+    box &= jax.random.bernoulli(key_which, jnp.float32(share), (batch, 1, 1))
+    own = 1.0 - jnp.mean(box, axis=(1, 2), dtype=jnp.float32)
+    return jnp.where(box[..., None], jnp.roll(images, 1, axis=0), images), own

@@ -80,7 +80,13 @@ def open_stream(
 
 
 def stream_batches(
-    stream: Stream, *, seed: int, batch_size: int, rows: np.ndarray, first_step: int
+    stream: Stream,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    first_step: int,
+    indices: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """This process's part of the batches from ``first_step`` on, without end: uint8 images and int32 labels.
 
@@ -90,6 +96,7 @@ def stream_batches(
         batch_size: over all processes; an epoch is as many full batches as there are.
         rows: int [n], the places in a batch that this process reads.
         first_step: counted from the beginning of the run.
+        indices: step -> int [batch_size], the examples of its batch; None: as ``epoch_order`` has them.
     """
     import grain  # a second, and runs in memory do without
 
@@ -98,17 +105,21 @@ def stream_batches(
     lock = threading.Lock()  # or every thread would sort at the beginning of an epoch
     cached_order = functools.lru_cache(maxsize=2)(epoch_order)  # of this epoch and, read ahead, of the next
 
-    def order(epoch: int) -> np.ndarray:
+    chosen = functools.lru_cache(maxsize=8)(indices) if indices else None
+
+    def batch(step: int) -> np.ndarray:
+        epoch, done = divmod(step, steps_per_epoch)
         with lock:
-            return cached_order(seed, epoch, stream.num_examples)
+            if chosen is not None:
+                return chosen(step)
+            return cached_order(seed, epoch, stream.num_examples)[done * batch_size : (done + 1) * batch_size]
 
     def read(position: int) -> tuple[np.ndarray, np.int32]:
         step, part = divmod(position, len(rows))
-        epoch, done = divmod(step, steps_per_epoch)
         place = step * batch_size + int(rows[part])
         # The raw stream, which NumPy promises for ever (NEP 19), as 53 bits of a float in [0, 1).
         raw = np.random.Philox(key=np.array([seed, 2**63 + place], np.uint64)).random_raw(NUM_DRAWS)
-        image, label = stream.read(int(order(epoch)[done * batch_size + rows[part]]), (raw >> 11) * 2.0**-53)
+        image, label = stream.read(int(batch(step)[rows[part]]), (raw >> 11) * 2.0**-53)
         return image, np.int32(label)
 
     ahead = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(2 * len(rows), NUM_THREADS))

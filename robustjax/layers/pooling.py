@@ -93,8 +93,7 @@ def _scattered(
     whole = blocks.reshape(*window_strides, *shape).transpose(axes)
     whole = whole.reshape([total * stride for total, stride in zip(shape, window_strides, strict=True)])
     edges = [
-        (-low, size + low - total)
-        for (low, _), size, total in zip(padding, operand.shape, whole.shape, strict=True)
+        (-low, size + low - total) for (low, _), size, total in zip(padding, operand.shape, whole.shape, strict=True)
     ]
     return _padded(whole, 0.0, edges)
 

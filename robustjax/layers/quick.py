@@ -90,4 +90,3 @@ def _transpose(slow: Primitive, cotangent: Array, *operands: Any, **params: Any)
 
 def _batch(slow: Primitive, operands: tuple[Array, ...], axes: tuple[int | None, ...], **params: Any):
     return call(jax.vmap(partial(slow.bind, **params), in_axes=tuple(axes)), *operands), 0
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from robustjax.layers import conv2d
@@ -14,6 +15,10 @@ from robustjax.types import Guards, InputError, nearest
 
 def _resnet20(**options: Any) -> Network:
     return PreActResNet(blocks=(3, 3, 3), widths=(16, 32, 64), stem_width=16, **options)
+
+
+# Of Gowal et al. 2020, arXiv 2010.03593, and what followed from it to the top of RobustBench.
+_DEEPMIND = {"activation": "silu", "norm_momentum": 0.99, "pad_after": True}
 
 
 def _wide_resnet(*, depth: int, width: int, **options: Any) -> Network:
@@ -36,10 +41,14 @@ def _vgg16(*, classifier_widths: tuple[int, ...] = (), **options: Any) -> Networ
 
 
 MODELS = {
+    "deepmind_preact_resnet18": partial(PreActResNet, large_shortcut=True, **_DEEPMIND),
+    "deepmind_wide_resnet": partial(_wide_resnet, **_DEEPMIND),
     "lenet5": LeNet5,
     "preact_resnet18": PreActResNet,
+    "resnet10": partial(ResNet, blocks=(1, 1, 1, 1)),
     "resnet18": ResNet,
     "resnet20": _resnet20,
+    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
     "resnet50": BottleneckResNet,
     "small_cnn": SmallCNN,
     "vgg16": _vgg16,
@@ -47,8 +56,9 @@ MODELS = {
 }
 NAMES = tuple(MODELS)
 WITHOUT_BATCH_NORM = ("lenet5", "small_cnn")
-OPTIONS = ("mean", "std", "dtype")
+OPTIONS = ("mean", "std", "dtype", "remat")
 OWN_OPTIONS = {
+    "deepmind_wide_resnet": ("depth", "width"),
     "preact_resnet18": ("final_norm",),
     "small_cnn": ("batch_norm",),
     "vgg16": ("classifier_widths", "classifier_norm"),
@@ -64,7 +74,8 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         num_classes: K, at least 2.
         defense: guards some of the network's sites; of :func:`robustjax.defenses.create`.
         **options: mean and std (one number or one per channel; the first layer computes (images - mean) / std), dtype
-            ("float32" or "bfloat16", of the computation); wide_resnet needs depth and width; preact_resnet18 takes
+            ("float32" or "bfloat16", of the computation), remat (True computes the inside of blocks again for the
+            gradient, for less memory); wide_resnet and deepmind_wide_resnet need depth and width; preact_resnet18 takes
             final_norm, small_cnn takes batch_norm, vgg16 takes classifier_widths and classifier_norm, each as in its
             class.
 
@@ -86,7 +97,7 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}")
     allowed = (*OPTIONS, *OWN_OPTIONS.get(name, ()))
     unknown = sorted(set(options) - set(allowed))
-    missing = sorted({"depth", "width"} - set(options)) if name == "wide_resnet" else []
+    missing = sorted({"depth", "width"} - set(options)) if "depth" in allowed else []
     if unknown or missing:
         raise InputError(
             f"{name} takes the options {', '.join(allowed)}"

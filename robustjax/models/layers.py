@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from robustjax.types import Array, InputError, Outputs
 # Role -> names of sites; see `Network.sites`.
 Sites = dict[str, tuple[str, ...]]
 
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
+
 KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
 
 
@@ -27,6 +30,10 @@ class Network(nn.Module):
         num_classes: K, at least 2.
         mean, std: the first layer subtracts mean from the pixels and divides by std; one number, or one per channel.
         dtype: of the computation, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        activation: "relu" or "silu", x sigmoid(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+        norm_momentum: share of BatchNorm's running statistics that stays in an update.
+        remat: whether the gradient computes what is inside a block again, in place of keeping it (Chen et al. 2016,
+            arXiv 1604.06174): memory of a block for each block's output, for one more forward pass.
         guards: site -> module with the call of :class:`robustjax.types.Guard`; None: no guards.
     """
 
@@ -34,6 +41,9 @@ class Network(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: str = "float32"
+    activation: str = "relu"
+    norm_momentum: float = 0.9
+    remat: bool = False
     guards: Mapping[str, nn.Module] | None = None
 
     def sites(self) -> Sites:
@@ -98,8 +108,10 @@ class Pass:
         labels, train: handed to guards and BatchNorm.
     """
 
+    network: Any  # the module, with the attributes of its own class
+
     def __init__(self, network: Network, images: Array, labels: Array | None, train: bool):
-        self._network, self._labels, self._train = network, labels, train
+        self.network, self._labels, self._train = network, labels, train
         self._dtype = jnp.dtype(network.dtype)
         self._features: dict[str, Array] = {}
         self._inputs: set[str] = set()
@@ -118,21 +130,44 @@ class Pass:
 
     def norm(self, name: str, features: Array) -> Array:
         """BatchNorm: batch statistics in training, running ones in inference."""
-        return BatchNorm(self._train, name=name)(features)
+        return BatchNorm(self._train, momentum=self.network.norm_momentum, name=name)(features)
 
     def dense(self, name: str, features: Array, channels: int) -> Array:
         """A fully connected layer with a bias."""
         return nn.Dense(channels, dtype=self._dtype, name=name)(features)
 
-    def relu(self, site: str, features: Array) -> Array:
-        """A ReLU, its input and its output a site."""
-        return self.site(site, self.unguarded_relu(site, features))
+    def act(self, site: str, features: Array) -> Array:
+        """The network's activation function, its input and its output a site."""
+        return self.site(site, self.unguarded_act(site, features))
 
-    def unguarded_relu(self, site: str, features: Array) -> Array:
-        """A ReLU whose input alone is a site, that of the activation ``site``."""
+    def unguarded_act(self, site: str, features: Array) -> Array:
+        """The activation function whose input alone is a site, that of the activation ``site``."""
         name = before(site)
         self._inputs.add(name)
-        return jax.nn.relu(self._guarded(name, features))
+        return ACTIVATIONS[self.network.activation](self._guarded(name, features))
+
+    def block(self, apply: Callable[[Pass, Array], Array], features: Array) -> Array:
+        """``apply(pass, features)``, whose inside is computed again for the gradient where the network says so.
+
+        What leaves a block, and what its sites yield, is kept; layers keep their flat names.
+        """
+        if not self.network.remat:
+            return apply(self, features)
+
+        names: list[str] = []
+
+        def compute(network: Network, features: Array) -> tuple[Array, list[Array], dict[str, list[Array]]]:
+            inside = copy.copy(self)
+            inside.network, inside._features, inside._auxiliary = network, {}, {}
+            features = apply(inside, features)
+            names[:] = inside._features  # in order, which a dict that leaves a transformation loses
+            return features, list(inside._features.values()), inside._auxiliary
+
+        features, passed, heads = nn.remat(nn.compact(compute))(self.network, features)
+        self._features |= zip(names, passed, strict=True)
+        for kind, logits in heads.items():
+            self._auxiliary.setdefault(kind, []).extend(logits)
+        return features
 
     def site(self, name: str, features: Array) -> Array:
         """A named place: its guard, if there is one, may change what the network goes on with."""
@@ -140,7 +175,7 @@ class Pass:
         return features
 
     def _guarded(self, name: str, features: Array) -> Array:
-        guards = self._network.guards or {}
+        guards = self.network.guards or {}
         if name in guards:
             features, heads = guards[name](features, self._labels, self._train)
             for kind, logits in heads.items():
@@ -149,14 +184,14 @@ class Pass:
 
     def outputs(self, features: Array) -> Outputs:
         """The classifier on the last features [B, C]."""
-        logits = self.dense("head", features, self._network.num_classes).astype(jnp.float32)
-        unknown = sorted(set(self._network.guards or {}) - set(self._features) - self._inputs)
+        logits = self.dense("head", features, self.network.num_classes).astype(jnp.float32)
+        unknown = sorted(set(self.network.guards or {}) - set(self._features) - self._inputs)
         if unknown:
             raise InputError(f"no site {', '.join(unknown)} to guard; sites are {', '.join(self._features)}")
         return Outputs(logits, {kind: jnp.stack(logits) for kind, logits in self._auxiliary.items()}, self._features)
 
     def _normalised(self, images: Array) -> Array:
-        network = self._network
+        network = self.network
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be floating-point [B, H, W, C], got {images.dtype} {images.shape}")
         least = network.least_side()

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool, with_inputs
 from robustjax.types import Array, Outputs
@@ -31,17 +33,21 @@ class ResNet(Network):
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
-        x = net.relu("stem", net.norm("stem_norm", net.conv("stem_conv", net.images, self.widths[0], 3)))
-        for name, width, stride in _plan(self.blocks, self.widths):
-            shortcut = x
-            if stride > 1 or x.shape[-1] != width:
-                shortcut = net.conv(f"{name}_shortcut_conv", x, width, 1, stride=stride)
-                shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
-            x = net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 3, stride=stride))
-            x = net.relu(f"{name}_act1", x)
-            x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3))
-            x = net.relu(name, x + shortcut)
+        x = net.act("stem", net.norm("stem_norm", net.conv("stem_conv", net.images, self.widths[0], 3)))
+        for each in _plan(self.blocks, self.widths):
+            x = net.block(partial(self._block, *each), x)
         return net.outputs(average_pool(x))
+
+    @staticmethod
+    def _block(name: str, width: int, stride: int, net: Pass, x: Array) -> Array:
+        shortcut = x
+        if stride > 1 or x.shape[-1] != width:
+            shortcut = net.conv(f"{name}_shortcut_conv", x, width, 1, stride=stride)
+            shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
+        x = net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 3, stride=stride))
+        x = net.act(f"{name}_act1", x)
+        x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3))
+        return net.act(name, x + shortcut)
 
 
 class BottleneckResNet(Network):
@@ -68,18 +74,22 @@ class BottleneckResNet(Network):
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
         x = net.conv("stem_conv", net.images, self.widths[0], 7, stride=2)
-        x = overlapping_max_pool(net.relu("stem", net.norm("stem_norm", x)))
-        for name, width, stride in _plan(self.blocks, self.widths):
-            shortcut = x
-            if stride > 1 or x.shape[-1] != 4 * width:
-                shortcut = net.conv(f"{name}_shortcut_conv", x, 4 * width, 1, stride=stride)
-                shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
-            x = net.relu(f"{name}_act1", net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 1)))
-            x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3, stride=stride))
-            x = net.relu(f"{name}_act2", x)
-            x = net.norm(f"{name}_norm3", net.conv(f"{name}_conv3", x, 4 * width, 1))
-            x = net.relu(name, x + shortcut)
+        x = overlapping_max_pool(net.act("stem", net.norm("stem_norm", x)))
+        for each in _plan(self.blocks, self.widths):
+            x = net.block(partial(self._block, *each), x)
         return net.outputs(average_pool(x))
+
+    @staticmethod
+    def _block(name: str, width: int, stride: int, net: Pass, x: Array) -> Array:
+        shortcut = x
+        if stride > 1 or x.shape[-1] != 4 * width:
+            shortcut = net.conv(f"{name}_shortcut_conv", x, 4 * width, 1, stride=stride)
+            shortcut = net.norm(f"{name}_shortcut_norm", shortcut)
+        x = net.act(f"{name}_act1", net.norm(f"{name}_norm1", net.conv(f"{name}_conv1", x, width, 1)))
+        x = net.norm(f"{name}_norm2", net.conv(f"{name}_conv2", x, width, 3, stride=stride))
+        x = net.act(f"{name}_act2", x)
+        x = net.norm(f"{name}_norm3", net.conv(f"{name}_conv3", x, 4 * width, 1))
+        return net.act(name, x + shortcut)
 
 
 class PreActResNet(Network):
@@ -94,6 +104,10 @@ class PreActResNet(Network):
         guarded_shortcut: whether a convolution on a shortcut takes what the block's first guard makes of the features,
             or, as published for CAS and CIFS, the features themselves. It matters where a stage's first block is its
             last.
+        pad_after: whether convolutions with strides are padded below and to the right only, as TensorFlow's are on
+            images of even sides, and so DeepMind's networks (Gowal et al. 2020, arXiv 2010.03593).
+        large_shortcut: whether convolutions on shortcuts are 3 x 3 and take the block's input as it is, as in
+            DeepMind's PreActResNet.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -101,6 +115,8 @@ class PreActResNet(Network):
     stem_width: int = 64
     final_norm: bool = True
     guarded_shortcut: bool = True
+    pad_after: bool = False
+    large_shortcut: bool = False
 
     def sites(self) -> Sites:
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
@@ -116,20 +132,35 @@ class PreActResNet(Network):
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
         x = net.conv("stem_conv", net.images, self.stem_width, 3)
-        for name, width, stride in _plan(self.blocks, self.widths):
-            unguarded = net.unguarded_relu(f"{name}_act1", net.norm(f"{name}_norm1", x))
-            active = net.site(f"{name}_act1", unguarded)
-            shortcut = x
-            if stride > 1 or x.shape[-1] != width:
-                if self.final_norm:
-                    shortcut = active if self.guarded_shortcut else unguarded
-                shortcut = net.conv(f"{name}_shortcut_conv", shortcut, width, 1, stride=stride)
-            x = net.conv(f"{name}_conv1", active, width, 3, stride=stride)
-            x = net.relu(f"{name}_act2", net.norm(f"{name}_norm2", x))
-            x = net.site(name, net.conv(f"{name}_conv2", x, width, 3) + shortcut)
+        for each in _plan(self.blocks, self.widths):
+            x = net.block(partial(self._block, *each), x)
         if self.final_norm:
-            x = net.relu("final", net.norm("final_norm", x))
+            x = net.act("final", net.norm("final_norm", x))
         return net.outputs(average_pool(x))
+
+    @staticmethod
+    def _block(name: str, width: int, stride: int, net: Pass, x: Array) -> Array:
+        network = net.network
+        unguarded = net.unguarded_act(f"{name}_act1", net.norm(f"{name}_norm1", x))
+        active = net.site(f"{name}_act1", unguarded)
+        shortcut = x
+        if stride > 1 or x.shape[-1] != width:
+            if network.large_shortcut:
+                shortcut = _strided(net, f"{name}_shortcut_conv", x, width, stride)
+            else:
+                if network.final_norm:
+                    shortcut = active if network.guarded_shortcut else unguarded
+                shortcut = net.conv(f"{name}_shortcut_conv", shortcut, width, 1, stride=stride)
+        x = _strided(net, f"{name}_conv1", active, width, stride)
+        x = net.act(f"{name}_act2", net.norm(f"{name}_norm2", x))
+        return net.site(name, net.conv(f"{name}_conv2", x, width, 3) + shortcut)
+
+
+def _strided(net: Pass, name: str, x: Array, width: int, stride: int) -> Array:
+    """A 3 x 3 convolution of a PreActResNet, with strides padded as the network says."""
+    if stride == 1 or not net.network.pad_after:
+        return net.conv(name, x, width, 3, stride=stride)
+    return net.conv(name, jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), width, 3, stride=stride, padding=0)
 
 
 def _plan(blocks: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:

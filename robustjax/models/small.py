@@ -32,8 +32,8 @@ class SmallCNN(Network):
                 x = net.norm(f"{name}_norm", net.conv(name, x, channels, 4, stride=2, padding=1))
             else:
                 x = net.biased_conv(name, x, channels, 4, stride=2, padding=1)
-            x = net.relu(name, x)
-        x = net.relu("dense", net.dense("dense", flatten(x), 100))
+            x = net.act(name, x)
+        x = net.act("dense", net.dense("dense", flatten(x), 100))
         return net.outputs(x)
 
 
@@ -49,8 +49,8 @@ class LeNet5(Network):
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
-        x = max_pool(net.relu("conv1", net.biased_conv("conv1", net.images, 6, 5, padding=2)))
-        x = max_pool(net.relu("conv2", net.biased_conv("conv2", x, 16, 5, padding=0)))
-        x = net.relu("dense1", net.dense("dense1", flatten(x), 120))
-        x = net.relu("dense2", net.dense("dense2", x, 84))
+        x = max_pool(net.act("conv1", net.biased_conv("conv1", net.images, 6, 5, padding=2)))
+        x = max_pool(net.act("conv2", net.biased_conv("conv2", x, 16, 5, padding=0)))
+        x = net.act("dense1", net.dense("dense1", flatten(x), 120))
+        x = net.act("dense2", net.dense("dense2", x, 84))
         return net.outputs(x)

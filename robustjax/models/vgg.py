@@ -3,6 +3,8 @@ classifier."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 
 from robustjax.models.layers import Network, Pass, Sites, average_pool, max_pool, with_inputs
@@ -36,12 +38,16 @@ class VGG16(Network):
         net = Pass(self, images, labels, train)
         x = net.images
         for group, (count, width) in enumerate(zip(GROUPS, WIDTHS, strict=True), 1):
-            for i in range(1, count + 1):
-                name = f"group{group}_conv{i}"
-                x = net.relu(name, net.norm(f"{name}_norm", net.conv(name, x, width, 3)))
-            x = max_pool(x)
+            x = net.block(partial(self._group, group, count, width), x)
         x = average_pool(x)
         for i, width in enumerate(self.classifier_widths, 1):
             x = net.dense(f"dense{i}", x, width)
-            x = net.relu(f"dense{i}", net.norm(f"dense{i}_norm", x) if self.classifier_norm else x)
+            x = net.act(f"dense{i}", net.norm(f"dense{i}_norm", x) if self.classifier_norm else x)
         return net.outputs(x)
+
+    @staticmethod
+    def _group(group: int, count: int, width: int, net: Pass, x: Array) -> Array:
+        for i in range(1, count + 1):
+            name = f"group{group}_conv{i}"
+            x = net.act(name, net.norm(f"{name}_norm", net.conv(name, x, width, 3)))
+        return max_pool(x)

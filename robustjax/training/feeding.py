@@ -18,7 +18,15 @@ Advance = Callable[[TrainState, int, int], TrainState]
 
 
 def make_advance(
-    train: data.Dataset | data.Stream, update: step.Step, *, seed: int, batch_size: int, most: int, layout: Layout
+    train: data.Dataset | data.Stream,
+    update: step.Step,
+    *,
+    seed: int,
+    batch_size: int,
+    most: int,
+    layout: Layout,
+    extra: data.Dataset | data.Stream | None = None,
+    extra_ratio: float = 0.0,
 ) -> Advance:
     """The steps of a run on its examples, in the order of ``data.epoch_order``.
 
@@ -29,23 +37,45 @@ def make_advance(
         batch_size: over all devices.
         most: steps at a time.
         layout: of the devices.
+        extra: of the same kind as ``train``, whose examples make the share ``extra_ratio`` of every batch.
     """
+    indices = None
+    if extra is not None:
+        indices = data.Mixture.of(train, extra, batch_size=batch_size, ratio=extra_ratio).indices(seed)
     if isinstance(train, data.Dataset):
-        return _from_devices(train, update, seed, batch_size, most, layout)
-    return _from_disk(train, update, seed, batch_size, layout)
+        assert extra is None or isinstance(extra, data.Dataset)
+        parts = (train, extra) if extra else (train,)
+        return _from_devices(parts, update, seed, batch_size, most, layout, indices)
+    assert extra is None or isinstance(extra, data.Stream)
+    return _from_disk(data.joined(train, extra) if extra else train, update, seed, batch_size, layout, indices)
+
+
+# step -> the places of its batch's examples, int32 [B]; None: those of ``data.epoch_order``.
+Indices = Callable[[int], np.ndarray] | None
 
 
 def _from_devices(
-    train: data.Dataset, update: step.Step, seed: int, batch_size: int, most: int, layout: Layout
+    parts: tuple[data.Dataset, ...],
+    update: step.Step,
+    seed: int,
+    batch_size: int,
+    most: int,
+    layout: Layout,
+    indices: Indices,
 ) -> Advance:
     dispatch = step.make_dispatch(update, layout)
-    images, labels = layout.replicate((train.images, train.labels))
+    train = parts[0]
+    whole = [np.concatenate(each) if len(each) > 1 else each[0] for each in zip(*(p[1:3] for p in parts), strict=True)]
+    images, labels = layout.replicate(tuple(whole))
     steps_per_epoch = train.num_examples // batch_size
 
     def advance(state: TrainState, at: int, count: int) -> TrainState:
         epoch, done = divmod(at, steps_per_epoch)
-        order = data.epoch_order(seed, epoch, train.num_examples)
-        order = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)[done : done + most]
+        if indices is None:
+            order = data.epoch_order(seed, epoch, train.num_examples)
+            order = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)[done : done + most]
+        else:
+            order = np.stack([indices(at + i) for i in range(count)])
         # As many rows whatever is left of the epoch, or the program would be compiled anew.
         order = np.concatenate([order, np.zeros((most - len(order), batch_size), order.dtype)])
         return dispatch(state, images, labels, order, count)
@@ -53,7 +83,9 @@ def _from_devices(
     return advance
 
 
-def _from_disk(train: data.Stream, update: step.Step, seed: int, batch_size: int, layout: Layout) -> Advance:
+def _from_disk(
+    train: data.Stream, update: step.Step, seed: int, batch_size: int, layout: Layout, indices: Indices
+) -> Advance:
     dispatch = step.make_batch_dispatch(update, layout)
     rows = layout.own_rows(batch_size)
     batches: Iterator[Any] = iter(())
@@ -62,7 +94,9 @@ def _from_disk(train: data.Stream, update: step.Step, seed: int, batch_size: int
     def advance(state: TrainState, at: int, count: int) -> TrainState:
         nonlocal batches, position
         if at != position:  # at the start, and after going back to a checkpoint
-            batches = data.stream_batches(train, seed=seed, batch_size=batch_size, rows=rows, first_step=at)
+            batches = data.stream_batches(
+                train, seed=seed, batch_size=batch_size, rows=rows, first_step=at, indices=indices
+            )
             position = at
         for _ in range(count):  # the devices work on a batch while the next one is read
             state = dispatch(state, *layout.join_batch(next(batches)))

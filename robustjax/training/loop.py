@@ -38,6 +38,7 @@ class Experiment(NamedTuple):
     Attributes:
         config: every key of the run, as plain data.
         train, validation: data sets.
+        extra: further images, of which each batch holds the share ``config["data"]["extra_ratio"]``, or None.
         module: the network.
         create_state: () -> the state before the first step.
         step: one update.
@@ -53,10 +54,13 @@ class Experiment(NamedTuple):
     step: step.Step
     schedule: Callable[[int], Any]
     validation_attacks: Mapping[str, Attack | None]
+    extra: data.Dataset | data.Stream | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of an epoch; what is left over is in another place of the order next time."""
+        """Full batches of an epoch; what is left over is in another place of the order next time. With further images
+        an epoch is as long as without them.
+        """
         return self.train.num_examples // self.config["train"]["batch_size"]
 
     @property
@@ -145,6 +149,8 @@ def run(
                 batch_size=settings["batch_size"],
                 most=settings["log_every_steps"],
                 layout=layout,
+                extra=experiment.extra,
+                extra_ratio=experiment.config["data"]["extra_ratio"],
             ),
             validation.make_validation(
                 experiment.module,
@@ -378,10 +384,14 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
     device = f"{layout.num_devices} {jax.devices()[0].device_kind}"
     return (
         f"{experiment.config['model']['name']} ({size:,} parameters) on {experiment.train.name} "
-        f"({experiment.train.num_examples:,} images), {device}, "
+        f"({experiment.train.num_examples:,} images{_more(experiment)}), {device}, "
         + (f"going on after step {at:,}" if at else _beginning(experiment))
         + f" of {experiment.num_steps:,}; compiling"
     )
+
+
+def _more(experiment: Experiment) -> str:
+    return f" and {experiment.extra.num_examples:,} of {experiment.extra.name}" if experiment.extra else ""
 
 
 def _beginning(experiment: Experiment) -> str:

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent and its learning-rate schedules, through optax."""
+"""Optimisers and their learning-rate schedules, through optax."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def _cyclic(config: Config, total: int, per_epoch: int) -> optax.Schedule:
 SCHEDULES = {"constant": _constant, "piecewise": _piecewise, "cosine": _cosine, "cyclic": _cyclic}
 
 
+def _decayed_gradient(transform: optax.GradientTransformation, config: Config, mask: Any):
+    """Weight decay as a part of the loss: added to the gradient, before whatever else is done with it."""
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), transform)
+
+
+# Each takes (config.optimizer, schedule, which weights decay). Where a name ends in "w", or has no other form, weight
+# decay shrinks the weights themselves, by learning rate times weight_decay (Loshchilov and Hutter 2019).
+OPTIMIZERS = {
+    "sgd": lambda config, schedule, mask: _decayed_gradient(
+        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov), config, mask
+    ),
+    "adam": lambda config, schedule, mask: _decayed_gradient(optax.adam(schedule), config, mask),
+    "adamw": lambda config, schedule, mask: optax.adamw(schedule, weight_decay=config.weight_decay, mask=mask),
+    "nadamw": lambda config, schedule, mask: optax.nadamw(schedule, weight_decay=config.weight_decay, mask=mask),
+    "rmsprop": lambda config, schedule, mask: _decayed_gradient(
+        optax.rmsprop(schedule, momentum=config.momentum or None, nesterov=config.nesterov), config, mask
+    ),
+    "lamb": lambda config, schedule, mask: optax.lamb(schedule, weight_decay=config.weight_decay, mask=mask),
+    "lion": lambda config, schedule, mask: optax.lion(schedule, weight_decay=config.weight_decay, mask=mask),
+}
+# Those that config.optimizer.momentum and nesterov are for; the others have optax's own defaults.
+WITH_MOMENTUM = ("sgd", "rmsprop")
+
+
 def create(
     config: Config, *, num_epochs: int, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -56,11 +80,18 @@ def create(
     def schedule(step: ArrayLike) -> ArrayLike:
         return whole(jnp.asarray(step, jnp.float32))  # optax mixes integers and floats, which strict promotion refuses
 
-    transform = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, None if config.decay_norms_and_biases else is_kernel),
-        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
-    )
-    return transform, schedule
+    mask = None if config.decay_norms_and_biases else is_kernel
+    return _promoting(OPTIMIZERS[config.name](config, schedule, mask)), schedule
+
+
+def _promoting(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same where jax's dtype promotion is strict: optax raises floats to the power of its integer counts."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(updates, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def is_kernel(params: Any) -> Any:

@@ -23,7 +23,8 @@ class TrainState(NamedTuple):
         average: exponential moving average of variables, or None.
         sums: sums of metrics since the last line of metrics.jsonl, and under "steps" how many steps they cover.
         rate_factor: float32 scalar on the learning rate, 1 until the run has gone back from a loss that was not finite.
-        carried: what the defense carries from step to step, or None.
+        carried: what the defense carries from step to step, or None. Where perturbations are carried, a dict of that
+            under "defense" and of float16 [N, H, W, C] in units of epsilon under "perturbations".
     """
 
     step: Array
@@ -50,6 +51,7 @@ def create(
     averaged: bool,
     sum_names: tuple[str, ...],
     tracker: Tracker | None = None,
+    perturbed_examples: int = 0,
 ) -> TrainState:
     """The state before the first step; pure, so that ``jax.eval_shape`` gives the shapes without the work.
 
@@ -61,6 +63,7 @@ def create(
         averaged: whether to carry an average of the weights.
         sum_names: the metrics that a step yields.
         tracker: of a defense that carries something.
+        perturbed_examples: N of the perturbations that are carried, which begin uniform in the ball; 0: none are.
     """
     key_init, key_run = jax.random.split(jax.random.key(seed))
     rngs, images = {"params": key_init, "defense": key_init}, jnp.zeros((1, *image_shape), jnp.float32)
@@ -68,6 +71,11 @@ def create(
     variables = {"batch_stats": {}, **variables}
     average = jax.tree.map(jnp.copy, variables) if averaged else None  # donated buffers must not be shared
     sums = {name: jnp.zeros((), jnp.float32) for name in sum_names}
+    carried = tracker.initial(outputs.features) if tracker else None
+    if perturbed_examples:
+        shape = (perturbed_examples, *image_shape)
+        start = jax.random.uniform(jax.random.fold_in(key_init, 1), shape, jnp.float32, -1.0, 1.0).astype(jnp.float16)
+        carried = {"defense": carried, "perturbations": start}
     return TrainState(
         jnp.zeros((), jnp.int32),
         key_run,
@@ -76,8 +84,13 @@ def create(
         average,
         sums,
         jnp.ones((), jnp.float32),
-        tracker.initial(outputs.features) if tracker else None,
+        carried,
     )
+
+
+def carries_perturbations(state: TrainState) -> bool:
+    """Whether the attack starts where it ended for the same example before."""
+    return isinstance(state.carried, dict) and "perturbations" in state.carried
 
 
 def merge(own: dict[str, Any], found: dict[str, Any], *, source: str, may_begin_anew: str) -> dict[str, Any]:

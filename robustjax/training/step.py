@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from robustjax.attacks.engine.verify import is_correct
+from robustjax.data import augment as augment_lib
 from robustjax.defenses.convention import Defense, own_loss
-from robustjax.objectives import Objective
+from robustjax.objectives import VIEWS, Objective
 from robustjax.runtime.sharding import Layout
-from robustjax.training.state import TrainState
+from robustjax.training import alignment, awp
+from robustjax.training.state import TrainState, carries_perturbations
 from robustjax.types import AnyArray, Array, Key, Outputs
 
 # (key, float images) -> float images
 Augment = Callable[[Key, Array], Array]
 # (logits_fn, key, images, labels, *, loss, scale of epsilon) -> images
 ScaledAttack = Callable[..., Array]
-Step = Callable[[TrainState, Array, Array], TrainState]
+# (state, images, labels) -> state; where perturbations are carried also the examples' places in the data set.
+Step = Callable[..., TrainState]
 
 # Metrics of a step rather than means over its examples.
 OF_STEP = ("steps", "gradient_norm")
@@ -31,12 +35,61 @@ OF_STEP = ("steps", "gradient_norm")
 def views_of(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
     """The images that an update passes through the network, in this order: the objective's and the defense's."""
     read = {*objective.views, *(defense.views if defense else ())}
-    return tuple(view for view in ("natural", "adversarial") if view in read)
+    return tuple(view for view in VIEWS if view in read)
 
 
 def metric_names(objective: Objective, defense: Defense | None) -> tuple[str, ...]:
     """The metrics whose sums a step adds to, "steps" counting them."""
     return (*OF_STEP, "loss", *(f"{view}_accuracy" for view in views_of(objective, defense)))
+
+
+class Extras(NamedTuple):
+    """What an update may have beside attack and loss; by default nothing.
+
+    Attributes:
+        awp_gamma, awp_from_step: of :func:`robustjax.training.awp.move`, and the first update with it.
+        alignment: weight of :func:`robustjax.training.alignment.misalignment`, added to the loss.
+        cutmix: share of the images that :func:`robustjax.data.augment.cutmix` mixes. Attack and loss climb and minimise
+            their terms of both labels, by the shares of the pixels; guards that look at labels get the larger one.
+        natural_share: of a batch whose adversarial images are left natural, in [0, 1).
+        carries: whether the attack starts at perturbations that ``state.carried`` keeps for each example, in units of
+            epsilon, and the update puts those that it ended at in their place. They are carried as the images lie in
+            the data set; what augmentation moves out of the picture is lost.
+        epsilon: of the attack, which ``alignment`` and ``carries`` need.
+    """
+
+    awp_gamma: float = 0.0
+    awp_from_step: int = 0
+    alignment: float = 0.0
+    cutmix: float = 0.0
+    natural_share: float = 0.0
+    carries: bool = False
+    epsilon: float = 0.0
+
+
+class _Labels(NamedTuple):
+    """Two labels an image, and the share of the first."""
+
+    first: Array
+    second: Array
+    share: Array
+
+    @property
+    def larger(self) -> Array:
+        return jnp.where(self.share >= 0.5, self.first, self.second)
+
+    def mean_of(self, values: Callable[[Array], Array]) -> Array:
+        return self.share * values(self.first) + (1.0 - self.share) * values(self.second)
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """bool [size] with ``count`` places marked, as evenly as it goes.
+
+    Example:
+        >>> spread(2, 6).astype(int)
+        array([0, 0, 1, 0, 0, 1])
+    """
+    return np.diff(np.arange(size + 1) * count // size).astype(bool)
 
 
 def make_step(
@@ -53,6 +106,7 @@ def make_step(
     ema_decay: float,
     accumulation: int = 1,
     axis: str | None = None,
+    extras: Extras = Extras(),  # noqa: B008 - a tuple
 ) -> Step:
     """The pure function ``(state, images float32 [B, H, W, C], labels [B]) -> state`` of one update.
 
@@ -72,6 +126,7 @@ def make_step(
         axis: name of the mapped axis where the step runs under ``shard_map`` or ``pmap``, each device with its part of
             the batch. BatchNorm then sees that part, every device draws for itself, and gradient, metrics and running
             statistics are means over the devices.
+        extras: what the update has besides.
     """
 
     def apply(variables: Mapping[str, Any], images: Array, labels: Array | None, key: Key, statistics: str):
@@ -87,7 +142,10 @@ def make_step(
     view_names = views_of(objective, defense)
     climbed = defense.loss if defense is not None and defense.joint else own_loss
 
-    def maximise(state: TrainState, key: Key, images: Array, labels: Array) -> Array:
+    def of_labels(values: Callable[[Array], Array], labels: Array | _Labels) -> Array:
+        return labels.mean_of(values) if isinstance(labels, _Labels) else values(labels)
+
+    def maximise(state: TrainState, key: Key, images: Array, labels: Array | _Labels, prior: Array | None) -> Array:
         key_attack, key_defense = jax.random.split(key)
         inner = objective.inner
         assert attack is not None and inner is not None  # an objective that is trained with an attack has this term
@@ -97,36 +155,84 @@ def make_step(
 
         fixed = {"natural": outputs_fn(images)} if "natural" in objective.inner_views else {}
 
-        def loss(outputs: Outputs, labels: Array) -> Array:
-            return climbed({**fixed, "adversarial": outputs}, labels, term=inner)
+        def loss(outputs: Outputs, _: Array) -> Array:
+            views = {**fixed, "adversarial": outputs}
+            return of_labels(lambda own: climbed(views, own, term=inner), labels)
 
-        return jax.lax.stop_gradient(attack(outputs_fn, key_attack, images, labels, loss=loss, scale=ramp(state.step)))
+        shown = labels.larger if isinstance(labels, _Labels) else labels
+        start = key_attack if prior is None else prior
+        return jax.lax.stop_gradient(attack(outputs_fn, start, images, shown, loss=loss, scale=ramp(state.step)))
 
-    def differentiate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):
-        """The gradient and the metrics of a (micro-)batch, and the statistics and what is carried after it."""
+    def differentiate(
+        state: TrainState,
+        key: Key,
+        images: Array,
+        given: Array,
+        statistics: Any,
+        carried: Any,
+        prior: Array | None = None,
+    ):
+        """The gradient and the metrics of a (micro-)batch, and what follows from it: statistics, what the defense
+        carries, and perturbations where they are carried."""
         key_augment, key_attack, key_defense = jax.random.split(key, 3)
-        inputs = {"natural": augment(key_augment, images)}
+        moved = partial(augment, key_augment)
+        inputs = {"natural": moved(images)}
+        labels: Array | _Labels = given
+        if extras.cutmix:
+            mixed, own = augment_lib.cutmix(jax.random.fold_in(key, 3), inputs["natural"], share=extras.cutmix)
+            inputs["natural"], labels = mixed, _Labels(given, jnp.roll(given, 1), own)
+        if prior is not None:
+            prior = jnp.clip(inputs["natural"] + extras.epsilon * ramp(state.step) * moved(prior), 0.0, 1.0)
+            inputs["prior"] = prior
         if attack is not None:
-            inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels)
+            inputs["adversarial"] = maximise(state, key_attack, inputs["natural"], labels, prior)
+            if extras.natural_share:
+                stays = spread(round(extras.natural_share * len(images)), len(images))
+                inputs["adversarial"] = jnp.where(stays[:, None, None, None], inputs["natural"], inputs["adversarial"])
+        shown = labels.larger if isinstance(labels, _Labels) else labels
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Outputs], Any, Any]]:
             views, after, now, extra = {}, statistics, carried, {}
             for i, view in enumerate(view_names):
                 variables = {"params": params, "batch_stats": after}
                 key = jax.random.fold_in(key_defense, i)
-                views[view], after = apply(variables, inputs[view], labels, key, update_statistics)
+                views[view], after = apply(variables, inputs[view], shown, key, update_statistics)
             if tracker is not None:
                 now = tracker.update(views, carried, state.step)
                 extra = {"carried": now}
-            values = total(views, labels, term=objective.term(views), **extra)
-            return jnp.mean(values), (views, after, now)
+            values = of_labels(lambda own: total(views, own, term=objective.term(views), **extra), labels)
+            loss = jnp.mean(values)
+            if extras.alignment:
+                loss += extras.alignment * jnp.mean(turned(params))
+            return loss, (views, after, now)
+
+        def turned(params: Any) -> Array:
+            variables = {"params": params, "batch_stats": statistics}
+            key_noise = jax.random.fold_in(key, 4)
+
+            def logits_fn(points: Array) -> Array:
+                return apply(variables, points, shown, key_defense, update_statistics)[0].logits
+
+            radius = extras.epsilon * ramp(state.step)
+            return alignment.misalignment(logits_fn, key_noise, inputs["natural"], shown, epsilon=radius)
+
+        def perturbed(params: Any) -> Any:
+            slope = jax.grad(loss_fn, has_aux=True)(params)[0]
+            return awp.move(params, jax.lax.pmean(slope, axis) if axis else slope, gamma=extras.awp_gamma)
 
         params = state.variables["params"]
+        if extras.awp_gamma:
+            params = jax.lax.cond(state.step >= extras.awp_from_step, perturbed, lambda params: params, params)
         (loss, (views, after, now)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         means = {"loss": loss}
         for view, outputs in views.items():
-            means[f"{view}_accuracy"] = jnp.mean(is_correct(outputs.logits, labels), dtype=jnp.float32)
-        return (gradient, means), (after, now)
+            means[f"{view}_accuracy"] = jnp.mean(is_correct(outputs.logits, shown), dtype=jnp.float32)
+        if prior is None:
+            return (gradient, means), (after, now)
+        # Back to where the pixels lie in the data set: what moves images is linear, and its transpose moves them back.
+        reached = (inputs["adversarial"] - inputs["natural"]) / (extras.epsilon * ramp(state.step))
+        (reached,) = jax.linear_transpose(moved, images)(reached)
+        return (gradient, means), (after, (now, reached))
 
     def accumulate(state: TrainState, key: Key, images: Array, labels: Array, statistics: Any, carried: Any):
         """As ``differentiate``, of the whole batch, with the memory of a micro-batch."""
@@ -147,13 +253,19 @@ def make_step(
         (sums, after), _ = jax.lax.scan(add, start, parts)
         return jax.tree.map(lambda total: total / accumulation, sums), after
 
-    def step(state: TrainState, images: Array, labels: Array) -> TrainState:
+    def step(state: TrainState, images: Array, labels: Array, places: Array | None = None) -> TrainState:
         key = jax.random.fold_in(state.key, state.step)
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        before = state.variables["batch_stats"], state.carried
+        before: tuple = state.variables["batch_stats"], state.carried
+        if extras.carries:
+            kept = state.carried["perturbations"]
+            before = before[0], state.carried["defense"], kept[places].astype(jnp.float32)
         gradient_of = differentiate if accumulation == 1 else accumulate
         (gradient, means), (statistics, carried) = gradient_of(state, key, images, labels, *before)
+        if extras.carries:
+            now, reached = carried
+            carried = {"defense": now, "perturbations": kept.at[places].set(reached.astype(kept.dtype))}
         if axis is not None:
             gradient, means, statistics = jax.lax.pmean((gradient, means, statistics), axis)
         params = state.variables["params"]
@@ -195,7 +307,8 @@ def make_dispatch(step: Step, layout: Layout) -> Callable[[TrainState, Array, Ar
         def body(i: Array, state: TrainState) -> TrainState:
             chosen = layout.constrain_batch(order[i])
             batch = images[chosen].astype(jnp.float32) / 255.0
-            return step(state, *layout.constrain_batch((batch, labels[chosen])))
+            places = (chosen,) if carries_perturbations(state) else ()
+            return step(state, *layout.constrain_batch((batch, labels[chosen])), *places)
 
         return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, count, body, state), layout.replicated)
 

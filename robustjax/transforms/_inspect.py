@@ -97,20 +97,20 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     The program is what JAX traces, whatever library wrote the network. Only operations through which the outputs depend
     on the image count, also those within ``jit``, loops, conditionals, checkpoints and functions with derivative rules.
 
-    | kind | in the program |
-    |---|---|
-    | step | ``round``, ``floor``, ``ceil``, ``sign`` |
-    | integer | casts of floats to integers, or of their bits |
-    | detached | ``stop_gradient``, where the gradient is another without it |
-    | custom_rule | ``custom_jvp`` and ``custom_vjp`` whose rule disagrees with the function's own derivative |
-    | selection | ``where`` that jumps, clamps of most values, casts of comparisons, indices of the largest |
-    | saturation | exponentials and sigmoids of such large numbers that half of their derivatives vanish |
-    | random | random bits that reach the outputs |
-    | callback | calls into Python |
-    | inner_optimisation | loops without a fixed number of turns, and loops that take gradients |
-    | batch_dependent | sums, means and the like over the images of a batch, where the outputs depend on it |
-    | precision | casts to shorter floats |
-    | unknown | operations that JAX does not define |
+    Kinds:
+
+    - ``step``: ``round``, ``floor``, ``ceil``, ``sign``
+    - ``integer``: casts of floats to integers, or of their bits
+    - ``detached``: ``stop_gradient``, where the gradient is another without it
+    - ``custom_rule``: ``custom_jvp`` and ``custom_vjp`` whose rule disagrees with the function's own derivative
+    - ``selection``: ``where`` that jumps, clamps of most values, casts of comparisons, indices of the largest
+    - ``saturation``: exponentials and sigmoids of such large numbers that half of their derivatives vanish
+    - ``random``: random bits that reach the outputs
+    - ``callback``: calls into Python
+    - ``inner_optimisation``: loops without a fixed number of turns, and loops that take gradients
+    - ``batch_dependent``: sums, means and the like over the images of a batch, where the outputs depend on it
+    - ``precision``: casts to shorter floats
+    - ``unknown``: operations that JAX does not define
 
     What only looks like hiding is left out by numbers and not by names: the program is evaluated at the arguments where
     one of detached, selection or saturation is in question (a softmax stops the gradient of its largest entry, which

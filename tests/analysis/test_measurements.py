@@ -236,6 +236,8 @@ def test_input_gradients_of_a_linear_network_are_its_weights(rng):
 
 def test_a_figure_is_a_png(tmp_path, rng):
     seen = analysis.channels(rng.uniform(size=(4, 3)), rng.uniform(size=(4, 3)), np.zeros(4, int))
-    plots.save(plots.channels({"at <b>": seen}, of_class=0, name="0"), tmp_path / "deep" / "channels.png")
+    figure = plots.channels({"at <b>": seen}, of_class=0, name="0")
+    plots.save(figure, tmp_path / "deep" / "channels.png")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what notebooks show
     assert (tmp_path / "deep" / "channels.png").read_bytes().startswith(b"\x89PNG")
     assert "0.5" in str(estimate.Estimate(0.5, (0.4, 0.6), 3))

@@ -110,3 +110,21 @@ def test_sizes_are_not_negative(key):
         augment.random_crop(key, images(2, 4, 4), padding=-1)
     with pytest.raises(InputError, match="size"):
         augment.cutout(key, images(2, 4, 4), size=-1)
+
+
+def test_cutmix_covers_what_it_says_with_the_image_before(key):
+    images = jnp.broadcast_to(jnp.arange(1.0, 65.0).reshape(64, 1, 1, 1), (64, 9, 12, 2))
+    mixed, own = augment.cutmix(key, images, share=1.0)
+    before = np.roll(np.arange(1, 65), 1)
+    for i, (image, share) in enumerate(zip(np.asarray(mixed), np.asarray(own), strict=True)):
+        box = image[..., 0] == before[i]
+        assert ((image == i + 1) | (image == before[i])).all()
+        np.testing.assert_allclose(share, 1 - box.mean(), atol=1e-6)
+        rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
+        if len(rows):  # one box without holes, of the image's proportions unless a border cuts it
+            assert box.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    # lambda is uniform, so half of the area would be covered if nothing were cut; a border takes a good third of it.
+    assert 0.6 < float(own.mean()) < 0.8
+    _, few = augment.cutmix(key, images, share=0.25)
+    assert 0.6 < float((few == 1).mean()) < 0.95
+    np.testing.assert_array_equal(augment.cutmix(key, images, share=0.0)[0], images)

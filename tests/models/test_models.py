@@ -16,17 +16,21 @@ CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
 PUBLISHED = [
     ("lenet5", {}, MNIST, 61_706, 4),
     ("small_cnn", {}, MNIST, 166_406, 3),
+    ("resnet10", {}, CIFAR, 4_903_242, 9),
     ("resnet18", {}, CIFAR, 11_173_962, 17),
+    ("resnet34", {}, CIFAR, 21_282_122, 33),
     ("resnet20", {}, CIFAR, 272_282, 19),
     ("resnet50", {}, (224, 224, 3), 23_528_522, 49),
     ("preact_resnet18", {}, CIFAR, 11_172_170, 17),
     ("preact_resnet18", {"final_norm": False}, CIFAR, 11_171_146, 16),
     ("vgg16", {}, CIFAR, 14_724_042, 13),
     ("vgg16", {"classifier_widths": (512, 512), "classifier_norm": True}, CIFAR, 15_251_402, 15),
+    ("deepmind_preact_resnet18", {}, CIFAR, 12_548_426, 17),
+    ("deepmind_wide_resnet", {"depth": 28, "width": 10}, CIFAR, 36_479_194, 25),
     ("wide_resnet", {"depth": 28, "width": 10}, CIFAR, 36_479_194, 25),
     ("wide_resnet", {"depth": 34, "width": 10}, CIFAR, 46_160_474, 31),
 ]
-EVERY = [(name, options, shape) for name, options, shape, _, _ in PUBLISHED[:-2]]
+EVERY = [(name, options, shape) for name, options, shape, _, _ in PUBLISHED[:-3]]
 EVERY.append(("wide_resnet", {"depth": 10, "width": 1}, CIFAR))
 
 

@@ -56,3 +56,23 @@ def test_two_updates_match_numpy(everywhere):
             momentum = 0.9 * momentum + slope + decay * value
             value -= 0.4 * momentum
         np.testing.assert_allclose(params["conv"][name], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_optimisers_descend_and_decay_kernels_alone(name):
+    """Of a quadratic, under strict promotion; without a gradient, decoupled decay shrinks kernels and nothing else."""
+    transform, _ = _create(name=name, learning_rate=0.05, schedule="constant", weight_decay=0.1)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    state = transform.init(params)
+    updates, _ = transform.update({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, state, params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(moved["bias"], params["bias"])
+    assert (moved["kernel"] < params["kernel"]).all()
+    if name in ("adamw", "nadamw", "lion"):
+        np.testing.assert_allclose(moved["kernel"], 1 - 0.05 * 0.1, rtol=1e-6)
+    loss = lambda params: sum((leaf**2).sum() for leaf in params.values())  # noqa: E731
+    start = params
+    for _ in range(20):
+        updates, state = transform.update({k: 2 * v for k, v in params.items()}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert loss(params) < 0.8 * loss(start)

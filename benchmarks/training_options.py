@@ -1,0 +1,158 @@
+"""Each training option against plain adversarial training on the digits, under AutoAttack `standard`.
+
+python benchmarks/training_options.py --option=awp --seed=0     trains and judges one run, unless its record is there
+python benchmarks/training_options.py --table                   prints the records side by side
+
+``launch/training_options.sh`` runs all of them. A record of ``results/training_options.json`` holds what makes the run,
+clean and robust accuracy and a flag for each of the 360 test images. Options that take one attack step are compared
+with adversarial training as well as with RS-FGSM; what further data are worth, with the same 400 images alone.
+"""
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from robustjax import cli
+from robustjax.types import InputError
+
+OPTION = flags.DEFINE_string("option", None, "One of the options.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the run.", lower_bound=0)
+TABLE = flags.DEFINE_bool("table", False, "Print what there is.")
+RECORDS = flags.DEFINE_string("records", "results/training_options.json", "File of the records.")
+
+RS_FGSM = {"attack.name": "rs_fgsm", "attack.step_size": 0.25}
+FEW = {"data.train_examples": 400}
+# name -> (what is changed of ``config.digits()``, what it is compared with)
+OPTIONS = {
+    "at": ({}, None),
+    "awp": ({"objective.awp_gamma": 0.005, "objective.awp_from_epoch": 20.0}, "at"),
+    "cutmix": ({"data.cutmix": 0.5}, "at"),
+    "cutmix_ema": ({"data.cutmix": 0.5, "train.ema_decay": 0.99}, "at"),
+    "ema": ({"train.ema_decay": 0.99}, "at"),
+    "at_400": (FEW, "at"),
+    "extra": ({**FEW, "data.extra": "the other training images", "data.extra_ratio": 0.6}, "at_400"),
+    "rs_fgsm": (RS_FGSM, "at"),
+    "gradalign": ({**RS_FGSM, "objective.gradalign": 0.2}, "rs_fgsm"),
+    "n_fgsm": ({"attack.name": "n_fgsm"}, "rs_fgsm"),
+    "nuat": ({"attack.name": "bernoulli_fgsm", "objective.name": "nuat", "objective.beta": 4.0}, "rs_fgsm"),
+    "fgsm_pgi": ({"attack.name": "fgsm_pgi", "attack.step_size": 0.25, "objective.name": "pgi",
+                  "objective.beta": 10.0}, "rs_fgsm"),
+    "friendly": ({"attack.name": "friendly", "attack.tau": 1}, "at"),
+    "natural_share": ({"objective.natural_share": 0.2}, "at"),
+    "adamw": ({"optimizer.name": "adamw", "optimizer.learning_rate": 0.003, "optimizer.weight_decay": 0.05}, "at"),
+}  # fmt: skip
+
+
+def main() -> int:
+    """One run, or the table."""
+    path = Path(RECORDS.value)
+    if TABLE.value:
+        print(table(_read(path)))
+        return 0
+    if OPTION.value not in OPTIONS:
+        raise InputError(f"--option must be one of {', '.join(OPTIONS)}, got {OPTION.value!r}")
+    name = f"{OPTION.value}_{SEED.value}"
+    if name in _read(path):
+        print(f"{name} is there")
+        return 0
+    record = run(OPTION.value, SEED.value)
+    records = {**_read(path), name: record}  # as another process may have left it meanwhile
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(records, indent=1) + "\n")
+    os.replace(part, path)
+    print(f"{name}: clean {record['clean']:.2%}, AutoAttack {record['autoattack']:.2%}, {record['seconds']:.0f} s")
+    return 0
+
+
+def run(option: str, seed: int) -> dict:
+    """Trains and judges one network; the last checkpoint, on all test images."""
+    import time
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from robustjax import attacks, config, data, runs
+    from robustjax.evaluation.protocol import records
+
+    made = config.digits()
+    made.seed = seed
+    with tempfile.TemporaryDirectory() as folder:
+        for path, value in OPTIONS[option][0].items():
+            section, key = path.split(".")
+            if path == "data.extra":
+                kept = data.load("digits", "train", validation_examples=made.data.validation_examples)
+                value = f"{folder}/others.npz"
+                np.savez(value, images=kept.images[400:], labels=kept.labels[400:])
+            made[section][key] = value
+        made.validation.every_epochs = 25
+        started = time.perf_counter()
+        runs.train(made, f"{folder}/run")
+        seconds = time.perf_counter() - started
+        loaded = runs.load(f"{folder}/run", checkpoint="last")
+    test = loaded.test_data()
+    images, labels = data.to_float(test.images), jnp.asarray(test.labels)
+    clean = np.asarray(loaded.logits_fn(images).argmax(-1) == labels)
+    result = attacks.autoattack(loaded.logits_fn, jax.random.key(0), images, labels, epsilon=made.attack.epsilon)
+    robust = np.asarray(result.robust)
+    return {
+        "option": option,
+        "seed": seed,
+        "changes": OPTIONS[option][0],
+        "clean": float(clean.mean()),
+        "autoattack": float(robust.mean()),
+        "robust": "".join("01"[int(flag)] for flag in robust),
+        "epsilon": made.attack.epsilon,
+        "num_examples": len(robust),
+        "seconds": seconds,
+        "versions": records.conditions()["versions"],
+        "hardware": records.conditions()["hardware"],
+    }
+
+
+def table(records: dict) -> str:
+    """Means over seeds with the 95 % interval for 360 images, and differences image by image."""
+    lines = [
+        "| option | seeds | clean | AutoAttack (each seed) | 95 % interval | against | difference, 95 % interval |",
+        "|---|--:|--:|--:|--:|---|--:|",
+    ]
+    for option, (_, other) in OPTIONS.items():
+        own = [record for record in records.values() if record["option"] == option]
+        if not own:
+            continue
+        clean, robust = (statistics.fmean(record[key] for record in own) for key in ("clean", "autoattack"))
+        from robustjax.statistics import wilson_interval
+
+        count = own[0]["num_examples"]
+        low, high = wilson_interval(robust * count, count)
+        each = ", ".join(f"{record['autoattack']:.1%}" for record in sorted(own, key=lambda record: record["seed"]))
+        cells = [option, str(len(own)), f"{clean:.1%}", f"{robust:.1%} ({each})", f"{low:.1%} to {high:.1%}"]
+        base = [record for record in records.values() if record["option"] == other]
+        cells += [other, _difference(own, base)] if base else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(own: list[dict], base: list[dict]) -> str:
+    """Of the share of seeds that are robust, image by image: mean and 95 % interval over the images."""
+
+    def shares(records: list[dict]) -> list[float]:
+        return [statistics.fmean(int(flag) for flag in flags) for flags in zip(*(r["robust"] for r in records))]  # noqa: B905
+
+    gaps = [a - b for a, b in zip(shares(own), shares(base), strict=True)]
+    half = 1.96 * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    mean = statistics.fmean(gaps)
+    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,91 @@
+"""Further images: which of them are in which batch, and files that hold them."""
+
+import numpy as np
+import pytest
+
+from robustjax import data
+from robustjax.types import InputError
+
+
+def own(count=20, shape=(8, 8, 1), classes=10):
+    return data.Dataset("own", np.zeros((count, *shape), np.uint8), np.zeros(count, np.int32), classes, ())
+
+
+def test_each_kind_is_passed_through_in_turn_whatever_is_an_epoch():
+    mixture = data.Mixture(num_own=20, num_extra=9, batch_size=8, extra_per_batch=3)
+    batches = np.stack([mixture.indices(5)(step) for step in range(12)])
+    is_extra = batches >= 20
+    assert (is_extra.sum(1) == 3).all()
+    np.testing.assert_array_equal(is_extra, np.tile(is_extra[0], (12, 1)))
+    assert (is_extra[0].reshape(2, 4).sum(1) > 0).all()  # both halves of a batch have some
+    own_ones, further = batches[~is_extra].reshape(-1, 20), batches[is_extra].reshape(-1, 9)
+    for passes, first, count in ((own_ones, 0, 20), (further, 20, 9)):
+        for each in passes:
+            assert sorted(each) == list(range(first, first + count))
+    assert (own_ones[0] != own_ones[1]).any() and (further[0] != further[1]).any()
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    mixture = data.Mixture(num_own=20, num_extra=9, batch_size=8, extra_per_batch=3)
+    np.testing.assert_array_equal(mixture.indices(1)(7), mixture.indices(1)(7))
+    assert (mixture.indices(1)(7) != mixture.indices(2)(7)).any()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count", "message"),
+    [
+        (0.01, 100, "data.extra_ratio must leave a batch of 8 at least one image of each kind, got 0.01"),
+        (0.99, 100, "at least one image of each kind, got 0.99"),
+        (0.7, 5, "data.extra must hold at least the 6 images that a batch takes of it, got 5"),
+    ],
+)
+def test_mixtures_that_there_are_not_are_refused(ratio, count, message):
+    with pytest.raises(InputError, match=message):
+        data.Mixture.of(own(), own(count), batch_size=8, ratio=ratio)
+
+
+def test_a_file_of_generated_images_is_read_in_memory_and_as_a_stream(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 8, 8, 1), np.uint8), rng.integers(0, 10, 12)
+    for name, stored in (("bytes", images), ("floats", images.astype(np.float32) / 255)):
+        np.savez(tmp_path / f"{name}.npz", image=stored, label=labels)
+        held = data.open_extra(str(tmp_path / f"{name}.npz"), like=own(), streamed=False)
+        np.testing.assert_array_equal(held.images, images)
+        np.testing.assert_array_equal(held.labels, labels)
+        stream = data.open_extra(str(tmp_path / f"{name}.npz"), like=own(), streamed=True)
+        assert stream.num_examples == 12
+        image, label = stream.read(3, np.zeros(4))
+        np.testing.assert_array_equal(image, images[3])
+        assert label == labels[3]
+
+
+def test_a_stream_goes_on_with_further_images_after_its_own():
+    first = data.Stream("own", 2, (1,), 3, lambda index, draws: (np.array([index]), 0))
+    second = data.Stream("more", 3, (1,), 3, lambda index, draws: (np.array([100 + index]), 1))
+    both = data.joined(first, second)
+    assert both.num_examples == 2
+    assert [int(both.read(i, np.zeros(1))[0][0]) for i in range(5)] == [0, 1, 100, 101, 102]
+    batches = data.stream_batches(
+        both, seed=0, batch_size=2, rows=np.arange(2), first_step=1,
+        indices=lambda step: np.array([step % 2, 2 + step % 3]),
+    )  # fmt: skip
+    images, labels = next(batches)
+    assert images.ravel().tolist() == [1, 101] and labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": np.zeros((4, 9, 8, 1), np.uint8), "label": np.zeros(4, int)}, r"images of \[8, 8, 1\] as own does"),
+        ({"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.full(4, 11)}, "labels 0 to 9 as own does, got 11"),
+    ],
+)
+def test_what_does_not_fit_the_training_set_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "more.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        data.open_extra(str(tmp_path / "more.npz"), like=own(), streamed=False)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"nowhere\.npz"):
+        data.open_extra("nowhere.npz", like=own(), streamed=False)

@@ -1,0 +1,136 @@
+"""A plan by what it says where the compiler is there, where it is not, and where the program does not fit."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from robustjax import config, planning
+from robustjax.planning import _plan, chips
+from robustjax.types import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'robustjax[tpu]'), and no TPU"
+)
+
+
+def tiny():
+    c = config.base()
+    c.model.name = "wide_resnet"
+    c.model.depth, c.model.width = 10, 1
+    c.attack.num_steps = 2
+    c.train.batch_size = 64
+    return c
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v5e", r"KIND-CHIPS with a kind of v4, v5e, v5p, v6e, got 'v5e' \(nearest: 'v5e-16'\)"),
+        ("a100-8", r"got 'a100-8'; such as v5e-16"),
+        ("v5e-12", r"power of two of chips, 1 to 256 of v5e, got 'v5e-12' \(nearest: 'v5e-8'\)"),
+        ("v4-2", r"power of two of chips, 4 to 4096 of v4, got 'v4-2' \(nearest: 'v4-4'\)"),
+        ("v6e-512", r"\(nearest: 'v6e-256'\)"),
+    ],
+)
+def test_slices_that_there_are_not_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        planning.parse(text)
+
+
+def test_shapes_of_slices_hold_as_many_chips_as_asked_for():
+    for kind, most in chips.MOST.items():
+        for exponent in range(2, most.bit_length()):
+            assert jax.numpy.prod(jax.numpy.array(planning.Slice(kind, 2**exponent).shape)) == 2**exponent
+    assert planning.parse("v4-4").shape == (2, 2, 1) and planning.parse("v5e-256").shape == (16, 16, 1)
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^--plan must find libtpu, .* pip install 'robustjax\[tpu\]'$"):
+        planning.plan(tiny(), "v5e-4")
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    """Plans by our own count alone, on devices of this machine in place of chips."""
+    monkeypatch.setattr(chips, "devices", lambda target: jax.devices())
+    monkeypatch.setattr(_plan, "_compiled", lambda lower, minutes: (None, None, f"not within {minutes:g} minutes"))
+
+
+def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monkeypatch):
+    c = tiny()
+    found = planning.plan(c, "v5e-4", minutes=0.5)
+    assert found.fits and found.needed == found.state_bytes + found.data_bytes + found.counted.held
+    text = str(found)
+    assert "not compiled: not within 0.5 minutes" in text and "collectives of a step: unknown" in text
+    assert f"at least {1e3 * found.counted.flops / 197e12:.3g} ms" in text or "by state" in text
+
+    c.train.batch_size = 1024
+    found = planning.plan(c, "v5e-4")
+    small = chips.CHIPS["v5e"]._replace(memory=int(found.needed - 0.3 * found.counted.held))
+    monkeypatch.setitem(chips.CHIPS, "v5e", small)
+    tight = planning.plan(c, "v5e-4")
+    assert not tight.fits and "which does not fit" in str(tight)
+    ways = dict(tight.mends)
+    assert ways["train.accumulation=2"] < small.memory and ways["v5e-8"] < small.memory
+    assert ways["model.remat=True"] < found.needed
+    assert "train.accumulation=2 would fit: about" in str(tight)
+
+
+def test_data_sets_need_not_be_there():
+    c = config.cifar10()
+    c.data.data_dir = "/nowhere"
+    assert planning._plan.examples(c) == (49_000, (32, 32, 3), 10)
+    c.data.name = "imagenet2012"
+    with pytest.raises(InputError, match=r"data\.image_size must be set for imagenet2012"):
+        planning._plan.examples(c)
+    c.data.image_size = 224
+    assert planning._plan.examples(c) == (1_280_167, (224, 224, 3), 1000)
+
+
+def test_chips_share_a_batch_or_it_is_refused(without_compiler):
+    c = tiny()
+    c.train.batch_size = 66
+    with pytest.raises(InputError, match=r"train\.batch_size must be divisible by the 4 devices, got 66"):
+        planning.plan(c, "v5e-4")
+
+
+@needs_libtpu
+def test_a_tiny_step_is_compiled_and_reduced_at_once():
+    c = tiny()
+    c.batch_norm.devices = "per_device"
+    found = planning.plan(c, "v5e-4")
+    assert found.fits and not found.not_compiled and found.memory.temporaries > 0
+    # Gradient, statistics and metrics of all layers in one reduction; each parameter in float32.
+    assert found.collectives["all-reduce"].count == 1
+    parameters = found.collectives["all-reduce"].bytes / 4
+    assert 77_000 < parameters < 80_000
+
+
+def command(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "robustjax.train", "--config=quickstart", *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_refuses_a_slice_in_one_line_and_writes_nothing():
+    done = command("--plan=v5e-17")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: --plan must have a power of two of chips, 1 to 256 of v5e, got 'v5e-17' (nearest: 'v5e-16')\n"
+    )
+
+
+@needs_libtpu
+def test_the_command_prints_a_plan():
+    done = command("--plan=v5e-4", "--config.train.num_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "for 4 chips of v5e, 16 examples on each" in done.stdout and "which fits" in done.stdout

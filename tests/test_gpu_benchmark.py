@@ -1,0 +1,40 @@
+"""benchmarks/gpu.py on a CPU: parts that fit are run and written, the others are named, and nothing is run twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def gpu(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_parts_that_do_not_fit_are_skipped_and_named(tmp_path):
+    done = gpu("--minutes=0", f"--output={tmp_path}", "--parts=train,speedrun_1min")
+    assert done.returncode == 0, done.stderr
+    states = json.loads((tmp_path / "summary.json").read_text())
+    assert states == {
+        "train": "skipped: 0.0 minutes were left, it takes 1.5",
+        "speedrun_1min": "skipped: 0.0 minutes were left, it takes 3",
+    }
+    wrong = gpu("--minutes=1", f"--output={tmp_path}", "--parts=trian")
+    assert wrong.returncode == 2 and "--parts must be of ceiling, train" in wrong.stderr
+
+
+def test_parts_are_written_once(tmp_path):
+    arguments = ("--minutes=9", f"--output={tmp_path}", "--tiny", "--parts=speedrun_1min,precision,pytorch")
+    done = gpu(*arguments)
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert done.stdout.count(": finished\n") == 3, done.stdout + done.stderr + logs
+    run = json.loads((tmp_path / "speedrun_1min.json").read_text())
+    assert run["seeds"]["0"]["complete"] and 0 <= run["seeds"]["0"]["accuracy"]["clean"] <= 1
+    precision = json.loads((tmp_path / "precision.json").read_text())
+    assert precision["num_examples"] == 64 and 0 <= precision["differing"] < 0.2
+    assert "skipped" in json.loads((tmp_path / "pytorch.json").read_text())
+    assert gpu(*arguments).stdout.count("finished before") == 3
