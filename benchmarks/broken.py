@@ -211,5 +211,5 @@ ZOO: dict[str, Callable[[Network], Defended]] = {
     "votes": votes,
     "detached": detached,
     "lying": lying,
-    "none": lambda network: Defended(network, network, network),
+    "none": before(lambda images: images),
 }  # fmt: skip
