@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parents[1]
 SIZE, LABEL = 784, 1
 RNG = np.random.default_rng(0)
 WEIGHTS = (RNG.normal(size=(SIZE, 3)) / 30).astype(np.float32)
-BIASES = np.array([0.0, 0.26, 0.2], np.float32)
+BIASES = np.array([-6.0, 0.26, 0.2], np.float32)  # so that only class 2 comes near
 CENTRE = RNG.uniform(0.2, 0.8, SIZE)
 HALF = RNG.uniform(0.5, 1.0, SIZE)  # of the box's width in each pixel, in units of its radius
 

@@ -75,7 +75,7 @@ def nnx_cnn(out, batches):
     graph, params, others = nnx.split(model, nnx.Param, ...)
 
     def loss(params, others, images, labels):
-        model = nnx.merge(graph, params, others)
+        model = nnx.merge(graph, params, others, copy=True)
         return cross_entropy(model(images), labels), nnx.split(model, nnx.Param, ...)[2]
 
     state = nnx.State.merge(*fitted(loss, params, others, batches))
