@@ -303,3 +303,35 @@ def test_a_straight_through_estimator_by_detach_has_pytorchs_gradient():
     logits_fn = transforms.from_torch_module(made)
     close(logits_fn(some_images(2, 2)), logits)
     close(jax.grad(loss, argnums=1)(logits_fn, jnp.asarray(some_images(2, 2))), gradient)
+
+
+class Patches(nn.Module):
+    """A patch embedding of strided convolutions, whose gradient PyTorch computes wrong of contiguous images."""
+
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for inputs, outputs, stride in ((3, 48, 1), (48, 96, 1), (96, 192, 2), (192, 384, 2)):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, images):
+        return self.layers(images).flatten(2).transpose(1, 2).mean(1)
+
+
+def test_gradients_are_those_of_finite_differences_where_pytorch_s_own_are_not():
+    torch.manual_seed(0)
+    made = Patches().eval()
+    logits_fn = transforms.from_torch_module(made)
+    images, direction = (np.random.default_rng(i).normal(0.5, 0.1, (1, 32, 32, 3)).astype(np.float32) for i in (0, 1))
+    weights = np.random.default_rng(2).normal(size=(1, 384)).astype(np.float32)
+    gradient = jax.grad(lambda images: jnp.sum(logits_fn(images) * weights))(images)  # warns of nothing
+    made.double()
+
+    def along(step):
+        moved = images.astype(np.float64) + step * direction
+        with torch.no_grad():
+            return float((made(torch.tensor(moved.transpose(0, 3, 1, 2).copy())) * torch.tensor(weights)).sum())
+
+    slope = (along(1e-6) - along(-1e-6)) / 2e-6
+    assert float(np.sum(np.float64(gradient) * direction)) == pytest.approx(slope, rel=1e-3)
