@@ -184,7 +184,8 @@ def compared(module, side: int) -> dict:
     except Exception as error:  # of torchax, and of anyone's code in it
         return {"failure": reason(error)}
     errors = {"logits": difference(ours, single[0]), "gradients": difference(our_gradient, single[1])}
-    if errors["gradients"] > 1e-2:  # in one layout PyTorch's gradients of strided convolutions may be wrong; see RESULTS.md
+    # In one layout of the images PyTorch's gradients of strided convolutions may be wrong: see RESULTS.md.
+    if errors["gradients"] > 1e-2:
         errors["gradients_contiguous"] = errors["gradients"]
         single = theirs(module, images, weights, channels_last=True)
         errors["gradients"] = difference(our_gradient, single[1])

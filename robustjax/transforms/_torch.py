@@ -243,7 +243,8 @@ def _check(module: Any, converted: Any, size: tuple[int, ...]) -> None:
         # On CPUs PyTorch 2.10 to 2.13 computes wrong gradients of strided convolutions of contiguous images where the
         # incoming gradient is transposed, as in patch embeddings; in the other layout of the images they are right.
         with contextlib.suppress(InputError):  # of a module that takes contiguous images only
-            difference = min(difference, _relative_length(our_gradient, _by_torch(module, images, weights, channels_last=True)[1]))
+            _, gradient = _by_torch(module, images, weights, channels_last=True)
+            difference = min(difference, _relative_length(our_gradient, gradient))
     if not difference <= MOST_GRADIENT_DIFFERENCE:
         warnings.warn(
             f"the module's input gradient in JAX differs from PyTorch's by {difference:.0%} of its length: it defines "

@@ -311,8 +311,8 @@ class Patches(nn.Module):
     def __init__(self):
         super().__init__()
         layers = []
-        for inputs, outputs, stride in ((3, 48, 1), (48, 96, 1), (96, 192, 2), (192, 384, 2)):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+        for before, after, stride in ((3, 48, 1), (48, 96, 1), (96, 192, 2), (192, 384, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, images):
