@@ -62,7 +62,7 @@ def main() -> int:
     end = time.monotonic() + 60 * MINUTES.value
     states = {}
     for part in parts:
-        left = end - time.monotonic()
+        left = max(0.0, end - time.monotonic())
         if (output / f"{part}.json").exists():
             states[part] = "finished before"
         elif left < (5 if TINY.value else 60 * LEAST_MINUTES[part]):

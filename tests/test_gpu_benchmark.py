@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,6 +29,7 @@ def test_parts_that_do_not_fit_are_skipped_and_named(tmp_path):
     assert wrong.returncode == 2 and "--parts must be of ceiling, train" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_parts_are_written_once(tmp_path):
     arguments = ("--minutes=9", f"--output={tmp_path}", "--tiny", "--parts=speedrun_1min,precision,pytorch")
     done = gpu(*arguments)

@@ -47,6 +47,7 @@ def test_mnist_learns_to_withstand_small_perturbations(tfds_dir, tmp_path):
     assert lines[-1]["pgd_accuracy"] > 0.6 and lines[-1]["clean_accuracy"] > 0.85
 
 
+@pytest.mark.slow
 def test_a_step_of_resnet18_on_cifar10(tfds_dir, tmp_path):
     lines = train(
         "cifar10_at",

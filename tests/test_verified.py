@@ -81,7 +81,7 @@ def test_margins_are_those_in_closed_form_and_the_same_command_goes_on(verified,
     assert record["truth"] == {"prop_0.01": "unsat", "prop_0.1": "sat"}
     for name in names:
         for property, radius in (("prop_0.01", 0.01), ("prop_0.1", 0.1)):
-            np.testing.assert_allclose(record[name]["margins"][property], largest_margin(radius), rtol=2e-3)
+            np.testing.assert_allclose(record[name]["margins"][property], largest_margin(radius), rtol=2e-2)
     printed = capsys.readouterr().out
     assert "| linear/linear | sat | 1 | 1 | 1 | 1 |" in printed and "WRONG" not in printed
     assert str(tmp_path) not in output.read_text()

@@ -78,7 +78,7 @@ def nnx_cnn(out, batches):
         model = nnx.merge(graph, params, others, copy=True)
         return cross_entropy(model(images), labels), nnx.split(model, nnx.Param, ...)[2]
 
-    state = nnx.State.merge(*fitted(loss, params, others, batches))
+    state = nnx.merge_state(*fitted(loss, params, others, batches))
     np.savez(out / "nnx_cnn.npz", **flax.traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
 
 

@@ -26,6 +26,7 @@ def workdirs(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_every_figure_and_scalar_of_two_runs(workdirs, tmp_path, capsys):
     arguments = [
         f"--workdir={workdirs['plain']}",
@@ -53,6 +54,7 @@ def test_every_figure_and_scalar_of_two_runs(workdirs, tmp_path, capsys):
     assert "over_activation_gap" in output and f"figures: {tmp_path}" in output
 
 
+@pytest.mark.slow
 def test_what_is_no_run_or_on_other_data_is_refused(workdirs, tmp_path, capsys):
     assert command.main([f"--workdir={tmp_path}"]) == 2
     assert "workdir must be the folder of a run" in capsys.readouterr().err

@@ -30,10 +30,11 @@ KEYS = {path: (kind, value) for path, kind, value in leaves(config.base())}
 NUMBERS = {path: kind for path, (kind, _) in KEYS.items() if kind in (int, float)}
 # Where 0 means "none" or "off".
 ZERO_ALLOWED = {
-    "attack.warmup_epochs", "data.crop_padding", "data.cutout", "defense.alpha", "defense.beta",
-    "defense.recalibration_weight", "defense.separation_weight", "defense.weight", "objective.beta",
-    "objective.label_smoothing", "optimizer.momentum", "optimizer.warmup_epochs", "optimizer.weight_decay", "seed",
-    "train.ema_decay",
+    "attack.tau", "attack.warmup_epochs", "data.crop_padding", "data.cutmix", "data.cutout", "defense.alpha",
+    "defense.beta", "defense.recalibration_weight", "defense.separation_weight", "defense.weight",
+    "objective.awp_from_epoch", "objective.awp_gamma", "objective.beta", "objective.gradalign",
+    "objective.label_smoothing", "objective.natural_share", "optimizer.momentum", "optimizer.warmup_epochs",
+    "optimizer.weight_decay", "seed", "train.ema_decay",
 }  # fmt: skip
 # What has to be chosen for a key to have a meaning.
 OWNERS = {

@@ -91,6 +91,7 @@ def test_a_finding_that_hides_nothing_accuses_of_nothing():
     assert verdict.remedies[0].hidden == 0
 
 
+@pytest.mark.slow
 def test_a_random_network_is_attacked_through_what_it_hides_over_draws():
     images, labels = toys.digits()[1]
     params = toys.trained(toys.EPSILON)
@@ -103,6 +104,7 @@ def test_a_random_network_is_attacked_through_what_it_hides_over_draws():
     assert verdict.flags["relaxation_helps"].status == "fail" and verdict.worst_case < verdict.clean
 
 
+@pytest.mark.slow
 def test_a_loop_that_takes_gradients_is_left_out_for_a_transfer():
     images, labels = toys.digits()[1]
 

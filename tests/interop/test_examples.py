@@ -59,6 +59,7 @@ def agrees(result, saved, logits):
     assert clean > 0.5 and record["accuracy"] < clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "attacks"),
     [("linen_mlp", "clean,pgd20,autoattack"), ("nnx_cnn", "clean,pgd20"), ("equinox_cnn", "clean,pgd20")],

@@ -86,12 +86,12 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
 def test_data_sets_need_not_be_there():
     c = config.cifar10()
     c.data.data_dir = "/nowhere"
-    assert planning._plan.examples(c) == (49_000, (32, 32, 3), 10)
+    assert planning._plan.examples(c) == (49_000, (32, 32, 3), 10, 0)
     c.data.name = "imagenet2012"
     with pytest.raises(InputError, match=r"data\.image_size must be set for imagenet2012"):
         planning._plan.examples(c)
     c.data.image_size = 224
-    assert planning._plan.examples(c) == (1_280_167, (224, 224, 3), 1000)
+    assert planning._plan.examples(c) == (1_280_167, (224, 224, 3), 1000, 0)
 
 
 def test_chips_share_a_batch_or_it_is_refused(without_compiler):

@@ -333,6 +333,7 @@ def pairwise():
         yield best
 
 
+@pytest.mark.slow
 def test_objectives_options_and_defenses_go_together_in_pairs():
     """Traced, not compiled: states keep their structure, shapes and dtypes from step to step."""
     count = 0

@@ -259,7 +259,9 @@ DRIVERS = {
 }
 
 
-@pytest.mark.parametrize("name", DRIVERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "judge" else name for name in DRIVERS]
+)
 def test_drivers_quicken_unless_told_otherwise(name, monkeypatch):
     seen, real = [], transforms.quicken
     monkeypatch.setattr(transforms, "quicken", lambda network: (seen.append(network), real(network))[1])
