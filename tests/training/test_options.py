@@ -353,6 +353,7 @@ def test_objectives_options_and_defenses_go_together_in_pairs():
     assert count >= len(OBJECTIVES) * len(OPTIONS) * 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
