@@ -179,7 +179,7 @@ def _train(output: Path) -> dict:
 
 
 def _speedrun(output: Path, *, name: str) -> dict:
-    """A run by ``speedrun.py``: one seed after the other, each judged by AutoAttack's ``fast``, as the time allows."""
+    """A run by ``speedrun.py``: a seed after the other, evaluated by AutoAttack's ``fast``, as the time allows."""
     from robustjax import config, evaluation, runs
 
     found = {}
@@ -198,13 +198,13 @@ def _speedrun(output: Path, *, name: str) -> dict:
             checkpoint="last",
             num_examples=32 if TINY.value else None,
         )
-        judged = evaluation.evaluate_run(options)
+        result = evaluation.evaluate_run(options)
         found[str(seed)] = {
             "training_seconds": elapsed - sum(compiling),
             "compilation_seconds": sum(compiling),
             "complete": stopped.complete,
-            "accuracy": {record["attack"]: record["accuracy"] for record in judged.records},
-            "num_examples": judged.worst_case["num_examples"],
+            "accuracy": {record["attack"]: record["accuracy"] for record in result.records},
+            "num_examples": result.worst_case["num_examples"],
         }
         _write(output / f"{name}.json", {"seeds": found})  # a seed is a result, should the time end in the next
     return {"seeds": found}

@@ -1,4 +1,4 @@
-"""The table of defenses: each trained alike, judged by the papers' protocol, by AutoAttack and by adaptive attacks.
+"""The table of defenses: each trained alike, evaluated by the papers' protocol, by AutoAttack and by adaptive attacks.
 
 python benchmarks/reproduce.py --scale=digits|mnist [--only=CELL,...] [--seeds=0,...]
                                [--parts=training,...] [--runs=runs/table] [--list]
@@ -55,14 +55,14 @@ class Scale(NamedTuple):
         config: of a cell, by the name of its variant.
         about: what all cells share, in words.
         test_examples: images of the protocol; None: the whole test split.
-        judged_examples: images of the verdicts.
+        verdict_examples: images of the verdicts.
         seeds: of adversarial training alone and with each defense; every other cell has the first.
     """
 
     config: str
     about: str
     test_examples: int | None
-    judged_examples: int
+    verdict_examples: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -185,7 +185,7 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
 def judge(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """The verdict on the network's program alone."""
     run = runs.load(workdir(name, cell), defense=AT_EVALUATION.get(cell.switched_on))
-    test = run.test_data(scale.judged_examples)
+    test = run.test_data(scale.verdict_examples)
     verdict = evaluation.judge(
         run.logits_fn,
         jax.random.key(cell.seed),
@@ -206,7 +206,7 @@ def judge_with_hints(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     options = evaluation.Options(
         workdir(name, cell),
         ["adaptive"],
-        num_examples=scale.judged_examples,
+        num_examples=scale.verdict_examples,
         seed=cell.seed,
         defense=AT_EVALUATION.get(cell.switched_on),
         transfer_from=workdir(name, base) if base is not None and there and not cell.switched_on else None,
@@ -317,8 +317,8 @@ def rows(name: str, scale: Scale) -> Iterator[str]:
         fields.append(", ".join(sorted(failed)) or "none")
         fields.append(beyond(name, of_seeds))
         yield f"| {' | '.join(fields)} |"
-    for protocol_images, judged in sorted(sizes):
-        yield f"\nProtocol and AutoAttack on {protocol_images:,} images, verdicts on the first {judged:,}."
+    for protocol_images, of_verdicts in sorted(sizes):
+        yield f"\nProtocol and AutoAttack on {protocol_images:,} images, verdicts on the first {of_verdicts:,}."
 
 
 def robust(record: dict[str, Any], part: str, attack: str | None = None) -> np.ndarray:
@@ -328,9 +328,8 @@ def robust(record: dict[str, Any], part: str, attack: str | None = None) -> np.n
 
 
 def worst_case(record: dict[str, Any]) -> np.ndarray:
-    """Which of the judged images withstand everything."""
-    both = robust(record, "judge") & robust(record, "judge_with_hints")
-    return both
+    """Which of the images of the verdicts withstand everything."""
+    return robust(record, "judge") & robust(record, "judge_with_hints")
 
 
 def beyond(name: str, of_seeds: Sequence[Cell]) -> str:

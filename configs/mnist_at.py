@@ -9,15 +9,4 @@ from robustjax import config as config_lib
 
 
 def get_config():
-    config = config_lib.base()
-    config.data.name = "mnist"
-    config.data.validation_examples = 5000
-    config.attack.epsilon = 0.3
-    config.attack.step_size = 0.075
-    config.attack.num_steps = 10
-    config.attack.warmup_epochs = 3.0
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.schedule = "cosine"
-    config.train.num_epochs = 15
-    config.validation.batch_size = 1000
-    return config
+    return config_lib.mnist()

@@ -246,7 +246,7 @@ def _accuracy(attack: str, cell: Cell, *, told: bool = False) -> str:
 
 def _flag_cell(trust: Mapping[str, Any] | None) -> str:
     if trust is None:
-        return '<td data-value="-1">not judged</td>'
+        return '<td data-value="-1">not evaluated</td>'
     flags = trust["flags"].values()
     counts = {status: [f["name"] for f in flags if f["status"] == status] for status in ("fail", "warn")}
     badges = "".join(

@@ -129,6 +129,22 @@ def digits() -> Config:
     return config
 
 
+def mnist() -> Config:
+    """MNIST under linf 0.3, the threat of Madry et al. (2018), with a small network."""
+    config = base()
+    config.data.name = "mnist"
+    config.data.validation_examples = 5000
+    config.attack.epsilon = 0.3
+    config.attack.step_size = 0.075
+    config.attack.num_steps = 10
+    config.attack.warmup_epochs = 3.0
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "cosine"
+    config.train.num_epochs = 15
+    config.validation.batch_size = 1000
+    return config
+
+
 def cifar10() -> Config:
     """ResNet-18 on CIFAR-10 under linf 8/255, in the setting that the CAS, CIFS and TRADES papers share."""
     config = base()

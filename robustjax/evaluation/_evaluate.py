@@ -64,10 +64,10 @@ def evaluate(
       after the other), or a class's number. Records then say how often the prediction arrives at the class beside how
       often it leaves the label;
     - ``"transfer:NAME"`` or ``"transfer:pgd100@NAME"``, the attack (``apgd`` unless said) on another network, one of
-      ``sources``, whose images this one is judged on;
+      ``sources``, whose images this one is evaluated on;
     - ``"adaptive"``, which is :func:`judge`;
     - ``"saved:FILE.npz"``, others' adversarial images, verified like those of an attack;
-    - ``"corruption:cifar10_corrupted/brightness_1"``, as many test images of another data set, judged as they are.
+    - ``"corruption:cifar10_corrupted/brightness_1"``, as many test images of another data set, classified as they are.
 
     Args:
         logits_fn: images [B, H, W, C] -> logits [B, K]; (images, key) -> logits where ``hints.stochastic``.

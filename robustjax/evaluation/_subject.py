@@ -112,7 +112,7 @@ class Subject(NamedTuple):
         same = len(others.labels) == len(self.labels) and bool(np.all(others.labels == self.labels))
         about = {
             "dataset": spec.argument,
-            "no_attack": "images of another data set, judged as they are and within no ball",
+            "no_attack": "images of another data set, classified as they are and within no ball",
             "labels_in_the_same_order": same,
         }
         return self._replace(

@@ -68,7 +68,7 @@ class Protocol(NamedTuple):
 
     @property
     def changes_images(self) -> bool:
-        """Whether the images that are judged are others than the data set's."""
+        """Whether the images that are classified are others than the data set's."""
         return self.attack is not None or self.images is not None
 
 

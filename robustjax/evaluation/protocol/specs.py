@@ -40,7 +40,7 @@ INSTEAD = {"n_fgsm": "it leaves the ball, and is for training; use fgsm:random_s
 FIXED = ("clean", "pgd20", "cw", "pgd100", "adaptive")
 # What stands after the colon is a file or a data set.
 GIVEN = {"saved": "FILE.npz", "corruption": "DATA"}
-# An attack on another network, whose images this one is judged on: transfer:SOURCE, or transfer:ATTACK@SOURCE.
+# An attack on another network, whose images this one is evaluated on: transfer:SOURCE, or transfer:ATTACK@SOURCE.
 TRANSFER, TRANSFERRED = "transfer", "apgd"
 # Given by the threat and by the evaluation.
 OF_EVALUATION = frozenset({"epsilon", "norm", "bounds", "batch_size", "sharding", "progress", "quicken", "targeted"})
