@@ -65,6 +65,27 @@ class Networks(NamedTuple):
         return Networks(getattr(self, view))
 
 
+class Plant(NamedTuple):
+    r"""A head of each example's own, affine in the network's logits z, under which class 0 is right where h < 0:
+
+    .. math:: h(x) = w \cdot z(x) - t
+
+    Attributes:
+        weights: w, float32 [B, K].
+        threshold: t, float32 [B].
+    """
+
+    weights: Array
+    threshold: Array
+
+    def logits(self, logits: Array) -> Array:
+        """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""
+        height = jnp.sum(self.weights * logits, axis=1) - self.threshold
+        others = jax.lax.stop_gradient(-jnp.abs(height) - 1.0)
+        columns = [-height, height] + [others] * (logits.shape[1] - 2)
+        return jnp.stack(columns, axis=1)
+
+
 class Goal(NamedTuple):
     """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
 
@@ -73,6 +94,8 @@ class Goal(NamedTuple):
         loss: int32, index into ``LOSSES``.
         logits_weight, heads_weight: float32.
         targets: integers [B], the target classes of the targeted loss.
+        planted: bool, whether ``plant`` takes the place of the network's own logits.
+        plant: of the active test (:mod:`active`).
     """
 
     view: Array
@@ -80,6 +103,8 @@ class Goal(NamedTuple):
     logits_weight: Array
     heads_weight: Array
     targets: Array
+    planted: Array
+    plant: Plant
 
 
 class ViewOutputs(NamedTuple):
@@ -106,7 +131,10 @@ class RecordedPGD(NamedTuple, Generic[ArrayT]):
 
 
 def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
-    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary"."""
+    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary".
+
+    The logits are those of the goal's plant where it says so.
+    """
     shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
 
     def alone(network: Any) -> Callable[[Array], tuple[Array, Array]]:
@@ -118,7 +146,9 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
 
     branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
     logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
-    return ViewOutputs(logits, heads, goal)
+    # Logits that are not finite must not reach the head that is not asked for: its gradient would not be, either.
+    planted = goal.plant.logits(jnp.where(goal.planted, logits, 0.0))
+    return ViewOutputs(jnp.where(goal.planted, planted, logits), heads, goal)
 
 
 def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
@@ -339,6 +369,47 @@ def random_search(
         return best.or_better(points, wrong.astype(jnp.float32), losses.margin(logits, labels))
 
     return jax.lax.fori_loop(0, num_draws, draw, Best.none(images)).images
+
+
+@functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
+def plant_candidates(
+    network: Any, key: Key, images: Array, weights: Array, epsilon: Array, num_points: Array,
+    *, stochastic: bool, norm: str, bounds: geometry.Bounds,
+) -> tuple[Array, Array]:  # fmt: skip
+    r"""Points of the ball where ``weights * logits`` is large, by values of the network alone; each like images.
+
+    Returns:
+        The best of ``num_points`` random points of the ball's surface (in linf, of its corners), and the point in the
+        direction that they suggest together, :math:`\sum_i (v_i - \bar v)\, u_i` of values v and points u.
+    """
+    ball = geometry.get(norm)
+
+    def draw(i: Array, state: tuple) -> tuple:
+        best, total, products, deltas = state
+        key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
+        inside = ball.random_start(key_delta, images, epsilon)
+        if norm == "linf":
+            outside = epsilon * jnp.sign(inside)
+        else:
+            outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
+        points = ball.project(images, images + outside, epsilon, bounds)
+        logits = network(points, key_network) if stochastic else network(points)
+        value = jnp.nan_to_num(jnp.sum(weights * logits, axis=1))
+        return (
+            best.or_better(points, jnp.zeros_like(value), value),
+            total + value,
+            products + geometry.per_example(value, images) * (points - images),
+            deltas + (points - images),
+        )
+
+    zeros = jnp.zeros_like(images)
+    state = (Best.none(images), jnp.zeros(len(images), jnp.float32), zeros, zeros)
+    with jax.default_matmul_precision("float32"):
+        best, total, products, deltas = jax.lax.fori_loop(0, num_points, draw, state)
+    direction = products - geometry.per_example(total / num_points.astype(jnp.float32), images) * deltas
+    length = geometry.per_example(jnp.broadcast_to(epsilon, total.shape), images)
+    suggested = images + length * ball.steepest(direction, images, bounds)
+    return best.images, ball.project(images, suggested, epsilon, bounds)
 
 
 @jax.jit

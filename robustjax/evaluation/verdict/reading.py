@@ -56,12 +56,14 @@ class Reading(NamedTuple):
         remedies: of each finding that can be relaxed, in their order.
         share: float32 [N], the largest share of draws misclassified under any of the attacks; None where none ran.
         helped: what was relaxed by the attack that succeeded most often, in words.
+        networks: the network relaxed as that attack had it, or in all places; None where nothing can be relaxed.
     """
 
     findings: Findings
     remedies: tuple[Remedy, ...] = ()
     share: np.ndarray | None = None
     helped: str = ""
+    networks: Networks | None = None
 
 
 class _Plan(NamedTuple):
@@ -92,7 +94,7 @@ def attack(
         quicken: run the relaxed network by :func:`robustjax.transforms.quicken`.
     """
     relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
-    if not relaxable or not len(rows):
+    if not relaxable or not len(trial.images):
         return Reading(findings)
 
     def networks(plan: _Plan) -> Networks:
@@ -102,8 +104,10 @@ def attack(
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
     every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
-    if not _differentiable(networks(every).direct, trial, rows[:1]):
+    if not _differentiable(networks(every).direct, trial, np.arange(1)):
         return Reading(findings)
+    if not len(rows):
+        return Reading(findings, networks=networks(every))
     groups = _groups(relaxable)
     hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
     shares = np.zeros(len(trial.images), np.float32)
@@ -111,7 +115,7 @@ def attack(
     def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
         share = trial.apgd(
             f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=-(-trial.eot_samples // 2),
+            num_draws=draws_of(trial),
         )  # fmt: skip
         np.maximum(shares, share, out=shares)
         return share
@@ -135,7 +139,12 @@ def attack(
         for i in some
     )
     helped = _words(best[0][1], relaxable) if shares.any() else ""
-    return Reading(findings, remedies, shares, helped)
+    return Reading(findings, remedies, shares, helped, networks(best[0][1]))
+
+
+def draws_of(trial: Trial) -> int:
+    """Draws in a gradient of the relaxed network, of a stochastic network: half of those that others take."""
+    return -(-trial.eot_samples // 2)
 
 
 class _Relaxed(NamedTuple):

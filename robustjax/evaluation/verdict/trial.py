@@ -22,7 +22,7 @@ from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.budgets import Budget
-from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks
+from robustjax.evaluation.verdict.probes import LOSSES, Goal, Networks, Plant
 from robustjax.statistics import wilson_interval
 from robustjax.types import Key
 
@@ -128,11 +128,21 @@ class Trial:
         logits_weight: float = 1.0,
         heads_weight: float = 0.0,
         target: int = 0,
+        plant: Plant | None = None,
     ) -> Goal:
-        """What an attack maximizes for some examples; ``target`` is the rank of the wrong class to aim at."""
+        """What an attack maximizes for some examples.
+
+        Args:
+            rows: of the examples.
+            view, loss, logits_weight, heads_weight: as of :class:`probes.Goal`, by their names.
+            target: the rank of the wrong class to aim at.
+            plant: of these examples, in place of the network's logits; the labels are then 0.
+        """
+        nothing = Plant(np.zeros((len(rows), self.num_classes), np.float32), np.zeros(len(rows), np.float32))
         return Goal(
             jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
             jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
+            jnp.bool_(plant is not None), nothing if plant is None else plant,
         )  # fmt: skip
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
@@ -282,20 +292,50 @@ class Trial:
             num_draws: in each gradient, of a stochastic network; by default the budget's.
             **goal: as of :meth:`goal`.
         """
-        started, key = time.perf_counter(), self.key()
-        networks = (self.networks if networks is None else networks).only(view)
-        eot_samples = min(self.eot_samples, num_draws or self.eot_samples)
-        points = self.images[:0] if not len(rows) else self.over(
-            rows,
-            lambda some: probes.apgd(
-                networks, key, some, self.images[some], self.labels[some], self.goal(some, view=view, **goal),
-                jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=eot_samples,
-                norm=self.norm, bounds=self.bounds,
-            ),
-        )  # fmt: skip
+        started = time.perf_counter()
+        points = self._by_apgd(
+            rows, self.labels, lambda some: self.goal(some, view=view, **goal), view, networks, num_draws
+        )
         share = self.submit(name, rows, points)
         self.timed(name, rows, started, share)
         return share
+
+    def planted_apgd(
+        self,
+        rows: np.ndarray,
+        plant: Plant,
+        *,
+        view: str,
+        loss: str,
+        networks: Networks | None = None,
+        num_draws: int | None = None,
+    ) -> np.ndarray:
+        """The same attack on heads of the examples' own; its images, which count for no verdict.
+
+        Args:
+            rows: of the examples.
+            plant: of all examples, [N, ...].
+            view, loss, networks, num_draws: as of :meth:`apgd`.
+        """
+
+        def goal(some: np.ndarray) -> Goal:
+            return self.goal(some, view=view, loss=loss, plant=Plant(plant.weights[some], plant.threshold[some]))
+
+        return self._by_apgd(rows, np.zeros_like(self.labels), goal, view, networks, num_draws)
+
+    def _by_apgd(
+        self, rows: np.ndarray, labels: np.ndarray, goal: Callable[[np.ndarray], Goal], view: str,
+        networks: Networks | None, num_draws: int | None,
+    ) -> np.ndarray:  # fmt: skip
+        key, networks = self.key(), (self.networks if networks is None else networks).only(view)
+        eot_samples = min(self.eot_samples, num_draws or self.eot_samples)
+        return self.images[:0] if not len(rows) else self.over(
+            rows,
+            lambda some: probes.apgd(
+                networks, key, some, self.images[some], labels[some], goal(some), jnp.float32(self.epsilon),
+                num_steps=self.budget.num_steps, eot_samples=eot_samples, norm=self.norm, bounds=self.bounds,
+            ),
+        )  # fmt: skip
 
     def targeted(self, name: str, rows: np.ndarray, *, view: str) -> np.ndarray:
         """APGD towards the likeliest wrong classes one after the other, each on what the former left."""
