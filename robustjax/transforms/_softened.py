@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from robustjax.ops import in_dtypes_of, straight_through
-from robustjax.transforms import _program, _reading, _rules, _soft, _source
+from robustjax.transforms import _callbacks, _program, _reading, _rules, _soft, _source
 from robustjax.transforms._soft import Choice, Real, Soft, is_soft, over, spread, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -59,6 +59,7 @@ class Softened:
         temperature: width of the sigmoids in units of what they are given; a positive float, may be traced.
         loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
             what they begin with; "without" leaves them out, which changes values.
+        differences: estimate the derivatives of all calls into Python by differences.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -69,11 +70,13 @@ class Softened:
         temperature: Any,
         *,
         loops: str = "through",
+        differences: bool = False,
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self._strength_of, self._temperature = strength_of, temperature
-        self._loops, self._observe, self._check_rules = loops, observe, check_rules
+        self._loops, self._differences = loops, differences
+        self._observe, self._check_rules = observe, check_rules
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
@@ -109,7 +112,10 @@ class Softened:
                 self._observe(key, equation, operands)
             strength = self._strength_of(key)
         if kind == "callback" and strength is not None:
-            return _callback(equation, plain, strength)
+            return _callbacks.differentiable(
+                equation, plain, self._temperature, differences=self._differences,
+                with_derivative=lambda value, surrogate: with_derivative_of(value, surrogate, strength),
+            )  # fmt: skip
         results = _program.bind(equation, *plain)
         if kind in _RELAXED and strength is not None:
             return _RELAXED[kind](self, equation, operands, results, strength)
@@ -371,16 +377,6 @@ _LOOPS: dict[str, Callable[..., Any]] = {
     "while": Softened._while,
     "cond": Softened._cond,
 }
-
-
-def _callback(equation: JaxprEqn, operands: list[Any], strength: Strength) -> list[Any]:
-    """What Python computes, with the identity's derivative by the operand of the same shape and dtype."""
-    results = _program.bind(equation, *map(_stopped, operands))
-    same = lambda one: next(  # noqa: E731
-        (each for each in operands if (jnp.shape(each), _soft.dtype_of(each)) == (one.shape, one.dtype)), None
-    )
-    return [one if not _is_float(one) or same(one) is None else with_derivative_of(one, same(one), strength)
-            for one in results]  # fmt: skip
 
 
 def _as_choice(boolean: Soft, result: Array) -> Choice:

@@ -27,7 +27,7 @@ TEMPERATURES = (1.0, 0.3, 3.0)
 MOST_ALONE = 8
 # A gradient at less than this cosine to another has another direction.
 LEAST_COSINE = 0.5
-LOOPS = "inner_optimisation"
+LOOPS, CALLBACK = "inner_optimisation", "callback"
 
 
 class Remedy(NamedTuple):
@@ -67,12 +67,14 @@ class Reading(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """One trial: how much of each finding is relaxed, float32 [F], the temperature, and the way through loops."""
+    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, and whether
+    all calls into Python have derivatives by differences."""
 
     name: str
     strengths: np.ndarray
     temperature: float
     loops: str
+    differences: bool = False
 
 
 def read(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
@@ -98,9 +100,8 @@ def attack(
         return Reading(findings)
 
     def networks(plan: _Plan) -> Networks:
-        relaxed = jax.tree_util.Partial(
-            _Relaxed(relaxable, plan.loops), network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature)
-        )
+        static = _Relaxed(relaxable, plan.loops, plan.differences)
+        relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
     every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
@@ -148,15 +149,16 @@ def draws_of(trial: Trial) -> int:
 
 
 class _Relaxed(NamedTuple):
-    """Static part of a relaxed network: which findings may be relaxed."""
+    """Static part of a relaxed network: which findings may be relaxed, and how."""
 
     findings: tuple[Finding, ...]
     loops: str
+    differences: bool
 
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops, False, images, *key)
+        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, images, *key)
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -168,7 +170,8 @@ def _groups(findings: Sequence[Finding]) -> list[list[int]]:
 
 
 def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
-    """Each group alone, in their order; then all of them at every temperature, and around loops where there are any."""
+    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, and
+    with differences where there are calls into Python."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
     # Images of the network without its loops are transferred to it as it is.
@@ -178,6 +181,9 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
         for temperature in TEMPERATURES if graded else TEMPERATURES[:1]:
             if len(groups) > 1 or (loops, temperature) != ("through", TEMPERATURES[0]):
                 yield _Plan("all", np.ones(len(findings), np.float32), temperature, loops)
+    if any(finding.kind == CALLBACK for finding in findings):
+        for temperature in TEMPERATURES:
+            yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
 
 
 def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:
