@@ -386,18 +386,25 @@ class Trial:
 
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Random points of the ball; the share of draws misclassified, float32 [N]."""
-        started, key = time.perf_counter(), self.key()
-        points = self.images[:0] if not len(rows) else self.over(
-            rows,
-            lambda some: probes.random_search(
-                self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
-                jnp.float32(self.epsilon), jnp.int32(self.budget.num_random), stochastic=self.stochastic,
-                norm=self.norm, bounds=self.bounds,
-            ),
-        )  # fmt: skip
+        started = time.perf_counter()
+        nothing = np.zeros((len(self.images), self.num_classes), np.float32)
+        num_points = self.budget.num_random
+        points = self.random_points(rows, nothing, num_points).strongest if len(rows) else self.images[:0]
         share = self.submit(name, rows, points)
         self.timed(name, rows, started, share)
         return share
+
+    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints:
+        """What random points of the balls of some examples say; weights of the logits are of all examples, [N, K]."""
+        key = self.key()
+        return self.over(
+            rows,
+            lambda some: probes.random_search(
+                self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
+                weights[some], jnp.float32(self.epsilon), jnp.int32(num_points),
+                stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
+            ),
+        )  # fmt: skip
 
     def recorded_pgd(
         self,
