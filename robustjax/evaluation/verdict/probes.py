@@ -20,6 +20,8 @@ from robustjax.attacks.engine.best import Best
 from robustjax.types import Array, ArrayT, Key
 
 LOSSES = ("ce", "margin", "dlr", "targeted")
+# Those whose gradients are looked at, and that the recorded PGD follows.
+CHECKED = LOSSES[:2]
 # The most steps of a recorded PGD.
 MAX_STEPS = 160
 # Random directions along which derivatives are compared with differences.
@@ -65,7 +67,7 @@ class Networks(NamedTuple):
         return Networks(getattr(self, view))
 
 
-class Plant(NamedTuple):
+class Plant(NamedTuple, Generic[ArrayT]):
     r"""A head of each example's own, affine in the network's logits z, under which class 0 is right where h < 0:
 
     .. math:: h(x) = w \cdot z(x) - t
@@ -75,8 +77,8 @@ class Plant(NamedTuple):
         threshold: t, float32 [B].
     """
 
-    weights: Array
-    threshold: Array
+    weights: ArrayT
+    threshold: ArrayT
 
     def logits(self, logits: Array) -> Array:
         """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""
@@ -104,7 +106,7 @@ class Goal(NamedTuple):
     heads_weight: Array
     targets: Array
     planted: Array
-    plant: Plant
+    plant: Plant[Any]
 
 
 class ViewOutputs(NamedTuple):
@@ -151,8 +153,14 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
     return ViewOutputs(jnp.where(goal.planted, planted, logits), heads, goal)
 
 
-def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
-    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place."""
+def goal_loss(outputs: ViewOutputs, labels: Array, *, among: tuple[str, ...] = LOSSES) -> Array:
+    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place.
+
+    Args:
+        outputs: of a view.
+        labels: integers [B].
+        among: the goal's loss is one of these, the first of ``LOSSES``; the fewer, the quicker to compile.
+    """
     logits, heads, goal = outputs
     num_heads = heads.shape[0]
     every = jnp.concatenate([logits, *heads]) if num_heads else logits
@@ -164,7 +172,7 @@ def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
         lambda z, y, t: losses.margin(z, y),
         lambda z, y, t: dlr(z, y),
         targeted,
-    ]
+    ][: len(among)]
     values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
     total = goal.logits_weight * values[0]
     return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total
@@ -241,7 +249,7 @@ def recorded_pgd(
     def evaluate(points: Array, *key: Key) -> tuple[Array, ...]:
         def total(points: Array) -> tuple[Array, tuple[Array, ...]]:
             outputs = view_outputs(networks, goal, points, *key)
-            loss, margin = goal_loss(outputs, labels), losses.margin(outputs.logits, labels)
+            loss, margin = goal_loss(outputs, labels, among=CHECKED), losses.margin(outputs.logits, labels)
             wrong = ~verify.is_correct(outputs.logits, labels)
             return jnp.sum(loss), (wrong.astype(jnp.float32), loss, margin)
 
@@ -286,7 +294,10 @@ def recorded_pgd(
 @jax.jit
 def gradients(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> tuple[Array, Array]:
     """Where the input gradient of a goal's loss is exactly zero, and where it is not finite, each bool [B]."""
-    total = lambda points: jnp.sum(goal_loss(view_outputs(networks, goal, points, *key), labels))  # noqa: E731
+
+    def total(points: Array) -> Array:
+        return jnp.sum(goal_loss(view_outputs(networks, goal, points, *key), labels, among=CHECKED))
+
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)
     axes = tuple(range(1, images.ndim))
@@ -305,7 +316,9 @@ def directional_agreement(
     1 where both are zero in every direction; 0 where only one of them is, or where one is not finite.
     """
     ball = geometry.get(norm)
-    value = lambda points: goal_loss(view_outputs(networks, goal, points, *network_key), labels)  # noqa: E731
+
+    def value(points: Array) -> Array:
+        return goal_loss(view_outputs(networks, goal, points, *network_key), labels, among=CHECKED)
 
     def along(key: Key) -> tuple[Array, Array]:
         delta = ball.random_start(key, images, length)
@@ -348,7 +361,7 @@ def margin_changes(
         return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
 
 
-class RandomPoints(NamedTuple):
+class RandomPoints(NamedTuple, Generic[ArrayT]):
     """What random points of each ball say, images [B, H, W, C] each.
 
     Attributes:
@@ -357,16 +370,16 @@ class RandomPoints(NamedTuple):
         suggested: the point of the ball in the direction that all of them together suggest for that sum.
     """
 
-    strongest: Array
-    highest: Array
-    suggested: Array
+    strongest: ArrayT
+    highest: ArrayT
+    suggested: ArrayT
 
 
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
 def random_search(
     network: Any, key: Key, images: Array, labels: Array, weights: Array, epsilon: Array, num_points: Array,
     *, stochastic: bool, norm: str, bounds: geometry.Bounds,
-) -> RandomPoints:  # fmt: skip
+) -> RandomPoints[Array]:  # fmt: skip
     r"""The best of random points, in turn uniform in the ball and on its surface (in linf: at its corners).
 
     With values :math:`v_i = w \cdot z(x + u_i)` the suggested direction is the steepest for

@@ -238,7 +238,8 @@ def _hidden(
 @jax.jit
 def _gradient(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> Array:
     def total(points: Array) -> Array:
-        return jnp.sum(probes.goal_loss(probes.view_outputs(networks, goal, points, *key), labels))
+        outputs = probes.view_outputs(networks, goal, points, *key)
+        return jnp.sum(probes.goal_loss(outputs, labels, among=probes.CHECKED))
 
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)

@@ -128,7 +128,7 @@ class Trial:
         logits_weight: float = 1.0,
         heads_weight: float = 0.0,
         target: int = 0,
-        plant: Plant | None = None,
+        plant: Plant[np.ndarray] | None = None,
     ) -> Goal:
         """What an attack maximizes for some examples.
 
@@ -303,7 +303,7 @@ class Trial:
     def planted_apgd(
         self,
         rows: np.ndarray,
-        plant: Plant,
+        plant: Plant[np.ndarray],
         *,
         view: str,
         loss: str,
@@ -394,7 +394,7 @@ class Trial:
         self.timed(name, rows, started, share)
         return share
 
-    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints:
+    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints[np.ndarray]:
         """What random points of the balls of some examples say; weights of the logits are of all examples, [N, K]."""
         key = self.key()
         return self.over(
