@@ -29,14 +29,6 @@ def network(images):
     return (images.reshape(images.shape[0], SIZE) - 0.5) @ jnp.asarray(WEIGHTS, images.dtype)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Hundreds of small programs that run once: optimising them takes longer than all else."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 BALL = {"epsilon": EPSILON}
 STEPS = {**BALL, "step_size": 0.05, "num_steps": 3}
 ATTACKS = {
