@@ -8,9 +8,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-# Compiling is what the tests spend their time on, and with few optimisations it takes half as long. Commands that tests
-# start as processes of their own run as users run them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything so. This is one
-# setting for the whole process: a test that changed it would slow down all that come after it.
+# Compiling is what the tests spend their time on, and with few optimisations it takes half as long. This is one setting
+# for the whole process: a test that changed it would slow down all that come after. Commands that tests start as
+# processes of their own run as users run them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything so.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -122,21 +122,9 @@ def test_what_one_process_refuses_all_refuse(two, cache):
     assert len(lines) == 2 and all("differing in attack.epsilon" in line for line in lines), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--coordinator=localhost:1234"], "missing: --num_processes, --process_id"),
-        (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
-        (["--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"], "--process_id must be in 0..1"),
-        (["--distributed=auto", "--process_id=1"], "give it alone"),
-        (["--distributed=auto"], "found no cluster"),
-        (["--distributed=maybe"], "distributed"),
-    ],
-    ids=str,
-)
-def test_wrong_hosts_are_refused_in_one_line(arguments, message, tmp_path):
-    assert message in refused(run("train", *SMALL, f"--workdir={tmp_path / 'run'}", *arguments))
-    assert not (tmp_path / "run").exists()
+def test_where_there_is_no_cluster_one_line_says_so(tmp_path):
+    line = refused(run("train", *SMALL, f"--workdir={tmp_path / 'run'}", "--distributed=auto"))
+    assert "found no cluster" in line and not (tmp_path / "run").exists()
 
 
 def test_the_launcher_says_what_it_would_do():
