@@ -16,7 +16,12 @@ DIRECTION = jnp.asarray(np.random.default_rng(4).normal(size=X.shape), jnp.float
 
 def gradient(function, x=X):
     """Of a weighted sum of all outputs."""
-    return jax.jit(jax.grad(lambda x: jnp.sum(function(x) @ jnp.arange(1.0, 1.0 + function(x).shape[-1]))))(x)
+
+    def total(x):
+        outputs = function(x)
+        return jnp.sum(outputs @ jnp.arange(1.0, 1.0 + outputs.shape[-1]))
+
+    return jax.jit(jax.grad(total))(x)
 
 
 @pytest.mark.parametrize("name", hidden.HIDES)
