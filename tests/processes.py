@@ -16,6 +16,8 @@ SMALL = [
     "--config.attack.num_steps=2",
     "--config.validation.batch_size=200",
 ]
+# For tests that are not about what is computed: compiling takes half as long. Other commands run as users run them.
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def command(module, *arguments):
