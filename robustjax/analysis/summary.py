@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax import config as config_lib
+from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
@@ -76,6 +77,11 @@ class Row(NamedTuple):
     records: Mapping[str, Mapping[str, Any]]
     folder: Path
 
+    @property
+    def threats(self) -> list[str]:
+        """All that the records of the first run are of, in words."""
+        return list(dict.fromkeys(threat for record in self.records.values() for threat in of_record(record)))
+
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     """A row for each config, in the order in which the runs are given.
@@ -118,14 +124,22 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
-            wrong = [field for field, right in FIELDS.items() if not right(record[field])]
-            if wrong:
+            if wrong := _wrong_fields(record):
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
             # Records of an earlier version lack newer keys, whose defaults are what that version did.
             record["config"] = _completed(record["config"], config_lib.plain(config_lib.base()))
             variant = path.parent.relative_to(workdir / "evaluation").as_posix()
             found.setdefault("" if variant == "." else variant, []).append(record)
     return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _wrong_fields(record: dict[str, Any]) -> list[str]:
+    """Fields that hold what no record does; the worst case over several threats lists their radii."""
+    threats = record.get("threats") if record["norm"] == UNION else [record]
+    listed = isinstance(threats, list) and all(isinstance(threat, dict) for threat in threats)
+    wrong = [name for name, right in FIELDS.items() if name != "epsilon" and not right(record[name])]
+    fine = listed and threats and all(FIELDS["epsilon"](threat.get("epsilon")) for threat in threats)
+    return wrong + ([] if fine else ["epsilon"])
 
 
 def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +155,10 @@ def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
 
 def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Records by attack; where they are of several threats, what is of one alone by attack and threat."""
-    several = len({(record["norm"], record["epsilon"]) for record in records if record["norm"] != "none"}) > 1
+    several = len({(record["norm"], record["epsilon"]) for record in records if record["norm"] != NO_BALL}) > 1
 
     def name(record: dict[str, Any]) -> str:
-        of_all = record["attack"] == "clean" or record["norm"] == "none" or record.get("threats")
+        of_all = record["attack"] == "clean" or record["norm"] == NO_BALL or record.get("threats")
         return record["attack"] + ("" if of_all or not several else f" ({record['norm']} {record['epsilon']:.4g})")
 
     return {name(record): record for record in records}
