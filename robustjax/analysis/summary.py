@@ -159,8 +159,9 @@ def _wrong_fields(record: dict[str, Any]) -> list[str]:
 
 
 def _are_threats(value: Any) -> bool:
-    dicts = isinstance(value, list) and value and all(isinstance(threat, dict) for threat in value)
-    return dicts and all(FIELDS[name](threat.get(name)) for threat in value for name in ("norm", "epsilon"))
+    if not isinstance(value, list) or not value or not all(isinstance(threat, dict) for threat in value):
+        return False
+    return all(FIELDS[name](threat.get(name)) for threat in value for name in ("norm", "epsilon"))
 
 
 def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
