@@ -114,6 +114,13 @@ def test_what_papers_report_has_setting_and_source(table):
     assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
 
 
+def test_where_one_network_has_fewer_images_the_first_ones_are_compared(cells):
+    own, base = np.arange(50) < 40, np.arange(N) < 20
+    found = cells.beyond([(own, base), (None, base)])
+    assert found.n == 50 and found.value == pytest.approx(0.4) and found.outcome == "gain"
+    assert cells.beyond([(None, base)]) is None
+
+
 def test_bits_are_kept_whole(cells):
     bits = np.random.default_rng(0).random(1001) < 0.5
     text = json.loads(json.dumps(cells.packed(bits)))
