@@ -128,7 +128,8 @@ def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """Trains a cell's network, unless another cell has."""
     config = config_of(scale, cell)
     started = time.perf_counter()
-    runs.train(config, workdir(name, cell))
+    if not runs.train(config, workdir(name, cell)).complete:
+        raise KeyboardInterrupt  # it has saved and goes on when it is started again; half a training is no record
     lines = (Path(workdir(name, cell)) / "metrics.jsonl").read_text().splitlines()
     validated = [line for line in map(json.loads, lines) if line["split"] == "validation"]
     return {

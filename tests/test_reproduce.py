@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,14 @@ def test_a_network_is_described_by_its_config(cells, table):
     assert "not in training" in reproduce.described(scale, cells.Cell("at", "sap", 0))["defense"]
     assert reproduce.described(scale, cells.Cell("standard", "", 0))["training_attack"] == "none"
     assert set(about) <= set(table.DESCRIBED)
+
+
+def test_a_training_that_was_stopped_is_no_record(cells, table, tmp_path, monkeypatch):
+    reproduce = importlib.import_module("reproduce")
+    monkeypatch.setattr(reproduce, "RUNS", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(reproduce.runs, "train", lambda config, workdir: types.SimpleNamespace(complete=False))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.train("digits", cells.SCALES["digits"], cells.Cell("at", "", 0))
 
 
 def test_what_papers_report_has_setting_and_source(table):
