@@ -33,6 +33,7 @@ class Scale(NamedTuple):
         about: what all cells share, in words.
         test_examples: images of the protocol; None: the whole test split.
         verdict_examples: images of the verdicts.
+        stochastic_examples: images of both, of networks whose every gradient is a mean over draws.
         seeds: of adversarial training alone and with each defense; every other cell has the first.
     """
 
@@ -40,12 +41,13 @@ class Scale(NamedTuple):
     about: str
     test_examples: int | None
     verdict_examples: int
+    stochastic_examples: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 SCALES = {
-    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360),
-    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000),
+    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360, 120),
+    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000, 250),
 }
 
 
@@ -174,12 +176,18 @@ class Difference(NamedTuple):
 
 
 def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Difference | None:
-    """The paired difference of a network's bits and its baseline's, of several seeds; None where there is no pair."""
-    whole = [(own, base) for own, base in pairs if own is not None and base is not None and len(own) == len(base)]
+    """The paired difference of a network's bits and its baseline's, of several seeds; None where there is no pair.
+
+    Both have the first images of one test split, so that where one has fewer these are compared.
+    """
+    whole = [(own, base) for own, base in pairs if own is not None and base is not None]
     if not whole:
         return None
-    value, (low, high) = paired_difference(*map(np.stack, zip(*whole, strict=True)))
-    return Difference(value, low, high, len(whole[0][0]))
+    n = min(len(bits) for pair in whole for bits in pair)
+    value, (low, high) = paired_difference(
+        *(np.stack([bits[:n] for bits in side]) for side in zip(*whole, strict=True))
+    )
+    return Difference(value, low, high, n)
 
 
 def pairs(

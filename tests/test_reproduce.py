@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,24 @@ def test_a_network_is_described_by_its_config(cells, table):
     assert set(about) <= set(table.DESCRIBED)
 
 
+def test_a_training_that_was_stopped_is_no_record(cells, table, tmp_path, monkeypatch):
+    reproduce = importlib.import_module("reproduce")
+    monkeypatch.setattr(reproduce, "RUNS", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(reproduce.runs, "train", lambda config, workdir: types.SimpleNamespace(complete=False))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.train("digits", cells.SCALES["digits"], cells.Cell("at", "", 0))
+
+
 def test_what_papers_report_has_setting_and_source(table):
     lines = list(table.reported(HERE / "results" / "published.json"))
     assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
+
+
+def test_where_one_network_has_fewer_images_the_first_ones_are_compared(cells):
+    own, base = np.arange(50) < 40, np.arange(N) < 20
+    found = cells.beyond([(own, base), (None, base)])
+    assert found.n == 50 and found.value == pytest.approx(0.4) and found.outcome == "gain"
+    assert cells.beyond([(None, base)]) is None
 
 
 def test_bits_are_kept_whole(cells):
