@@ -10,16 +10,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
-
-# Compiling is what the tests spend their time on, and with few optimisations it takes half as long. This is one setting
-# for the whole process: a test that changed it would slow down all that come after. Commands that tests start as
-# processes of their own run as users run them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything so.
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    jax.config.update("jax_disable_most_optimizations", True)
+from processes import QUICKLY
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling is what the tests spend their time on. This is one setting for the whole process: a test that changed it
+# would slow down all that come after. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything as users do.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:  # XLA reads its flags once; commands do not inherit them
+        patch.setenv("XLA_FLAGS", QUICKLY.get("XLA_FLAGS", ""), prepend=" ")
+        jax.devices()
 
 PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs"
 MOST_BYTES = 2**30
@@ -45,9 +48,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays, so that Python need not look through it again and again."""
+    """Python looks for garbage less often, and not among what was imported and collected, which stays."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
