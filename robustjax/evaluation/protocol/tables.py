@@ -142,12 +142,12 @@ def _table(conditions: Mapping[str, Any], headings: Sequence[str], several: bool
 
 
 def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
-    """A record's name; of a worst case also the attacks of before that it is over besides."""
+    """A record's name; of a worst case also the attacks of earlier calls that it is over besides."""
     if entry["attack"] != "worst_case":
         return entry["attack"]
     shown = {other["attack"] for other in entries}
     before = [name for name in entry["attacks"] if name not in shown]
-    return "worst case" + (f" (with {', '.join(before)} of before)" if before else "")
+    return "worst case" + (f" (with {', '.join(before)} of earlier calls)" if before else "")
 
 
 def network_name(conditions: Mapping[str, Any]) -> str:

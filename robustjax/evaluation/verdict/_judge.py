@@ -113,9 +113,8 @@ def judge(
     averaging over a stochastic network's draws; and, undeclared, through the network with other derivatives, made from
     its own program, where :func:`robustjax.transforms.inspect` finds something that hides them. Every image that an
     attack returns is verified: checked against ball and box, and classified in a float32 forward pass apart from the
-    attack. A stochastic network's examples go on being
-    attacked until they are misclassified beyond doubt, and the verdict is by majority of fresh draws. This is a driver
-    on the host and compiles by itself: call it outside ``jit``.
+    attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
+    by majority of fresh draws. This is a driver on the host and compiles by itself: call it outside ``jit``.
 
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs with a field ``logits``, in inference mode; with
