@@ -53,8 +53,8 @@ Accuracy in per cent; of several seeds the mean, with the standard deviation ove
 (`rand` for SAP). "Transfer" are images that APGD made for the network without the defense. "Judge" is `judge` on the
 network's program alone, "with hints" the same with what the defense declares. The worst case is over everything in the
 row, on the images of the verdicts, with Wilson's 95 % interval; of SAP, whose draws differ from attack to attack, that
-with hints alone. The last column compares it with that of the same network without the defense, image by image, with
-the 95 % interval of Agresti and Min (2005). Intervals are over images, not over seeds.
+with hints alone. The last column compares it with that of the same network without the defense, image by image and
+over the parts that both have, with the 95 % interval of Agresti and Min (2005). Intervals are over images, not seeds.
 """
 TITLES = (
     "network", "seeds", "n", *ATTACKS.values(), "judge", "with hints", "worst case", "flags that failed",
