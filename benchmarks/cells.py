@@ -142,19 +142,23 @@ def robust(record: Mapping[str, Any], part: str, attack: str | None = None) -> n
     return None if bits is None else unpacked(bits, record[part]["n"])
 
 
-def worst_case(record: Mapping[str, Any]) -> np.ndarray | None:
-    """Which of the images of the verdicts withstand everything; None where a part is missing.
+def worst_case(record: Mapping[str, Any], parts: Sequence[str] = PARTS) -> np.ndarray | None:
+    """Which of the images of the verdicts withstand everything; None without a protocol or a verdict with hints.
 
     Of a stochastic network the verdict with hints alone decides: each more attack would be one more chance that a
     majority of draws is wrong by accident.
+
+    Args:
+        record: of a cell.
+        parts: that count, of those that the record has.
     """
-    if not all(part in record for part in PARTS):
-        return None
     found = robust(record, "judge_with_hints")
-    assert found is not None
+    if found is None or "protocol" not in record:
+        return None
     if record["judge_with_hints"].get("stochastic"):
         return found
-    others = [robust(record, "judge"), *(robust(record, "protocol", name) for name in record["protocol"]["robust"])]
+    others = [robust(record, "protocol", name) for name in record["protocol"]["robust"]]
+    others += [robust(record, "judge")] if "judge" in parts else []
     return np.logical_and.reduce([found, *(bits[: len(found)] for bits in others if bits is not None)])
 
 
@@ -193,10 +197,15 @@ def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Diff
 def pairs(
     results: str | Path, name: str, of_seeds: Sequence[Cell], attack: str | None = None
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
-    """Bits of each seed's network and of its baseline: in the worst case, or under an attack of the protocol."""
+    """Bits of each seed's network and of its baseline: under an attack of the protocol, or in the worst case.
 
-    def bits(cell: Cell) -> np.ndarray | None:
-        record = read(results, name, cell)
-        return worst_case(record) if attack is None else robust(record, "protocol", attack)
-
-    return [(bits(cell), bits(cell.base)) for cell in of_seeds if cell.base is not None]
+    The worst case is over the parts that both have, as more attacks find more.
+    """
+    found = []
+    for cell in of_seeds:
+        if cell.base is not None:
+            both = [read(results, name, one) for one in (cell, cell.base)]
+            parts = [part for part in PARTS if all(part in record for record in both)]
+            bits = [worst_case(one, parts) if attack is None else robust(one, "protocol", attack) for one in both]
+            found.append((bits[0], bits[1]))
+    return found
