@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.ops import chosen, merged
+from robustjax.transforms._derivatives import SiteKey, Strength
 from robustjax.transforms._inspect import KINDS, Finding
-from robustjax.transforms._softened import SiteKey, Softened, Strength
+from robustjax.transforms._interpreter import Interpreter
 from robustjax.types import InputError, nearest
 
 # Kinds whose derivatives can be relaxed; the others say something of the values.
@@ -110,8 +111,8 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    softened = Softened(strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules)
-    return jax.tree.unflatten(jax.tree.structure(shape), softened.plain(program, *arrays))
+    interpreter = Interpreter(strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules)
+    return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
 
 
 def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:

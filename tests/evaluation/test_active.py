@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import active, probes, reading
+from robustjax.evaluation.verdict import active, goals, reading
 from robustjax.evaluation.verdict.budgets import BUDGETS
-from robustjax.evaluation.verdict.probes import Networks
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.trial import Trial
 
 EPSILON = {"linf": 0.05, "l2": 0.3}
@@ -19,7 +19,7 @@ NOTHING = reading.Reading(())
 
 def trial_of(network, *, norm="linf", epsilon=None, stochastic=False, surrogate=None):
     return Trial(
-        Networks(*(None if each is None else probes.as_logits_fn(each) for each in (network, surrogate))),
+        Networks(*(None if each is None else goals.as_logits_fn(each) for each in (network, surrogate))),
         toys.KEY, IMAGES, LABELS, epsilon=EPSILON[norm] if epsilon is None else epsilon, norm=norm, bounds=(0.0, 1.0),
         stochastic=stochastic, budget=BUDGETS["quick"]._replace(num_steps=20), batch_size=24, report=print,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_crippled_attack_is_raised_and_a_surrogate_or_relaxation_mends_it(crip
     flag = active.flag(trial_of(crippled), EVERY, NOTHING)
     assert flag.status == "fail" and flag.value < 0.5 and "would not have noticed" in flag.explanation
     assert active.flag(trial_of(crippled, surrogate=HONEST), EVERY, NOTHING).status == "pass"
-    relaxed = NOTHING._replace(networks=Networks(probes.as_logits_fn(HONEST)))
+    relaxed = NOTHING._replace(networks=Networks(goals.as_logits_fn(HONEST)))
     assert active.flag(trial_of(crippled), EVERY, relaxed).status == "pass"
 
 

@@ -1,6 +1,6 @@
 """The active test of a verdict: adversarial examples that are known to exist, for its own attacks to find.
 
-Of each example of a sample a head of its own takes the place of the classes (:class:`probes.Plant`), affine in the
+Of each example of a sample a head of its own takes the place of the classes (:class:`goals.Plant`), affine in the
 network's logits. Its direction is random, and its boundary lies halfway between the two highest values that were seen
 in the ball without any gradient: one at a point that random points suggest together, the other mostly that of the best
 random point. So the image is classified correctly, one point of its ball is not, and an attack that cannot follow the
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from robustjax.evaluation.verdict import red_flags
-from robustjax.evaluation.verdict.probes import Plant
+from robustjax.evaluation.verdict.goals import Plant
 from robustjax.evaluation.verdict.reading import Reading, draws_of
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial

@@ -1,13 +1,12 @@
 """Jitted attacks and gradient probes; what varies between calls is a traced argument.
 
-A :class:`Goal` says which network's gradient an attack follows and on which loss, as traced numbers: a sweep over the
-weight of auxiliary heads compiles APGD once, a grid of radii, step sizes, steps and draws compiles PGD once.
+A :class:`.goals.Goal` says which network's gradient an attack follows and on which loss, as traced numbers: a sweep
+over the weight of auxiliary heads compiles APGD once, a grid of radii, step sizes, steps and draws compiles PGD once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import jax
@@ -15,106 +14,17 @@ import jax.numpy as jnp
 
 from robustjax import attacks
 from robustjax.attacks import geometry, losses
-from robustjax.attacks.engine import inputs, verify
+from robustjax.attacks.engine import verify
 from robustjax.attacks.engine.best import Best
+from robustjax.evaluation.verdict.goals import CHECKED, Goal, Networks, goal_loss, view_outputs
 from robustjax.types import Array, ArrayT, Key
 
-LOSSES = ("ce", "margin", "dlr", "targeted")
-# Those whose gradients are looked at, and that the recorded PGD follows.
-CHECKED = LOSSES[:2]
 # The most steps of a recorded PGD.
 MAX_STEPS = 160
 # Random directions along which derivatives are compared with differences.
 NUM_DIRECTIONS = 16
 # Random points near an image at which its margin is compared.
 NUM_NEARBY = 100
-
-
-class Networks(NamedTuple):
-    """Networks whose gradients an attack may follow, as pytrees (:func:`as_pytree`), or None.
-
-    Each maps images, or (images, key), to logits [B, K].
-
-    Attributes:
-        direct: the network under evaluation.
-        surrogate: the same outputs with useful gradients.
-        auxiliary: auxiliary heads, images -> [S, B, K]; attacked jointly with the surrogate's logits, or the network's
-            own where there is no surrogate.
-        undefended: the same network with its defense switched off.
-        trained: another network, to transfer from.
-    """
-
-    direct: Any
-    surrogate: Any = None
-    auxiliary: Any = None
-    undefended: Any = None
-    trained: Any = None
-
-    def views(self) -> tuple[str, ...]:
-        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together.
-
-        Without ``direct`` that is the only one.
-        """
-        if self.direct is None:
-            return ("auxiliary",)
-        return tuple(name for name, network in self._asdict().items() if network is not None)
-
-    def only(self, view: str) -> Networks:
-        """What one view needs: the derivative of a choice between networks would cost as much as those of all."""
-        if view == "auxiliary":
-            surrogate = self.direct if self.surrogate is None else self.surrogate
-            return Networks(None, surrogate=surrogate, auxiliary=self.auxiliary)
-        return Networks(getattr(self, view))
-
-
-class Plant(NamedTuple, Generic[ArrayT]):
-    r"""A head of each example's own, affine in the network's logits z, under which class 0 is right where h < 0:
-
-    .. math:: h(x) = w \cdot z(x) - t
-
-    Attributes:
-        weights: w, float32 [B, K].
-        threshold: t, float32 [B].
-    """
-
-    weights: ArrayT
-    threshold: ArrayT
-
-    def logits(self, logits: Array) -> Array:
-        """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""
-        height = jnp.sum(self.weights * logits, axis=1) - self.threshold
-        others = jax.lax.stop_gradient(-jnp.abs(height) - 1.0)
-        columns = [-height, height] + [others] * (logits.shape[1] - 2)
-        return jnp.stack(columns, axis=1)
-
-
-class Goal(NamedTuple):
-    """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
-
-    Attributes:
-        view: int32, index into ``Networks.views()``.
-        loss: int32, index into ``LOSSES``.
-        logits_weight, heads_weight: float32.
-        targets: integers [B], the target classes of the targeted loss.
-        planted: bool, whether ``plant`` takes the place of the network's own logits.
-        plant: of the active test (:mod:`active`).
-    """
-
-    view: Array
-    loss: Array
-    logits_weight: Array
-    heads_weight: Array
-    targets: Array
-    planted: Array
-    plant: Plant[Any]
-
-
-class ViewOutputs(NamedTuple):
-    """Logits [B, K] and auxiliary logits [S, B, K] of a view, both float32, and the goal they are computed for."""
-
-    logits: Array
-    heads: Array
-    goal: Goal
 
 
 class RecordedPGD(NamedTuple, Generic[ArrayT]):
@@ -130,52 +40,6 @@ class RecordedPGD(NamedTuple, Generic[ArrayT]):
     misclassified: ArrayT
     loss: ArrayT
     margin: ArrayT
-
-
-def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
-    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary".
-
-    The logits are those of the goal's plant where it says so.
-    """
-    shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
-
-    def alone(network: Any) -> Callable[[Array], tuple[Array, Array]]:
-        return lambda points: (network(points, *key), jnp.zeros(shape, jnp.float32))
-
-    def joint(points: Array) -> tuple[Array, Array]:
-        network = networks.direct if networks.surrogate is None else networks.surrogate
-        return network(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
-
-    branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
-    logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
-    # Logits that are not finite must not reach the head that is not asked for: its gradient would not be, either.
-    planted = goal.plant.logits(jnp.where(goal.planted, logits, 0.0))
-    return ViewOutputs(jnp.where(goal.planted, planted, logits), heads, goal)
-
-
-def goal_loss(outputs: ViewOutputs, labels: Array, *, among: tuple[str, ...] = LOSSES) -> Array:
-    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place.
-
-    Args:
-        outputs: of a view.
-        labels: integers [B].
-        among: the goal's loss is one of these, the first of ``LOSSES``; the fewer, the quicker to compile.
-    """
-    logits, heads, goal = outputs
-    num_heads = heads.shape[0]
-    every = jnp.concatenate([logits, *heads]) if num_heads else logits
-    repeated = [jnp.tile(classes, 1 + num_heads) for classes in (labels, goal.targets)]
-    dlr = losses.dlr if logits.shape[1] >= 3 else losses.margin
-    targeted = losses.targeted_dlr if logits.shape[1] >= 4 else losses.targeted_margin
-    branches = [
-        lambda z, y, t: losses.cross_entropy(z, y),
-        lambda z, y, t: losses.margin(z, y),
-        lambda z, y, t: dlr(z, y),
-        targeted,
-    ][: len(among)]
-    values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
-    total = goal.logits_weight * values[0]
-    return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total
 
 
 def example_keys(key: Key, rows: Array) -> Key:
@@ -424,22 +288,3 @@ def compute_logits(network: Any, images: Array, *key: Key) -> Array:
     """Logits float32 [B, K], computed in full float32."""
     with jax.default_matmul_precision("float32"):
         return network(images, *key)
-
-
-def as_logits_fn(network: Any) -> Any:
-    """The network as a pytree whose outputs are read by :func:`float_logits`; None stays None."""
-    return None if network is None else jax.tree_util.Partial(_float_logits_of, inputs.as_pytree(network))
-
-
-def _float_logits_of(network: Any, images: Array, *key: Key) -> Array:
-    return float_logits(network(images, *key))
-
-
-def float_logits(outputs: Any) -> Array:
-    """Logits float32 [B, K] of a network's outputs, which are logits or have a field ``logits``.
-
-    Raises:
-        InputError: they are not logits of at least two classes.
-    """
-    shape = getattr(getattr(outputs, "logits", outputs), "shape", ())
-    return inputs.logits_of(outputs, shape[0] if shape else 0).astype(jnp.float32)

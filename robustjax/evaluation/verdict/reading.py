@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import transforms
-from robustjax.evaluation.verdict import probes
-from robustjax.evaluation.verdict.probes import Goal, Networks
+from robustjax.evaluation.verdict import goals
+from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
 from robustjax.transforms._relax import RELAXABLE, relaxed
@@ -89,7 +89,7 @@ def attack(
 
     Args:
         trial: the examples.
-        network: under evaluation, as :func:`probes.as_logits_fn` returns it.
+        network: under evaluation, as :func:`goals.as_logits_fn` returns it.
         findings: of its program.
         rows: the examples to attack.
         measured: examples on which hidden gradients are counted.
@@ -238,8 +238,8 @@ def _hidden(
 @jax.jit
 def _gradient(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> Array:
     def total(points: Array) -> Array:
-        outputs = probes.view_outputs(networks, goal, points, *key)
-        return jnp.sum(probes.goal_loss(outputs, labels, among=probes.CHECKED))
+        outputs = goals.view_outputs(networks, goal, points, *key)
+        return jnp.sum(goals.goal_loss(outputs, labels, among=goals.CHECKED))
 
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)
