@@ -232,16 +232,6 @@ def _saturation(
     return with_derivative_of(result, _program.bind(equation, values / jnp.maximum(width, 1)), strength)
 
 
-def callback(equation: JaxprEqn, operands: list[Any], strength: Strength) -> list[Any]:
-    """What Python computes, with the identity's derivative by the operand of the same shape and dtype."""
-    results = _program.bind(equation, *map(_stopped, operands))
-    same = lambda one: next(  # noqa: E731
-        (each for each in operands if (jnp.shape(each), _soft.dtype_of(each)) == (one.shape, one.dtype)), None
-    )
-    return [one if not is_float(one) or same(one) is None else with_derivative_of(one, same(one), strength)
-            for one in results]  # fmt: skip
-
-
 def as_choice(boolean: Soft, result: Array) -> Choice:
     """A boolean as the integer 0 or 1."""
     options = jnp.stack([jnp.zeros_like(result), jnp.ones_like(result)])

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from robustjax.transforms import _kinds, _program, _rules, _soft, _source
-from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, callback, with_derivative_of
+from robustjax.transforms import _callbacks, _kinds, _program, _rules, _soft, _source
+from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
 from robustjax.transforms._soft import Choice, Real, Soft, is_float, is_soft, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -27,6 +27,7 @@ class Interpreter:
         temperature: width of the sigmoids in units of what they are given; a positive float, may be traced.
         loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
             what they begin with; "without" leaves them out, which changes values.
+        differences: estimate the derivatives of all calls into Python by differences.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -37,11 +38,13 @@ class Interpreter:
         temperature: Any,
         *,
         loops: str = "through",
+        differences: bool = False,
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self.strength_of, self.temperature = strength_of, temperature
-        self.loops, self._observe, self._check_rules = loops, observe, check_rules
+        self.loops, self._differences = loops, differences
+        self._observe, self._check_rules = observe, check_rules
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
@@ -77,7 +80,10 @@ class Interpreter:
                 self._observe(key, equation, operands)
             strength = self.strength_of(key)
         if kind == "callback" and strength is not None:
-            return callback(equation, plain, strength)
+            return _callbacks.differentiable(
+                equation, plain, self.temperature, differences=self._differences,
+                with_derivative=lambda value, surrogate: with_derivative_of(value, surrogate, strength),
+            )  # fmt: skip
         results = _program.bind(equation, *plain)
         if kind in RELAXED and strength is not None:
             return RELAXED[kind](self, equation, operands, results, strength)

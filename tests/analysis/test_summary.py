@@ -93,13 +93,13 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     named = _of_model(tmp_path / "named", run, network=network, dataset="test.npz", split=None)
     other = _of_model(tmp_path / "other", run, network=network | {"weights": "other.pt"})
     saved = _of_model(tmp_path / "saved|in Python", run)  # as `Evaluation.save` writes them
-    for folder in saved.glob("*.json"):
-        entry = json.loads(folder.read_text())
-        folder.write_text(json.dumps({name: entry[name] for name in entry if name not in ("dataset", "split")}))
+    for path in saved.glob("*.json"):
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps({name: entry[name] for name in entry if name not in ("dataset", "split")}))
     rows = summary.summarise([run, named, other, saved])
     assert [row.seeds for row in rows] == [(0,), (), (), ()]
     assert [row.label for row in rows] == [
-        "small_cnn, standard", f"mine.py:network ({named})", f"mine.py:network ({other})", "saved|in Python",
+        "small_cnn, adversarial", f"mine.py:network ({named})", f"mine.py:network ({other})", "saved|in Python",
     ]  # fmt: skip
     assert rows[1].folder == named and rows[1].cells["pgd20"].mean == 0.6
     text = page.page(rows)

@@ -16,7 +16,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, goals, reading, red_flags, shown, trust
+from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, reading, red_flags, shown, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Networks
@@ -212,6 +212,8 @@ def judge(
     relaxed = reading.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
     label_only = batteries.black_box(trial, measured)
     spent("adaptive")
+    flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
+    spent("active test")
     flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, relaxed, label_only)
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)

@@ -52,6 +52,27 @@ class Networks(NamedTuple):
         return Networks(getattr(self, view))
 
 
+class Plant(NamedTuple):
+    r"""A head of each example's own, affine in the network's logits z, under which class 0 is right where h < 0:
+
+    .. math:: h(x) = w \cdot z(x) - t
+
+    Attributes:
+        weights: w, float32 [B, K].
+        threshold: t, float32 [B].
+    """
+
+    weights: Array
+    threshold: Array
+
+    def logits(self, logits: Array) -> Array:
+        """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""
+        height = jnp.sum(self.weights * logits, axis=1) - self.threshold
+        others = jax.lax.stop_gradient(-jnp.abs(height) - 1.0)
+        columns = [-height, height] + [others] * (logits.shape[1] - 2)
+        return jnp.stack(columns, axis=1)
+
+
 class Goal(NamedTuple):
     """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
 
@@ -60,6 +81,8 @@ class Goal(NamedTuple):
         loss: int32, index into ``LOSSES``.
         logits_weight, heads_weight: float32.
         targets: integers [B], the target classes of the targeted loss.
+        planted: bool, whether ``plant`` takes the place of the network's own logits.
+        plant: of the active test (:mod:`active`).
     """
 
     view: Array
@@ -67,6 +90,8 @@ class Goal(NamedTuple):
     logits_weight: Array
     heads_weight: Array
     targets: Array
+    planted: Array
+    plant: Plant
 
 
 class ViewOutputs(NamedTuple):
@@ -78,7 +103,10 @@ class ViewOutputs(NamedTuple):
 
 
 def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
-    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary"."""
+    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary".
+
+    The logits are those of the goal's plant where it says so.
+    """
     shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
 
     def alone(network: Any) -> Callable[[Array], tuple[Array, Array]]:
@@ -90,7 +118,9 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
 
     branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
     logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
-    return ViewOutputs(logits, heads, goal)
+    # Logits that are not finite must not reach the head that is not asked for: its gradient would not be, either.
+    planted = goal.plant.logits(jnp.where(goal.planted, logits, 0.0))
+    return ViewOutputs(jnp.where(goal.planted, planted, logits), heads, goal)
 
 
 def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:

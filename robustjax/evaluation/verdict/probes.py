@@ -243,6 +243,47 @@ def random_search(
     return jax.lax.fori_loop(0, num_draws, draw, Best.none(images)).images
 
 
+@functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
+def plant_candidates(
+    network: Any, key: Key, images: Array, weights: Array, epsilon: Array, num_points: Array,
+    *, stochastic: bool, norm: str, bounds: geometry.Bounds,
+) -> tuple[Array, Array]:  # fmt: skip
+    r"""Points of the ball where ``weights * logits`` is large, by values of the network alone; each like images.
+
+    Returns:
+        The best of ``num_points`` random points of the ball's surface (in linf, of its corners), and the point in the
+        direction that they suggest together, :math:`\sum_i (v_i - \bar v)\, u_i` of values v and points u.
+    """
+    ball = geometry.get(norm)
+
+    def draw(i: Array, state: tuple) -> tuple:
+        best, total, products, deltas = state
+        key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
+        inside = ball.random_start(key_delta, images, epsilon)
+        if norm == "linf":
+            outside = epsilon * jnp.sign(inside)
+        else:
+            outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
+        points = ball.project(images, images + outside, epsilon, bounds)
+        logits = network(points, key_network) if stochastic else network(points)
+        value = jnp.nan_to_num(jnp.sum(weights * logits, axis=1))
+        return (
+            best.or_better(points, jnp.zeros_like(value), value),
+            total + value,
+            products + geometry.per_example(value, images) * (points - images),
+            deltas + (points - images),
+        )
+
+    zeros = jnp.zeros_like(images)
+    state = (Best.none(images), jnp.zeros(len(images), jnp.float32), zeros, zeros)
+    with jax.default_matmul_precision("float32"):
+        best, total, products, deltas = jax.lax.fori_loop(0, num_points, draw, state)
+    direction = products - geometry.per_example(total / num_points.astype(jnp.float32), images) * deltas
+    length = geometry.per_example(jnp.broadcast_to(epsilon, total.shape), images)
+    suggested = images + length * ball.steepest(direction, images, bounds)
+    return best.images, ball.project(images, suggested, epsilon, bounds)
+
+
 @jax.jit
 def compute_logits(network: Any, images: Array, *key: Key) -> Array:
     """Logits float32 [B, K], computed in full float32."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.examples import Examples
-from robustjax.evaluation.verdict.goals import LOSSES, Goal, Networks
+from robustjax.evaluation.verdict.goals import LOSSES, Goal, Networks, Plant
 
 
 class Trial(Examples):
@@ -34,11 +34,21 @@ class Trial(Examples):
         logits_weight: float = 1.0,
         heads_weight: float = 0.0,
         target: int = 0,
+        plant: Plant | None = None,
     ) -> Goal:
-        """What an attack maximizes for some examples; ``target`` is the rank of the wrong class to aim at."""
+        """What an attack maximizes for some examples.
+
+        Args:
+            rows: of the examples.
+            view, loss, logits_weight, heads_weight: as of :class:`goals.Goal`, by their names.
+            target: the rank of the wrong class to aim at.
+            plant: of these examples, in place of the network's logits; the labels are then 0.
+        """
+        nothing = Plant(np.zeros((len(rows), self.num_classes), np.float32), np.zeros(len(rows), np.float32))
         return Goal(
             jnp.int32(self.networks.views().index(view)), jnp.int32(LOSSES.index(loss)), jnp.float32(logits_weight),
             jnp.float32(heads_weight), self._ranked[rows, min(target, self.num_classes - 2)],
+            jnp.bool_(plant is not None), nothing if plant is None else plant,
         )  # fmt: skip
 
     def _run(self, name: str, rows: np.ndarray, attack: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -69,16 +79,42 @@ class Trial(Examples):
             num_draws: in each gradient, of a stochastic network; by default the budget's.
             **goal: as of :meth:`goal`.
         """
-        key = self.key()
-        networks = (self.networks if networks is None else networks).only(view)
+        attack = self._apgd_of(self.labels, lambda some: self.goal(some, view=view, **goal), view, networks, num_draws)
+        return self._run(name, rows, attack)
+
+    def planted_apgd(
+        self,
+        rows: np.ndarray,
+        plant: Plant,
+        *,
+        view: str,
+        loss: str,
+        networks: Networks | None = None,
+        num_draws: int | None = None,
+    ) -> np.ndarray:
+        """The same attack on heads of the examples' own; its images, which count for no verdict.
+
+        Args:
+            rows: of the examples.
+            plant: of all examples, [N, ...].
+            view, loss, networks, num_draws: as of :meth:`apgd`.
+        """
+
+        def goal(some: np.ndarray) -> Goal:
+            return self.goal(some, view=view, loss=loss, plant=Plant(plant.weights[some], plant.threshold[some]))
+
+        attack = self._apgd_of(np.zeros_like(self.labels), goal, view, networks, num_draws)
+        return self.over(rows, attack) if len(rows) else self.images[:0]
+
+    def _apgd_of(
+        self, labels: np.ndarray, goal: Callable[[np.ndarray], Goal], view: str, networks: Networks | None,
+        num_draws: int | None,
+    ) -> Callable[[np.ndarray], Any]:  # fmt: skip
+        key, networks = self.key(), (self.networks if networks is None else networks).only(view)
         eot_samples = min(self.eot_samples, num_draws or self.eot_samples)
-        return self._run(
-            name, rows,
-            lambda some: probes.apgd(
-                networks, key, some, self.images[some], self.labels[some], self.goal(some, view=view, **goal),
-                jnp.float32(self.epsilon), num_steps=self.budget.num_steps, eot_samples=eot_samples,
-                norm=self.norm, bounds=self.bounds,
-            ),
+        return lambda some: probes.apgd(
+            networks, key, some, self.images[some], labels[some], goal(some), jnp.float32(self.epsilon),
+            num_steps=self.budget.num_steps, eot_samples=eot_samples, norm=self.norm, bounds=self.bounds,
         )  # fmt: skip
 
     def targeted(self, name: str, rows: np.ndarray, *, view: str) -> np.ndarray:
