@@ -207,7 +207,7 @@ def _interrupted() -> NoReturn:
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
         if "config" in flags.FLAGS:
-            config.check_overrides(arguments)
+            arguments = config.check_overrides(arguments)
         return flags.FLAGS(arguments)
     except (flags.Error, InputError) as error:
         sys.exit(_refuse(_of_flags(error)))

@@ -95,7 +95,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
         InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
     """
     groups: dict[str, list[_Evaluated]] = {}
-    for workdir in map(Path, workdirs):
+    for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
         evaluations = _evaluations(workdir)
         if not evaluations:
             raise InputError(
@@ -138,7 +138,7 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
             raise InputError(f"{path} is damaged: {error}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
             wrong = [field for field, right in FIELDS.items() if not right(record[field])]
-            wrong += ["config"] if "config" in record and not _is_config(record["config"]) else []
+            wrong += ["config"] if record.get("config") is not None and not _is_config(record["config"]) else []
             if wrong:
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
             record["config"] = _config(record, workdir)
@@ -149,11 +149,11 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """The config of a run, or what is known of another network, by the same keys."""
-    if "config" in record:
+    if record.get("config") is not None:
         # Records of an earlier version lack newer keys, whose defaults are what that version did.
         return _completed(record["config"], config_lib.plain(config_lib.base()))
     about = record.get("network") or {}
-    model = {"name": about.get("model") or workdir.name, "weights": about.get("weights")}
+    model = {"name": about.get("model") or workdir.resolve().name, "weights": about.get("weights")}
     return {"model": model, "folder": str(workdir)}
 
 
