@@ -124,6 +124,10 @@ class _ByName(flags.ArgumentParser):
         try:
             return self._of_paths.parse(":".join([str(path), *variant]))
         except Exception as error:  # whatever the file raises, with its traceback
+            if "has no attribute 'get_config'" in str(error):
+                raise InputError(
+                    f"config must be a file with a function get_config, got {argument!r} without one; define it"
+                ) from error
             if variant and "get_config() takes 0 positional arguments" in str(error):
                 raise InputError(
                     f"config must be {name} alone, which has no variants, got {argument!r}; leave out :{variant[0]}"

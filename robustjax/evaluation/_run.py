@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         subject, trained, place = _runs.of_run(options)
     else:
         subject, trained, place = _of_model(options), None, Path(options.output) if options.output else None
+    if place is not None:
+        hosts.first_only(partial(files.check_target, "--workdir" if options.workdir else "--output", place))
     threats = _options.threats_of(options, trained)
     _refuse(options, chosen, threats)
     if any(threat.bounds != (0.0, 1.0) for threat in threats):
@@ -112,6 +115,8 @@ def _of_model(options: Options) -> Subject:
     images = hosts.together(lambda: _runs.read(options, spec, size=options.image_size))
     network = interop.load_network(options.model, weights=options.weights, **_options.constants(options))
     few = floats(images.images[:2])
+    mend = "bind the key of a network that draws, or judge it in Python with Hints(stochastic=True)"
+    inputs.takes(f"model {options.model}", network.logits_fn, (few,), "(images)", mend)
     try:
         inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
     except InputError as error:

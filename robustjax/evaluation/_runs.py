@@ -10,6 +10,7 @@ import jax
 
 from robustjax import build, data, interop, runs
 from robustjax import config as config_lib
+from robustjax.attacks.engine import inputs
 from robustjax.evaluation._options import Options
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject
 from robustjax.evaluation.protocol import records
@@ -139,6 +140,7 @@ def _images(options: Options, run: runs.Run) -> tuple[data.Dataset | data.Images
             f"data must hold images {list(wanted)}, as the run's network was trained with, got "
             f"{list(found.images.shape[1:])} in {spec}; give --image_size, or other data"
         )
+    inputs.labels_in_range(found.labels, run.module.num_classes)
     return found, {"dataset": spec, "split": found.about.get("split"), "data": found.about}
 
 

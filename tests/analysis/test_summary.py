@@ -67,6 +67,8 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
     records.write(folder, "worst_case", entry | {"attack": "worst_case", "threats": [{}, {}]})
     records.write(folder / "earlier" / "test-50", "fgsm", entry | {"attack": "fgsm", "num_examples": 50})
     (row,) = summary.summarise([tmp_path / "run"])
+    (folder / "data=mine.npz").mkdir()  # where records of other images lie
+    assert "pgd20 (l2 0.5)" in page.page([row])
     assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
     assert row.cells["pgd20 (l2 0.5)"].mean == 0.25
 

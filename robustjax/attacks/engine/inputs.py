@@ -90,6 +90,9 @@ def check(
     """
     geometry.get(norm)
     at_least(0, eot_samples=eot_samples)
+    if not callable(loss):
+        known = ", ".join(f"losses.{function.__name__}" for function in LIBRARY_LOSSES)
+        raise InputError(f"loss must be a function of (outputs, labels), got {loss!r}; give for example one of {known}")
     given = jnp.asarray(_images(images, num_axes))
     bounds = box(bounds, given.shape[-1])
     _in_box(given, bounds)
@@ -198,6 +201,33 @@ def box(bounds: Any, num_channels: int) -> geometry.Bounds:
     return low, high
 
 
+def takes(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], wanted: str, mend: str) -> None:
+    """Refuses a function that cannot be called with these arguments, as far as its signature tells.
+
+    Example:
+        >>> takes("logits_fn", lambda images, key: images, (1,), "(images)", "bind the key")
+        Traceback (most recent call last):
+        robustjax.types.InputError: logits_fn must take (images), got (images, key); bind the key
+    """
+    if not callable(function):
+        raise InputError(f"{name} must be a function of {wanted}, got {type(function).__name__}; give one")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function without one, such as a builtin
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise InputError(f"{name} must take {wanted}, got {signature}; {mend}") from error
+
+
+def check_network(logits_fn: LogitsFn, images: AnyArray, draw: tuple[Key, ...], eot_samples: int) -> None:
+    """Refuses a network that takes a key and is not given one, and the other way round."""
+    wanted = f"(images, key), as eot_samples={eot_samples} says" if draw else "(images)"
+    mend = "leave eot_samples out" if draw else "of a network that draws give eot_samples, or bind the key"
+    takes("logits_fn", logits_fn, (images, *draw), wanted, mend)
+
+
 def check_key(key: Key) -> None:
     """Refuses all but one typed key."""
     _key(key, None)
@@ -280,10 +310,14 @@ def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:
     return straight_through(jnp.where(too_far, jnp.nextafter(constant, given), constant), nearest)
 
 
+def _array(values: Any) -> AnyArray:
+    """An array of JAX or NumPy as it is, and of anything else, such as lists and tensors of PyTorch, one of NumPy."""
+    return values if isinstance(values, jax.Array | np.ndarray) else np.asarray(values)
+
+
 def _images(images: Any, num_axes: int | None) -> AnyArray:
     """Images as an array of JAX or NumPy; refused by rank and dtype."""
-    if not hasattr(images, "dtype"):
-        images = np.asarray(images)
+    images = _array(images)
     axes = "[B, H, W, C]" if num_axes == 4 else "[B, ...]"
     if not jnp.issubdtype(images.dtype, jnp.floating):
         mend = "divide integers by 255 and" if jnp.issubdtype(images.dtype, jnp.integer) else "convert them and"
@@ -329,7 +363,7 @@ def _key(key: Any, num_examples: int | None) -> None:
 
 def _labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
     """Labels as an array; int32 where they are integers."""
-    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    labels = _array(labels)
     kind = _unwrapped(loss)
     integers = jnp.issubdtype(labels.dtype, jnp.integer)
     if kind in INTEGER_LABEL_LOSSES or (kind is losses.kl and integers):
@@ -381,6 +415,7 @@ def _outputs(
         return outputs, (logits_of(outputs, num_examples) if library_loss else loss(outputs, labels))
 
     draw = (key if key.ndim == 0 else key[0],) if eot_samples else ()
+    check_network(logits_fn, images, draw, eot_samples)
     outputs, value = jax.eval_shape(evaluate, images, *draw)
     if not library_loss and getattr(value, "shape", None) != (num_examples,):
         got = list(value.shape) if hasattr(value, "shape") else type(value).__name__
