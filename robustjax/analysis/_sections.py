@@ -220,7 +220,7 @@ def provenance(shown: _Shown) -> str:
         record = row.record
         facts = {
             "data": f"{data_of(record)}, {record['num_examples']:,} images",
-            "threat": f"{record['norm']} epsilon {record['epsilon']:.4g}",
+            "threat": ", ".join(row.threats),
             "network": record["config"]["model"]["name"],
             "checkpoint": f"step {record['checkpoint_step']:,}" if "checkpoint_step" in record else None,
             "weights": record.get("weights") or (record.get("network") or {}).get("weights_sha256"),

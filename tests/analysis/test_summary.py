@@ -64,13 +64,21 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
     folder = judged(tmp_path / "run") / "evaluation"
     entry = json.loads((folder / "pgd20.json").read_text())
     records.write(folder, "pgd20-l2-0.5", entry | {"norm": "l2", "epsilon": 0.5, "accuracy": 0.25})
-    records.write(folder, "worst_case", entry | {"attack": "worst_case", "threats": [{}, {}]})
+    threats = [{"norm": "linf", "epsilon": 0.2}, {"norm": "l2", "epsilon": 0.5}]
+    union = entry | {"attack": "worst_case", "norm": "union", "epsilon": None, "threats": threats}
+    records.write(folder, "worst_case", union)
     records.write(folder / "earlier" / "test-50", "fgsm", entry | {"attack": "fgsm", "num_examples": 50})
     (row,) = summary.summarise([tmp_path / "run"])
     (folder / "data=mine.npz").mkdir()  # where records of other images lie
     assert "pgd20 (l2 0.5)" in page.page([row])
     assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
     assert row.cells["pgd20 (l2 0.5)"].mean == 0.25
+    assert row.threats == ["linf epsilon 0.2", "l2 epsilon 0.5"]
+    assert "under linf epsilon 0.2 and l2 epsilon 0.5" in page.page([row])
+    for damaged in (None, [], [{"norm": "linf"}]):
+        records.write(folder, "worst_case", union | {"threats": damaged})
+        with pytest.raises(InputError, match="damaged, in epsilon"):
+            summary.summarise([tmp_path / "run"])
 
 
 def _of_model(folder, run, **about):
