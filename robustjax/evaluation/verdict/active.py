@@ -10,7 +10,7 @@ are trained.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ def test(trial: Trial, planted: Planted, reading: Reading) -> np.ndarray:
         planted: of :func:`plant`.
         reading: of the network's program, for the relaxed network.
     """
-    ways = [{"view": view} for view in ("direct", "surrogate") if view in trial.networks.views()]
+    ways: list[dict[str, Any]] = [{"view": view} for view in ("direct", "surrogate") if view in trial.networks.views()]
     if reading.networks is not None:
         ways.append({"view": "direct", "networks": reading.networks, "num_draws": draws_of(trial)})
     found = np.zeros(len(planted.rows), bool)
