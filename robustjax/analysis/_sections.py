@@ -7,7 +7,7 @@ from typing import Any
 
 from robustjax.analysis import _files
 from robustjax.analysis._files import Files
-from robustjax.analysis.summary import Cell, Row, leaves
+from robustjax.analysis.summary import Cell, Row, data_of, leaves
 from robustjax.analysis.svg import Bar, Series, bars, interval, lines, text
 from robustjax.evaluation.protocol.tables import html_table
 
@@ -28,24 +28,32 @@ def leaderboard(shown: _Shown) -> str:
         "Worst case": lambda row: _named(row, ["worst_case"]),
     }
     present = {name: read for name, read in columns.items() if any(read(row) for row, _ in shown)}
-    headings = ["Network", "Seeds", *present, "Flags"]
+    seeded = any(row.seeds for row, _ in shown)  # runs among them
+    headings = ["Network", *(["Seeds"] if seeded else []), *present, "Flags"]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button" data-column="{i}">{text(name)}</button></th>'
         for i, name in enumerate(headings)
     )
     body = []
     for row, files in shown:
-        seeds = ", ".join(map(str, row.seeds))
-        cells = [f'<th scope="row">{text(row.label)}</th>', f'<td class="narrow">{seeds}</td>']
+        cells = [f'<th scope="row">{text(row.label)}</th>']
+        if seeded:
+            cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
         for name, read in present.items():
             found = read(row)
             cells.append(_accuracy(*found, told=name == "Paper's protocol") if found else NOTHING)
         cells.append(_flag_cell(files.trust))
         body.append(f"<tr>{''.join(cells)}</tr>")
-    missing = [name for name in ("AutoAttack", "Adaptive") if name not in present]
+    missing = ",".join(name.lower() for name in ("AutoAttack", "Adaptive") if name not in present)
+    said = {
+        "autoattack,adaptive": "No network has AutoAttack or adaptive attacks: these figures are upper bounds by "
+        "the usual attacks, and not yet to be trusted",
+        "autoattack": "No network has AutoAttack, by which others compare",
+        "adaptive": "No network has adaptive attacks, which say whether the figures can be trusted",
+    }
     note = (
-        f'<p class="note">No run has {" or ".join(missing)}: these figures are upper bounds by the usual attacks, '
-        "and not yet to be trusted; <code>evaluate --attacks=autoattack,adaptive</code> adds both.</p>"
+        f'<p class="note">{said[missing]}; <code>evaluate --attacks={missing}</code> adds '
+        f"{'it' if missing == 'autoattack' else 'them'}.</p>"
         if missing
         else ""
     )
@@ -108,10 +116,11 @@ def flags(shown: _Shown) -> str:
         fired = [flag for flag in trust["flags"].values() if flag["status"] in ("fail", "warn")]
         items = "".join(map(_flag, sorted(fired, key=lambda flag: flag["status"])))
         listed = f'<ul class="flags">{items}</ul>' if items else "<p>No flag was raised.</p>"
-        passed = sum(flag["status"] == "pass" for flag in trust["flags"].values())
+        statuses = [flag["status"] for flag in trust["flags"].values()]
         parts.append(
             f"<article><h3>{text(row.label)}</h3><p>{text(trust['verdict'])}</p>{listed}"
-            f'<p class="note">{passed} of {len(trust["flags"])} checks passed.</p>{_findings(row, trust)}</article>'
+            f'<p class="note">{statuses.count("pass")} of {len(statuses) - statuses.count("na")} checks passed; '
+            f"{statuses.count('na')} do not apply.</p>{_findings(row, trust)}</article>"
         )
     return "".join(parts)
 
@@ -184,7 +193,10 @@ def figures(shown: _Shown) -> str:
 
 
 def configs(rows: Sequence[Row]) -> str:
-    """The keys in which the configs differ, a column a network."""
+    """The keys in which the configs of runs differ, a column a network."""
+    rows = [row for row in rows if row.seeds]
+    if not rows:
+        return ""
     flat = [dict(leaves({key: value for key, value in row.record["config"].items() if key != "seed"})) for row in rows]
     keys = [key for key in dict.fromkeys(key for entry in flat for key in entry)
             if any(entry.get(key) != flat[0].get(key) for entry in flat)]  # fmt: skip
@@ -207,16 +219,16 @@ def provenance(shown: _Shown) -> str:
     for row, files in shown:
         record = row.record
         facts = {
-            "data": f"{record['dataset']}, {record['split']} split, {record['num_examples']:,} images",
-            "threat": f"{record['norm']} epsilon {record['epsilon']:.4g}",
+            "data": f"{data_of(record)}, {record['num_examples']:,} images",
+            "threat": ", ".join(row.threats),
             "network": record["config"]["model"]["name"],
             "checkpoint": f"step {record['checkpoint_step']:,}" if "checkpoint_step" in record else None,
-            "weights": record.get("weights"),
+            "weights": record.get("weights") or (record.get("network") or {}).get("weights_sha256"),
             "BatchNorm": record.get("batch_norm"),
             "attacks": ", ".join(row.records),
             "code": f"commit {record['commit']}, " + ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
             "hardware": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["hardware"].items()),
-            "runs": ", ".join(map(str, row.workdirs)),
+            "folder": ", ".join(map(str, row.workdirs)),
             "analysis": f"on {files.analysis['num_examples']} images" if files.analysis else None,
         }
         items = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value is not None)

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Acceptance, Verdict
+from robustjax.evaluation.verdict.reading import Remedy
 from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.transforms import Finding, Findings
 
 PROTOCOL = [{"attack": "pgd20", "accuracy": 0.75, "seconds": 1.25}]
 
@@ -84,6 +86,14 @@ def test_markdown_has_a_table_of_each_part():
     assert all(line.count(" | ") == lines[i - 1].count(" | ") for i, line in enumerate(lines) if "---" in line)
 
 
+def test_a_finding_is_told_with_how_often_it_is_there_and_what_relaxing_it_did():
+    once, often = (Finding("step", "round", f"net.py:{count} (f)", count, "the identity") for count in (1, 2))
+    shown = verdict()._replace(findings=Findings((once, often)), remedies=(Remedy(once, 30, 40, 5, 60),))
+    lines = trust.markdown(shown).splitlines()
+    assert "| step: round | net.py:1 (f) | 30 of 40 images | 5 of 60 that were left | the identity |" in lines
+    assert "| step: round (2 times) | net.py:2 (f) |  |  | the identity |" in lines
+
+
 def test_the_terminal_shows_the_same():
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(trust.table(verdict(**FAILED, **SKIPPED), protocol=PROTOCOL))
@@ -98,3 +108,17 @@ def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
     assert "<td>surrogate:apgd-ce</td><td>1</td>" in shown
     assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in shown and "probabilities" not in shown
     assert "No flag was raised" in verdict()._repr_html_()
+
+
+def test_a_verdict_writes_its_own_report(tmp_path):
+    found = verdict(**FAILED)
+    found.save(tmp_path / "new")
+    assert (tmp_path / "new" / "trust.md").read_text() == found.report() == trust.markdown(found)
+    assert json.loads((tmp_path / "new" / "trust.json").read_text())["verdict"] == str(found) == trust.sentence(found)
+
+
+def test_clean_accuracy_is_said_once_unless_it_is_two_figures():
+    clean = {"attack": "clean", "accuracy": 0.75, "seconds": 1.0}
+    assert trust.markdown(verdict(), protocol=[clean]).count("| clean | 75.00%") == 1
+    # Of a stochastic network a record has the expected accuracy, a verdict that of the majority.
+    assert "| clean | 70.00%" in trust.markdown(verdict(), protocol=[clean | {"accuracy": 0.7}])

@@ -17,7 +17,8 @@ from robustjax.models.resnet import PreActResNet
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import sharding
-from robustjax.training import loop, step, validation
+from robustjax.training import step, validation
+from robustjax.training.pace import Pace
 from robustjax.types import InputError
 
 HERE = Path(__file__).parent
@@ -259,7 +260,7 @@ def test_batch_norm_policies_differ_where_they_should(monkeypatch):
 
 
 def test_pace_grows_to_a_dispatch_of_a_second_and_no_further_than_a_line():
-    pace = loop.Pace(most=50)
+    pace = Pace(most=50)
     assert pace.steps() == 1
     pace.record(1, 30.0)  # compilation
     assert pace.steps() == 1
