@@ -27,7 +27,15 @@ DEFENSES = {
 
 
 def create(name: str, **options: Any) -> Defense:
-    """A defense by its name, with its options.
+    """A defense by its name, for :func:`robustjax.models.create`.
+
+    Args:
+        name: one of ``DEFENSES``.
+        **options: of its module's ``defense``, as ``fraction`` of :func:`sap.defense`; what is not given has the
+            published value.
+
+    Returns:
+        A :class:`Defense`.
 
     Raises:
         InputError: the name is unknown, the defense has no such option, or an option's value is out of range.
@@ -50,9 +58,13 @@ def create(name: str, **options: Any) -> Defense:
 
 
 def parse(text: str) -> tuple[str, Defense | None]:
-    """A defense as a command line names it, in one spelling, and itself: "sap:fraction=0.5,sampler=bernoulli".
+    """A defense as a command line names it.
 
-    "none" is the network without any.
+    Args:
+        text: name and options, as ``"sap:fraction=0.5,sampler=bernoulli"``; ``"none"`` is the network without any.
+
+    Returns:
+        The text in one spelling for each meaning, which records and folders are named by, and the defense or None.
 
     Raises:
         InputError: the defense or an option is unknown, or a value is out of range.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import batteries, broader, comparisons, diagnostics, probes, red_flags
+from robustjax.evaluation.verdict import batteries, broader, comparisons, diagnostics, goals, red_flags
 from robustjax.evaluation.verdict.budgets import BUDGETS
-from robustjax.evaluation.verdict.probes import Networks
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.trial import Trial
 
 IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
@@ -17,7 +17,7 @@ IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
 def trial_of(network, *, epsilon=0.05, norm="linf", stochastic=False, images=IMAGES, labels=LABELS, **budget):
     budget = BUDGETS["quick"]._replace(**budget)
     return Trial(
-        Networks(probes.as_logits_fn(network)), toys.KEY, images, labels, epsilon=epsilon, norm=norm,
+        Networks(goals.as_logits_fn(network)), toys.KEY, images, labels, epsilon=epsilon, norm=norm,
         bounds=(0.0, 1.0), stochastic=stochastic, budget=budget, batch_size=8, report=print,
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ CASES = {
     "relaxation_helps": [(some(50), some(40)), "fail", (some(40), some(43))],
     "loss_and_margin_disagree": [(RISING, -(RISING - 0.4) ** 2), "warn", (RISING, RISING**3)],
     "silent_success": [(some(50), some(40)), "fail", (some(40), some(50))],
+    "planted_examples_missed": [(some(89),), "fail", (some(90),)],
     "eot_not_converged": [(np.stack([NONE, NONE, some(9)]),), "fail", (np.stack([NONE, some(9), some(9)]),)],
     "frozen_key_resists": [(some(20), some(50)), "fail", (some(50), some(20))],
     "bfloat16_disagrees": [(some(50), some(51)), "warn", (some(50), some(50))],

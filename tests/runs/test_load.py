@@ -50,3 +50,8 @@ def test_a_defense_without_parameters_is_switched_on(workdir):
     assert not sparse.stochastic and not jnp.array_equal(plain.logits_fn(images), sparse.logits_fn(images))
     with pytest.raises(InputError, match="has trained parameters"):
         runs.load(workdir, defense="cas")
+
+
+def test_nothing_is_said_while_a_run_is_loaded(workdir, caplog, capfd):
+    runs.load(workdir)
+    assert caplog.text == "" and capfd.readouterr().err == ""
