@@ -26,6 +26,7 @@ TWO = WEIGHTS[:, :2]
 LEADS = (IMAGES.reshape(16, -1).astype(np.float64) - 0.5) @ (TWO[:, 1] - TWO[:, 0])
 OF_TWO, APART = (LEADS > 0).astype(np.int32), np.abs(LEADS) / np.abs(TWO[:, 1] - TWO[:, 0]).sum()
 BETWEEN = float(np.median(APART))
+DOWNHILL = np.sign(TWO[:, 0] - TWO[:, 1]).reshape(1, 8, 8, 1)
 
 
 def linear(weights, images):
@@ -260,6 +261,32 @@ def test_attacks_go_on_with_what_the_former_left():
     ]
     assert found.auxiliary is found.control is found.frozen is found.curve is None
     assert found.transfer.shape == (16,) and not found.transfer[ROWS % 4 != 0].any()
+
+
+@pytest.mark.parametrize(("stochastic", "version"), [(False, "standard"), (True, "rand")])
+def test_with_the_full_budget_the_ensemble_is_autoattack_and_each_attack_has_what_it_found(
+    stochastic, version, monkeypatch
+):
+    asked = {}
+    # Away from the label's class by more than is needed; the last two as they are.
+    moved = np.clip(IMAGES + 3.0 * APART.max() * np.sign(OF_TWO - 0.5)[:, None, None, None] * DOWNHILL, 0.0, 1.0)
+    robust = {"apgd-ce": ROWS >= 5, "square": ROWS >= 14}
+    images = np.where((ROWS < 14)[:, None, None, None], moved, IMAGES).astype(np.float32)
+
+    def autoattack(network, key, images_given, labels, **options):
+        asked.update(options)
+        return SimpleNamespace(by_attack=robust, images=images)
+
+    monkeypatch.setattr(batteries.attacks, "autoattack", autoattack)
+    drawing = jax.tree_util.Partial(lambda weights, images, *key: linear(weights, images), network(TWO).args[0])
+    epsilon = float(3.0 * APART.max())
+    trial = trial_of(Networks(drawing), stochastic=stochastic, epsilon=epsilon, labels=OF_TWO, autoattack=True)
+    batteries.ensemble(trial)
+    assert asked == {"epsilon": epsilon, "norm": "linf", "version": version, "bounds": (0.0, 1.0)}
+    np.testing.assert_array_equal(trial.shares["apgd-ce"], ROWS < 5)
+    np.testing.assert_array_equal(trial.shares["square"], (ROWS >= 5) & (ROWS < 14))
+    assert list(trial.shares) == ["apgd-ce", "square"] and "autoattack" in trial.seconds
+    np.testing.assert_array_equal(trial.remaining(), [14, 15])
 
 
 def test_of_a_stochastic_network_the_draws_in_a_gradient_are_swept():
