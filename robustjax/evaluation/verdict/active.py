@@ -38,7 +38,7 @@ class Planted(NamedTuple):
     """
 
     rows: np.ndarray
-    plant: Plant[np.ndarray]
+    plant: Plant
     points: np.ndarray
     num_tried: int
 
@@ -60,7 +60,7 @@ def plant(trial: Trial, rows: np.ndarray) -> Planted:
     generator = np.random.default_rng(np.asarray(jax.random.key_data(trial.key())))
     directions = generator.normal(size=(len(trial.images), trial.num_classes)).astype(np.float32)
     said = trial.random_points(rows, directions, NUM_POINTS)
-    candidates = (said.highest, said.suggested)
+    candidates = np.asarray(said.highest), np.asarray(said.suggested)
     seen = [trial.classified(rows, points) for points in (trial.images[rows], *candidates)]
     with np.errstate(invalid="ignore"):  # of logits that are not finite
         values = np.stack([np.sum(directions[rows] * logits, axis=1, dtype=np.float64) for _, _, logits in seen])

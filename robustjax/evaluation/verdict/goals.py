@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robustjax.attacks import losses
 from robustjax.attacks.engine import inputs
-from robustjax.types import Array, ArrayT, Key
+from robustjax.types import AnyArray, Array, Key
 
 LOSSES = ("ce", "margin", "dlr", "targeted")
-# Those whose gradients are looked at, and that the recorded PGD follows.
-CHECKED = LOSSES[:2]
 
 
 class Networks(NamedTuple):
@@ -54,7 +52,7 @@ class Networks(NamedTuple):
         return Networks(getattr(self, view))
 
 
-class Plant(NamedTuple, Generic[ArrayT]):
+class Plant(NamedTuple):
     r"""A head of each example's own, affine in the network's logits z, under which class 0 is right where h < 0:
 
     .. math:: h(x) = w \cdot z(x) - t
@@ -64,8 +62,8 @@ class Plant(NamedTuple, Generic[ArrayT]):
         threshold: t, float32 [B].
     """
 
-    weights: ArrayT
-    threshold: ArrayT
+    weights: AnyArray
+    threshold: AnyArray
 
     def logits(self, logits: Array) -> Array:
         """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""
@@ -93,7 +91,7 @@ class Goal(NamedTuple):
     heads_weight: Array
     targets: Array
     planted: Array
-    plant: Plant[Any]
+    plant: Plant
 
 
 class ViewOutputs(NamedTuple):
@@ -125,14 +123,8 @@ def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> Vi
     return ViewOutputs(jnp.where(goal.planted, planted, logits), heads, goal)
 
 
-def goal_loss(outputs: ViewOutputs, labels: Array, *, among: tuple[str, ...] = LOSSES) -> Array:
-    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place.
-
-    Args:
-        outputs: of a view.
-        labels: integers [B].
-        among: the goal's loss is one of these, the first of ``LOSSES``; the fewer, the quicker to compile.
-    """
+def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
+    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place."""
     logits, heads, goal = outputs
     num_heads = heads.shape[0]
     every = jnp.concatenate([logits, *heads]) if num_heads else logits
@@ -144,7 +136,7 @@ def goal_loss(outputs: ViewOutputs, labels: Array, *, among: tuple[str, ...] = L
         lambda z, y, t: losses.margin(z, y),
         lambda z, y, t: dlr(z, y),
         targeted,
-    ][: len(among)]
+    ]
     values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
     total = goal.logits_weight * values[0]
     return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total

@@ -16,7 +16,7 @@ from robustjax import attacks
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine import verify
 from robustjax.attacks.engine.best import Best
-from robustjax.evaluation.verdict.goals import CHECKED, Goal, Networks, goal_loss, view_outputs
+from robustjax.evaluation.verdict.goals import Goal, Networks, goal_loss, view_outputs
 from robustjax.types import Array, ArrayT, Key
 
 # The most steps of a recorded PGD.
@@ -113,7 +113,7 @@ def recorded_pgd(
     def evaluate(points: Array, *key: Key) -> tuple[Array, ...]:
         def total(points: Array) -> tuple[Array, tuple[Array, ...]]:
             outputs = view_outputs(networks, goal, points, *key)
-            loss, margin = goal_loss(outputs, labels, among=CHECKED), losses.margin(outputs.logits, labels)
+            loss, margin = goal_loss(outputs, labels), losses.margin(outputs.logits, labels)
             wrong = ~verify.is_correct(outputs.logits, labels)
             return jnp.sum(loss), (wrong.astype(jnp.float32), loss, margin)
 
@@ -158,10 +158,7 @@ def recorded_pgd(
 @jax.jit
 def gradients(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> tuple[Array, Array]:
     """Where the input gradient of a goal's loss is exactly zero, and where it is not finite, each bool [B]."""
-
-    def total(points: Array) -> Array:
-        return jnp.sum(goal_loss(view_outputs(networks, goal, points, *key), labels, among=CHECKED))
-
+    total = lambda points: jnp.sum(goal_loss(view_outputs(networks, goal, points, *key), labels))  # noqa: E731
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)
     axes = tuple(range(1, images.ndim))
@@ -180,9 +177,7 @@ def directional_agreement(
     1 where both are zero in every direction; 0 where only one of them is, or where one is not finite.
     """
     ball = geometry.get(norm)
-
-    def value(points: Array) -> Array:
-        return goal_loss(view_outputs(networks, goal, points, *network_key), labels, among=CHECKED)
+    value = lambda points: goal_loss(view_outputs(networks, goal, points, *network_key), labels)  # noqa: E731
 
     def along(key: Key) -> tuple[Array, Array]:
         delta = ball.random_start(key, images, length)
@@ -225,7 +220,7 @@ def margin_changes(
         return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
 
 
-class RandomPoints(NamedTuple, Generic[ArrayT]):
+class RandomPoints(NamedTuple):
     """What random points of each ball say, images [B, H, W, C] each.
 
     Attributes:
@@ -234,16 +229,16 @@ class RandomPoints(NamedTuple, Generic[ArrayT]):
         suggested: the point of the ball in the direction that all of them together suggest for that sum.
     """
 
-    strongest: ArrayT
-    highest: ArrayT
-    suggested: ArrayT
+    strongest: Array
+    highest: Array
+    suggested: Array
 
 
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
 def random_search(
     network: Any, key: Key, images: Array, labels: Array, weights: Array, epsilon: Array, num_points: Array,
     *, stochastic: bool, norm: str, bounds: geometry.Bounds,
-) -> RandomPoints[Array]:  # fmt: skip
+) -> RandomPoints:  # fmt: skip
     r"""The best of random points, in turn uniform in the ball and on its surface (in linf: at its corners).
 
     With values :math:`v_i = w \cdot z(x + u_i)` the suggested direction is the steepest for

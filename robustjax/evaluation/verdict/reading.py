@@ -238,8 +238,7 @@ def _hidden(
 @jax.jit
 def _gradient(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> Array:
     def total(points: Array) -> Array:
-        outputs = goals.view_outputs(networks, goal, points, *key)
-        return jnp.sum(goals.goal_loss(outputs, labels, among=goals.CHECKED))
+        return jnp.sum(goals.goal_loss(goals.view_outputs(networks, goal, points, *key), labels))
 
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)

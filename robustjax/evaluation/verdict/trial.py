@@ -34,7 +34,7 @@ class Trial(Examples):
         logits_weight: float = 1.0,
         heads_weight: float = 0.0,
         target: int = 0,
-        plant: Plant[np.ndarray] | None = None,
+        plant: Plant | None = None,
     ) -> Goal:
         """What an attack maximizes for some examples.
 
@@ -85,7 +85,7 @@ class Trial(Examples):
     def planted_apgd(
         self,
         rows: np.ndarray,
-        plant: Plant[np.ndarray],
+        plant: Plant,
         *,
         view: str,
         loss: str,
@@ -161,19 +161,19 @@ class Trial(Examples):
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Random points of the ball; the share of draws misclassified, float32 [N]."""
         nothing = np.zeros((len(self.images), self.num_classes), np.float32)
-        points = self._random_points(nothing, self.budget.num_random)
+        points = self._points_of(nothing, self.budget.num_random)
         return self._run(name, rows, lambda some: points(some).strongest)
 
-    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints[np.ndarray]:
+    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints:
         """What random points of the balls of some examples say; weights of the logits are of all examples, [N, K]."""
-        return self.over(rows, self._random_points(weights, num_points))
+        return self.over(rows, self._points_of(weights, num_points))
 
-    def _random_points(self, weights: np.ndarray, num_points: int) -> Callable[[np.ndarray], Any]:
+    def _points_of(self, weights: np.ndarray, num_points: int) -> Callable[[np.ndarray], probes.RandomPoints]:
         key = self.key()
         return lambda some: probes.random_search(
             self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
-            weights[some], jnp.float32(self.epsilon), jnp.int32(num_points), stochastic=self.stochastic,
-            norm=self.norm, bounds=self.bounds,
+            weights[some], jnp.float32(self.epsilon), jnp.int32(num_points),
+            stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
         )  # fmt: skip
 
     def recorded_pgd(
