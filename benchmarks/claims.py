@@ -69,9 +69,9 @@ class Claim(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """ "confirmed", "refuted" or "undecided"."""
+        """ "confirmed", "refuted", "undecided" or "not measured"."""
         if self.found is None or math.isnan(self.found.value):
-            return "undecided (not measured)"
+            return "not measured"
         beyond, below = self.found.low > self.no_effect, self.found.high < self.no_effect
         if not (beyond or below):
             return "undecided"
@@ -120,8 +120,12 @@ def claims(
     def robust(name: str, says: str) -> list[Claim]:
         found = gains.get(name, {})
         return [
-            Claim(says, "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
-            Claim(says, "worst case, adaptive attacks included, minus that of `at`", found.get("worst_case")),
+            Claim(f"{says} (under PGD-20)", "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
+            Claim(
+                f"{says} (against all attacks)",
+                "worst case, adaptive attacks included, minus that of `at`",
+                found.get("worst_case"),
+            ),
         ]
 
     return {
@@ -176,6 +180,7 @@ def claims(
 
 def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> str:
     """The page."""
+    drawn = {figure["name"] for figure in analysis["figures"]}
     threat = f"{analysis['norm']} epsilon {analysis['epsilon']:.4g}"
     lines = [
         "# What becomes of the papers' claims",
@@ -199,22 +204,23 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
                 figures = f"{scalar.value:.3g} | {scalar.low:.3g} to {scalar.high:.3g} | {scalar.n}"
             lines.append(f"| {claim.says} | {claim.measured} | {figures} | **{claim.outcome}** |")
         for name, (under, text) in SHOWN.items():
-            if under == paper.split()[0]:
+            if under == paper.split()[0] and name in drawn:
                 lines += ["", f"![{text}](claims/{name}.png)", "", text]
     return "\n".join(lines) + "\n"
 
 
 def summary(own: list[Claim]) -> str:
-    """One sentence: how many of a paper's claims came out how.
+    """What came of a paper's claims, in a line.
 
-    >>> summary([Claim("a", "", Scalar(1, 0.5, 2, 9)), Claim("b", "", None)])
-    '1 confirmed (a), 1 undecided (not measured) (b).'
+    >>> summary([Claim("a", "", Scalar(1, 0.5, 2, 9)), Claim("b", "", None), Claim("c", "", None)])
+    'confirmed: a. Not measured: b; c.'
     """
-    by_outcome: dict[str, list[str]] = {}
-    for claim in own:
-        by_outcome.setdefault(claim.outcome, []).append(claim.says)
-    order = sorted(by_outcome, key=("confirmed", "refuted", "undecided", "undecided (not measured)").index)
-    return ", ".join(f"{len(by_outcome[name])} {name} ({'; '.join(by_outcome[name])})" for name in order) + "."
+    parts = []
+    for outcome in ("confirmed", "refuted", "undecided", "not measured"):
+        says = [claim.says for claim in own if claim.outcome == outcome]
+        if says:
+            parts.append(f"{outcome.capitalize() if parts else outcome}: {'; '.join(says)}.")
+    return " ".join(parts)
 
 
 def gains(results: Path, seed: int) -> dict[str, dict[str, Scalar]]:
