@@ -266,6 +266,16 @@ def test_all_wrong_keys_and_types_of_a_command_line_are_listed_at_once():
     )
 
 
+def test_fractions_on_a_command_line_are_numbers_where_numbers_are_wanted():
+    given = ["train", "--config.attack.epsilon=8/255", "-config.attack.step_size=.5/2", "--workdir=8/255"]
+    assert config.check_overrides(given) == [
+        "train", f"--config.attack.epsilon={8 / 255!r}", "-config.attack.step_size=0.25", "--workdir=8/255",
+    ]  # fmt: skip
+    for wrong in ("attack.epsilon=1/0", "attack.epsilon=8/", "attack.epsilon=1.2.3/4", "seed=4/2"):
+        with pytest.raises(InputError, match="must be of type"):
+            config.check_overrides([f"--config.{wrong}"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "workdir must be the folder of a run"), ("{", "cannot be read"), ('{"attack": {"epsilom": 1}}', "epsilom")],

@@ -40,12 +40,21 @@ def suppress(
     Returns:
         Features like those given, and the logits a, float32 [B, K].
 
+    Raises:
+        InputError: weights and biases do not fit the features or each other.
+
     Example:
         >>> import jax.numpy as jnp
         >>> weights = jnp.array([[2.0, 0.0], [0.0, 3.0]])
         >>> suppress(jnp.ones((1, 1, 1, 2)), weights, jnp.zeros(2))
         (Array([[[[0., 3.]]]], dtype=float32), Array([[2., 3.]], dtype=float32))
     """
+    channels = features.shape[-1]
+    if weights.ndim != 2 or weights.shape[0] != channels or biases.shape != weights.shape[1:]:
+        raise InputError(
+            f"cas: weights and biases must be [{channels}, K] and [K], got {list(weights.shape)} and "
+            f"{list(biases.shape)}; of PyTorch's weights [K, C] give the transpose"
+        )
     weights = weights.astype(jnp.float32)
     logits = global_average_pool(features) @ weights + biases.astype(jnp.float32)[None, :]
     classes = jnp.argmax(logits, axis=-1) if labels is None else labels

@@ -43,7 +43,7 @@ def separate(
         Robust and non-robust part, like features, and the mask m, float32.
 
     Raises:
-        InputError: a temperature is not above 0.
+        InputError: a temperature is not above 0, or the shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +54,7 @@ def separate(
     for value in (temperature, backward_temperature):
         if value is not None and not value > 0:
             raise InputError(f"fsr: temperatures must be above 0, got {value}")
+    _like("scores", scores, "features", features)
     logits = scores.astype(jnp.float32)
     if key is not None:
         logits = logits + jax.random.logistic(key, scores.shape, jnp.float32)  # the law of a difference of two Gumbels
@@ -79,13 +80,26 @@ def recalibrate(nonrobust: Array, correction: Array, mask: Array) -> Array:
     Returns:
         An array like nonrobust.
 
+    Raises:
+        InputError: the shapes differ.
+
     Example:
         >>> import jax.numpy as jnp
         >>> recalibrate(jnp.array([1.0, 1.0]), jnp.array([4.0, 4.0]), jnp.array([1.0, 0.5]))
         Array([1., 3.], dtype=float32)
     """
+    _like("correction", correction, "nonrobust", nonrobust)
+    _like("mask", mask, "nonrobust", nonrobust)
     added = (1.0 - mask.astype(jnp.float32)) * correction.astype(jnp.float32)
     return (nonrobust.astype(jnp.float32) + added).astype(nonrobust.dtype)
+
+
+def _like(name: str, array: Array, other: str, wanted: Array) -> None:
+    """Refuses an array of another shape, which would be broadcast."""
+    if array.shape != wanted.shape:
+        raise InputError(
+            f"fsr: {name} must be {list(wanted.shape)}, as {other}, got {list(array.shape)}; give it that shape"
+        )
 
 
 def loss(

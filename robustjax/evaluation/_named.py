@@ -104,6 +104,8 @@ def of_model(options: Options) -> Subject:
     images = hosts.together(lambda: read(options, spec, size=options.image_size))
     network = interop.load_network(options.model, weights=options.weights, **constants(options))
     few = floats(images.images[:2])
+    mend = "bind the key of a network that draws, or judge it in Python with Hints(stochastic=True)"
+    inputs.takes(f"model {options.model}", network.logits_fn, (few,), "(images)", mend)
     try:
         inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
     except InputError as error:
@@ -187,6 +189,7 @@ def _images(options: Options, run: runs.Run) -> tuple[data.Dataset | data.Images
             f"data must hold images {list(wanted)}, as the run's network was trained with, got "
             f"{list(found.images.shape[1:])} in {spec}; give --image_size, or other data"
         )
+    inputs.labels_in_range(found.labels, run.module.num_classes)
     return found, {"dataset": spec, "split": found.about.get("split"), "data": found.about}
 
 

@@ -105,3 +105,12 @@ def test_bad_temperatures_are_named():
     for options in ({"temperature": 0.0}, {"backward_temperature": -1.0}):
         with pytest.raises(InputError, match="temperatures must be above 0"):
             fsr.separate(jnp.asarray(SCORES), jnp.asarray(FEATURES), **options)
+
+
+def test_shapes_that_would_be_broadcast_are_refused():
+    features = jnp.ones((2, 3, 3, 4))
+    with pytest.raises(InputError, match=r"scores must be \[2, 3, 3, 4\], as features, got \[2, 1, 1, 4\]; give it"):
+        fsr.separate(features[:, :1, :1], features)
+    for arguments in ((features, features[:1], features), (features, features, features[..., :1])):
+        with pytest.raises(InputError, match=r"must be \[2, 3, 3, 4\], as nonrobust, got"):
+            fsr.recalibrate(*arguments)
