@@ -163,7 +163,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     images, labels, _ = toys.linear_examples(16, "linf")
     hiding = goals.as_logits_fn(lambda images: toys.linear(detached(cut(images))))
     trial = Trial(
-        probes.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
         stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
     )  # fmt: skip
     findings = reading.read(hiding, images[:2], ())
