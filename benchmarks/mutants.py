@@ -578,13 +578,14 @@ class Coverage:
 
     def __init__(self, path: Path, sources: dict[str, bytes]):
         self.path, self.sources = path, sources
+        self.root = Path()  # of the tests' files
         # Here, before any thread: Python 3.11 can fail where two threads parse at the same time (CPython issue 106905).
         self.inside = {file: _function_lines(source) for file, source in sources.items()}
         self.units: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def measure(self, copies: Copies, paths: Sequence[str], jobs: int) -> None:
         """Measures the units that are new, or of which something has changed."""
-        copy = copies.first
+        copy = self.root = copies.first
         wanted = [EXAMPLES]
         for path in paths:
             found = [copy / path] if (copy / path).is_file() else sorted((copy / path).rglob("test_*.py"))
@@ -659,14 +660,18 @@ class Coverage:
         """node id -> seconds of the tests that reach a mutant, in the order in which they should run.
 
         Quick ones come first, those that were written for the file, and those that have `noticed` other mutants of it;
-        of each function with parameters one case before the other cases, which are likely to see no more.
+        of each function with parameters one case before the other cases, which are likely to see no more. What is in a
+        file without functions is used by others: then it is the tests of the files that name it.
         """
         found: dict[str, list[tuple[float, float, str]]] = {}
         stem = Path(mutant.file).stem.strip("_")
         for unit, known in self.units.items():
             lines = known["lines"].get(mutant.file, {})
             weight = 0.2 if stem in Path(unit).stem or unit == EXAMPLES else 1.0
-            for i in {i for line in mutant.reached for i in lines.get(str(line), ())}:
+            reaching = {i for line in mutant.reached for i in lines.get(str(line), ())}
+            if not mutant.reached and unit != EXAMPLES and stem in (self.root / unit).read_text():
+                reaching = set(range(len(known["tests"])))
+            for i in reaching:
                 name, seconds = known["tests"][i], known["seconds"][i]
                 function = _function(name)
                 found.setdefault(function, []).append((weight * seconds / (1 + noticed[function]), seconds, name))

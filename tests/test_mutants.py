@@ -114,7 +114,7 @@ def test_the_draw_depends_on_the_seed_alone_and_every_file_has_its_part(program)
 
 @pytest.fixture
 def project(tmp_path):
-    """A package with a bug to be noticed, one that nobody can notice, one that nobody does, and a loop without end."""
+    """A package with bugs to be noticed, one that nobody can notice, one that nobody does, and a loop without end."""
     (tmp_path / "project" / "toy").mkdir(parents=True)
     (tmp_path / "project" / "tests").mkdir()
     root = tmp_path / "project"
@@ -130,6 +130,7 @@ def project(tmp_path):
         "def unseen(a):\n"
         "    return a + 1\n"
     )
+    (root / "toy" / "sizes.py").write_text("LARGE = 10\n")
     (root / "tests" / "test_code.py").write_text(
         "import pytest\nfrom toy.code import count, largest\n\n\n"
         "@pytest.fixture(scope='module')\ndef counted():\n    return count(3)\n\n\n"
@@ -137,16 +138,19 @@ def project(tmp_path):
         "def test_count(counted):\n    assert counted == 6\n\n\n"
         "def test_broken():\n    assert largest(2, 2) == 3\n"
     )
+    (root / "tests" / "test_size.py").write_text(
+        "from toy import sizes\n\n\ndef test_large():\n    assert sizes.LARGE == 10\n"
+    )
     return root
 
 
 def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, project, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "PATIENCE", 2.0)
     before = {path: path.read_bytes() for path in project.rglob("*.py")}
-    wanted = [(2, ">", ">="), (2, ">", "<="), (8, "+=", "-="), (9, "2", "3"), (13, "+", "-")]
+    wanted = [(1, "10", "11"), (2, ">", ">="), (2, ">", "<="), (8, "+=", "-="), (9, "2", "3"), (13, "+", "-")]
 
     def drawn(sources, count, seed):
-        made = program.generate("toy/code.py", sources["toy/code.py"])
+        made = [mutant for file, source in sources.items() for mutant in program.generate(file, source)]
         return [mutant for mutant in made if (mutant.line, mutant.before, mutant.after) in wanted]
 
     monkeypatch.setattr(program, "choose", drawn)
@@ -167,9 +171,10 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
     records, printed = run()
     found = {(record["line"], record["before"], record["after"]): record for record in records.all}
     assert {place: record["outcome"] for place, record in found.items()} == dict(
-        zip(wanted, ("survived", "killed", "timeout", "killed", "uncovered"), strict=True)
+        zip(wanted, ("killed", "survived", "killed", "timeout", "killed", "uncovered"), strict=True)
     )
     assert found[2, ">", "<="]["by"] == "tests/test_code.py::test_largest"
+    assert found[1, "10", "11"]["by"] == "tests/test_size.py::test_large"  # which names the file
     assert found[9, "2", "3"]["by"] == "tests/test_code.py::test_count"  # by way of its fixture
     assert "left out: tests/test_code.py::test_broken" in printed
     assert {path: path.read_bytes() for path in project.rglob("*.py")} == before
@@ -184,7 +189,7 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
         ' "after": ">=", "reason": "Of two equal numbers either is the larger one."}]'
     )
     text = "\n".join(program.report(recorded(sources)))
-    assert counts(text)["all"] == [2, 1, 1, 0, 1]
+    assert counts(text)["all"] == [3, 1, 1, 0, 1]
     assert "toy/code.py:13:14: sign: + -> - (uncovered)\n    return a + 1" in text
     assert "Of two equal numbers either is the larger one." in text
     assert "no longer there" not in text
@@ -199,22 +204,22 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
     assert counts(text)["toy/other.py"] == [2, 1, 1, 0, 1]
     assert "Of two equal numbers either is the larger one." in text
     twice = "\n".join(program.report(recorded(moved | sources)))
-    assert set(counts(twice)) == {"toy/code.py", "all"}
+    assert set(counts(twice)) == {"toy/code.py", "toy/sizes.py", "all"}
 
     # Another function is another one; the others keep their records.
     changed = {"toy/code.py": sources["toy/code.py"].replace(b"i * 2", b"2 * i")}
     text = "\n".join(program.report(recorded(changed)))
     assert counts(text)["all"] == [1, 0, 1, 0, 1]
-    assert "2 records are of code or tests that are no longer there." in text
+    assert "3 records are of code or tests that are no longer there." in text
 
     # What a test noticed is not known any more when the test has gone.
     tests = project / "tests" / "test_code.py"
     tests.write_text(tests.read_text().replace("def test_largest", "def test_larger"))
     text = "\n".join(program.report(recorded(sources)))
-    assert counts(text)["all"] == [1, 1, 1, 0, 1]
+    assert counts(text)["all"] == [2, 1, 1, 0, 1]
     assert "1 records are of code or tests that are no longer there." in text
     found = {(record["line"], record["after"]): record for record in run()[0].all}
-    assert len(found) == 5 and found[2, "<="]["by"] == "tests/test_code.py::test_larger"
+    assert len(found) == 6 and found[2, "<="]["by"] == "tests/test_code.py::test_larger"
 
 
 def test_a_test_is_there_by_its_file_and_name_whatever_its_parameters(program, tmp_path):

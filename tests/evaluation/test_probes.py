@@ -9,10 +9,12 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.attacks import geometry
-from robustjax.evaluation.verdict import _judge, batteries, diagnostics, probes
+from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes
 from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
-from robustjax.evaluation.verdict.probes import Goal, Networks, RecordedPGD
-from robustjax.evaluation.verdict.trial import Decision, Trial
+from robustjax.evaluation.verdict.examples import Decision
+from robustjax.evaluation.verdict.goals import Goal, Networks, Plant
+from robustjax.evaluation.verdict.probes import RecordedPGD
+from robustjax.evaluation.verdict.trial import Trial
 from robustjax.ops import straight_through
 
 IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
@@ -24,6 +26,7 @@ TWO = WEIGHTS[:, :2]
 LEADS = (IMAGES.reshape(16, -1).astype(np.float64) - 0.5) @ (TWO[:, 1] - TWO[:, 0])
 OF_TWO, APART = (LEADS > 0).astype(np.int32), np.abs(LEADS) / np.abs(TWO[:, 1] - TWO[:, 0]).sum()
 BETWEEN = float(np.median(APART))
+DOWNHILL = np.sign(TWO[:, 0] - TWO[:, 1]).reshape(1, 8, 8, 1)
 
 
 def linear(weights, images):
@@ -39,6 +42,14 @@ def trial_of(networks=None, *, stochastic=False, epsilon=EPSILON, images=IMAGES,
         Networks(network()) if networks is None else networks, toys.KEY, images, labels, epsilon=epsilon, norm="linf",
         bounds=(0.0, 1.0), stochastic=stochastic, budget=BUDGETS["quick"]._replace(**budget), batch_size=8,
         report=lambda line: None,
+    )  # fmt: skip
+
+
+def _goal(view, loss, logits_weight, heads_weight, targets, num_classes=4):
+    nothing = Plant(np.zeros((len(targets), num_classes), np.float32), np.zeros(len(targets), np.float32))
+    return Goal(
+        jnp.int32(view), jnp.int32(goals.LOSSES.index(loss)), jnp.float32(logits_weight), jnp.float32(heads_weight),
+        jnp.asarray(targets), jnp.bool_(False), nothing,
     )  # fmt: skip
 
 
@@ -106,15 +117,13 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
         scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
         return (z[rows, targets] - z[rows, LABELS]) / scale
 
-    of = dict(zip(probes.LOSSES, (lambda z: ce(z, LABELS), lambda z: margin(z, LABELS), dlr, targeted), strict=True))
+    of = dict(zip(goals.LOSSES, (lambda z: ce(z, LABELS), lambda z: margin(z, LABELS), dlr, targeted), strict=True))
     assert networks.views() == ("direct", "surrogate", "auxiliary", "undefended", "trained")
-    outputs_of = jax.jit(lambda goal: probes.view_outputs(networks, goal, jnp.asarray(IMAGES)))
-    loss_of = jax.jit(probes.goal_loss)
+    outputs_of = jax.jit(lambda goal: goals.view_outputs(networks, goal, jnp.asarray(IMAGES)))
+    loss_of = jax.jit(goals.goal_loss)
     for view, name in enumerate(networks.views()):
         for loss, function in of.items():
-            goal = Goal(
-                jnp.int32(view), jnp.int32(probes.LOSSES.index(loss)), jnp.float32(0.7), jnp.float32(3.0), targets
-            )
+            goal = _goal(view, loss, 0.7, 3.0, targets)
             outputs = outputs_of(goal)
             logits = expected["surrogate" if name == "auxiliary" else name]
             np.testing.assert_allclose(outputs.logits, logits, atol=1e-4)
@@ -123,7 +132,7 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
             if name == "auxiliary":
                 total = 0.7 * function(logits) + 3.0 * np.mean([function(z) for z in others], axis=0)
                 np.testing.assert_allclose(loss_of(outputs, LABELS), total, rtol=1e-4, atol=1e-4)
-    alone = probes.ViewOutputs(jnp.asarray(expected["direct"], jnp.float32), jnp.zeros((0, 0, 0)), goal)
+    alone = goals.ViewOutputs(jnp.asarray(expected["direct"], jnp.float32), jnp.zeros((0, 0, 0)), goal)
     np.testing.assert_allclose(loss_of(alone, LABELS), 0.7 * targeted(expected["direct"]), rtol=1e-4)
 
 
@@ -131,11 +140,9 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
 def test_with_too_few_classes_the_margin_takes_the_place_of_dlr(num_classes):
     logits = np.random.default_rng(1).normal(size=(8, num_classes)).astype(np.float32)
     labels, targets = logits.argmax(1), (logits.argmax(1) + 1) % num_classes
-    goal = lambda loss: Goal(  # noqa: E731
-        jnp.int32(0), jnp.int32(probes.LOSSES.index(loss)), jnp.float32(1.0), jnp.float32(0.0), jnp.asarray(targets)
-    )
+    goal = lambda loss: _goal(0, loss, 1.0, 0.0, targets, num_classes)  # noqa: E731
     found = {
-        loss: probes.goal_loss(probes.ViewOutputs(jnp.asarray(logits), jnp.zeros((0, 0, 0)), goal(loss)), labels)
+        loss: goals.goal_loss(goals.ViewOutputs(jnp.asarray(logits), jnp.zeros((0, 0, 0)), goal(loss)), labels)
         for loss in ("dlr", "targeted")
     }
     rows, ordered = np.arange(8), np.sort(logits, axis=1)
@@ -158,7 +165,7 @@ def test_derivatives_agree_with_differences_as_the_cosine_of_both_says():
         )
 
     labels = np.arange(16, dtype=np.int32) % 2
-    goal = Goal(jnp.int32(0), jnp.int32(1), jnp.float32(1.0), jnp.float32(0.0), 1 - labels)
+    goal = _goal(0, "margin", 1.0, 0.0, 1 - labels, 2)
     along = []
     for key in jax.random.split(toys.KEY, probes.NUM_DIRECTIONS):
         delta = np.asarray(geometry.get("linf").random_start(key, jnp.asarray(IMAGES), 0.02)).reshape(16, -1)
@@ -186,7 +193,7 @@ def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
         return live * linear(weights, images) + broken * images[:, 0, 2, :] * jnp.arange(4.0)[None]
 
     known = Networks(jax.tree_util.Partial(partly, jnp.asarray(WEIGHTS, jnp.float32)))
-    goal = Goal(jnp.int32(0), jnp.int32(0), jnp.float32(1.0), jnp.float32(0.0), jnp.zeros(16, jnp.int32))
+    goal = _goal(0, "ce", 1.0, 0.0, np.zeros(16, np.int32))
     zero, nonfinite = probes.gradients(known, images, LABELS, goal)
     np.testing.assert_array_equal(nonfinite, ROWS % 4 >= 2)
     np.testing.assert_array_equal(zero, (ROWS % 2 == 0) & (ROWS % 4 < 2))
@@ -254,6 +261,32 @@ def test_attacks_go_on_with_what_the_former_left():
     ]
     assert found.auxiliary is found.control is found.frozen is found.curve is None
     assert found.transfer.shape == (16,) and not found.transfer[ROWS % 4 != 0].any()
+
+
+@pytest.mark.parametrize(("stochastic", "version"), [(False, "standard"), (True, "rand")])
+def test_with_the_full_budget_the_ensemble_is_autoattack_and_each_attack_has_what_it_found(
+    stochastic, version, monkeypatch
+):
+    asked = {}
+    # Away from the label's class by more than is needed; the last two as they are.
+    moved = np.clip(IMAGES + 3.0 * APART.max() * np.sign(OF_TWO - 0.5)[:, None, None, None] * DOWNHILL, 0.0, 1.0)
+    robust = {"apgd-ce": ROWS >= 5, "square": ROWS >= 14}
+    images = np.where((ROWS < 14)[:, None, None, None], moved, IMAGES).astype(np.float32)
+
+    def autoattack(network, key, images_given, labels, **options):
+        asked.update(options)
+        return SimpleNamespace(by_attack=robust, images=images)
+
+    monkeypatch.setattr(batteries.attacks, "autoattack", autoattack)
+    drawing = jax.tree_util.Partial(lambda weights, images, *key: linear(weights, images), network(TWO).args[0])
+    epsilon = float(3.0 * APART.max())
+    trial = trial_of(Networks(drawing), stochastic=stochastic, epsilon=epsilon, labels=OF_TWO, autoattack=True)
+    batteries.ensemble(trial)
+    assert asked == {"epsilon": epsilon, "norm": "linf", "version": version, "bounds": (0.0, 1.0)}
+    np.testing.assert_array_equal(trial.shares["apgd-ce"], ROWS < 5)
+    np.testing.assert_array_equal(trial.shares["square"], (ROWS >= 5) & (ROWS < 14))
+    assert list(trial.shares) == ["apgd-ce", "square"] and "autoattack" in trial.seconds
+    np.testing.assert_array_equal(trial.remaining(), [14, 15])
 
 
 def test_of_a_stochastic_network_the_draws_in_a_gradient_are_swept():

@@ -9,7 +9,9 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import reading, trust
+from robustjax.evaluation.verdict import probes, reading, trust
+from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.trial import Trial
 from robustjax.ops import bpda
 from robustjax.transforms import Finding
 
@@ -45,7 +47,10 @@ def honest():
     return judge(network(lambda images: images), toys.KEY, *toys.digits()[1], epsilon=toys.EPSILON)
 
 
-@pytest.fixture(scope="module", params=BROKEN)
+SLOW = pytest.param("detached", marks=pytest.mark.slow)  # as quick to read as the others, and one more verdict
+
+
+@pytest.fixture(scope="module", params=[SLOW if name == "detached" else name for name in BROKEN])
 def broken(request):
     """A name and a verdict, nothing declared."""
     prepare, _ = BROKEN[request.param]
@@ -151,6 +156,45 @@ def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_sid
     nothing, something = np.zeros((1, 2)), np.ones((1, 2))
     assert reading._turned(nothing, something) and reading._turned(something, nothing)
     assert not reading._turned(nothing, nothing)
+
+
+@pytest.mark.parametrize("num_found", [0, 1])
+def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monkeypatch):
+    images, labels, _ = toys.linear_examples(16, "linf")
+    hiding = probes.as_logits_fn(lambda images: toys.linear(detached(cut(images))))
+    trial = Trial(
+        probes.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+    )  # fmt: skip
+    findings = reading.read(hiding, images[:2], ())
+    assert {finding.kind for finding in findings} == {"step", "detached"}
+    run, rows = [], np.arange(16)
+    last = f"relaxed:{findings[1].kind}"
+
+    def apgd(name, rows, *, loss, target, **options):
+        assert options["view"] == "direct"
+        shares = np.zeros(16, np.float32)
+        if name == last and not any(before[0] == name for before in run):
+            shares[rows[:num_found]] = 1.0
+        run.append((name, rows.tolist(), loss, target))
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    found = reading.attack(trial, hiding, findings, rows, rows, quicken=False)
+    first = f"relaxed:{findings[0].kind}"
+    sample, rest = list(range(8)), list(range(8, 16))
+    expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
+    if num_found:  # the best two, each on the rest and then aimed at classes
+        left = list(range(1, 16))
+        for name in (last, first):
+            expected += [(name, rest, "ce", 0), *[(name, left, "targeted", target) for target in range(3)]]
+    else:  # everything relaxed, and no more than the sample
+        expected += [("relaxed:all", [], "ce", 0), *[("relaxed:all", sample, "targeted", t) for t in range(3)]]
+    assert run == expected
+    assert [remedy.misclassified for remedy in found.remedies] == [0, num_found]
+    assert [(remedy.tried, remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 8, 8)] * 2
+    np.testing.assert_array_equal(found.share, rows < num_found)
+    assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
 
 
 @pytest.mark.slow
