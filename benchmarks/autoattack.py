@@ -1,14 +1,15 @@
 """AutoAttack `standard` against the published implementation: same weights and images, flags and seconds by attack.
 
 python benchmarks/autoattack.py --data_dir=DIR [--dataset=mnist] [--norms=linf,l2] [--num_images=256]
-                                [--peer_python=PATH]
+                                [--foreign=nhwc|nchw] [--peer_python=PATH]
 
 Trains a small CNN for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
 process of its own, one after the other, on all cores. The published side is `torchattacks` (its APGD, APGDT, FAB and
 Square are the reference's code; 100 steps, 9 targets, 5000 queries, fixed schedule of squares, as in the reference's
 `standard`), which needs `pip install torch && pip install --no-deps torchattacks`. Each attack sees what survived the
 ones before. Ours is timed with compilation, and once more without. The published side runs with two seeds: how many
-flags differ between those two is what to hold the flags that differ between ours and its first against.
+flags differ between those two is what to hold the flags that differ between ours and its first against. With --foreign
+the same network is written in `jax.lax` alone, in that layout, as other people's are; `autoattack` quickens it itself.
 """
 
 import os
@@ -34,6 +35,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds data s
 NORMS = flags.DEFINE_list("norms", "linf,l2", "Threats.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 256, "Test images to attack.", lower_bound=1)
 TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Of adversarial training, 128 images each.", lower_bound=1)
+FOREIGN = flags.DEFINE_enum("foreign", None, ["nhwc", "nchw"], "Attack the network as others write it.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the published side.")
 PART = flags.DEFINE_enum(
     "part", None, ["train", "ours", "published", "published_again"], "Do only this, on --case, as the parent asks."
@@ -60,7 +62,8 @@ def main(_) -> None:
 def report(norm: str, mine, theirs, again) -> None:
     """One line for each attack and one for all together."""
     epsilon, count = EPSILON[DATASET.value, norm], mine["flags"].shape[1]
-    print(f"\n{DATASET.value}, small_cnn, {count} images, {norm} epsilon {epsilon:.4g}, {os.cpu_count()} cores")
+    network = f"small_cnn in lax, {FOREIGN.value}" if FOREIGN.value else "small_cnn"
+    print(f"\n{DATASET.value}, {network}, {count} images, {norm} epsilon {epsilon:.4g}, {os.cpu_count()} cores")
     headings = ("after", "accuracy", "published", "differ", "by seed", "s first", "s again", "s publ.", "ratio")
     print(" ".join(f"{heading:>9}" for heading in headings))
     for i, name in enumerate(ATTACKS):
@@ -119,6 +122,7 @@ def train(case: str, norm: str) -> None:
 
 def ours(case: str, norm: str) -> None:
     """Runs the ensemble twice, the first time with compilation."""
+    import foreign  # the file beside this one
     import jax
 
     from robustjax import models
@@ -130,6 +134,8 @@ def ours(case: str, norm: str) -> None:
     images, labels = arrays.pop("images"), arrays.pop("labels")
     params, module = nested(arrays), models.create("small_cnn")
     network = lambda images: module.apply(params, images).logits  # noqa: E731
+    if FOREIGN.value:
+        network = partial(foreign.network("small_cnn", FOREIGN.value), params)
     epsilon = EPSILON[DATASET.value, norm]
     seconds = []
     for _ in range(2):

@@ -1,13 +1,16 @@
 """What becomes of the claims of five abstracts, on networks that train on the digits: writes docs/claims.md.
 
-    python benchmarks/claims.py [--folder=runs/small_table] [--seed=0]
+    python benchmarks/claims.py [--runs=runs/table] [--results=results] [--seed=0] [--page]
 
-Trains, evaluates and analyses what ``--folder`` does not hold yet, by the commands that anyone would type, and goes on
-where it was stopped. Half an hour on two CPU cores; a folder that ``launch/verdicts.sh`` has filled saves most of it.
+Accuracies under attack are those of the table's records, and the networks are the table's: what ``--runs`` does not
+hold is trained by ``benchmarks/reproduce.py``, and what has no record counts as not measured. What happens inside the
+networks is measured by ``python -m robustjax.analysis``, within ten minutes on two CPU cores, and kept in
+results/claims.json; ``--page`` makes the page of that file and the records alone.
 
 A claim is a difference, or a scalar against a value of no effect: confirmed where its 95 % interval lies on the claimed
-side, refuted where it lies on the other, and undecided where it holds no effect. Differences of two networks have
-Newcombe's interval, made of each one's own.
+side, refuted where it lies on the other, and undecided where it holds no effect. Differences of accuracies under attack
+are paired, image by image (Agresti and Min 2005). Other differences of two scalars have Newcombe's interval, made of
+each one's own as if they were independent: too wide where both are of the same images.
 """
 
 from __future__ import annotations
@@ -15,17 +18,35 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cells  # the module beside this one
+
 from robustjax.runtime import files
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE, FIGURES = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims"
+SCALE = "digits"
 NAMES = ("at", "standard", "at_cas", "at_cifs", "at_fsr", "at_sns")
-ATTACKS = "clean,pgd20,autoattack,adaptive"
+# Figure -> the paper under which it stands, and what it shows.
+SHOWN = {
+    "calibration": ("SAP", "Confidence against accuracy under FGSM, and the expected calibration error against "
+                    "epsilon, dense and with SAP."),
+    "channels": ("CAS", "Channels of one class in the order of their natural frequency: mean magnitude, and the share "
+                 "of images in which the channel is active, of natural and of adversarial images."),
+    "relevance": ("CIFS", "Channels in the order of the classifier's weight for one class: mean activation of natural "
+                  "and of adversarial images."),
+    "sensitivity": ("SNS", "Sensitivity of the neurons, layer by layer."),
+    "restoration": ("SNS", "Accuracy under attack when, at one layer, the most sensitive neurons or as many random "
+                    "ones get the values that the natural image gives them."),
+    "separation": ("FSR", "Accuracy of the head on robust, non-robust and recalibrated features, and what the mask "
+                   "keeps."),
+}  # fmt: skip
 
 
 class Scalar(NamedTuple):
@@ -68,20 +89,20 @@ def difference(one: Scalar | None, other: Scalar | None) -> Scalar | None:
 
 
 def claims(
-    analysis: Mapping[str, Any], accuracies: Mapping[str, Mapping[str, Scalar]], *, suffix: str = ""
+    analysis: Mapping[str, Any], gains: Mapping[str, Mapping[str, Scalar]], *, seed: int
 ) -> dict[str, list[Claim]]:
     """Paper -> its claims.
 
     Args:
-        analysis: of analysis.json, of networks named as in ``NAMES``.
-        accuracies: name -> attack -> accuracy.
-        suffix: of the networks' names in the analysis.
+        analysis: of analysis.json, of networks named as in ``NAMES``, each with its seed.
+        gains: cell -> "pgd20" or "worst_case" -> how much more accurate it is than ``at``.
+        seed: of the networks.
     """
     figures = {figure["name"]: figure["estimates"] for figure in analysis["figures"]}
     epsilon = f"{analysis['epsilon']:.4g}"
 
     def read(figure: str, scalar: str, name: str, way: str = "") -> Scalar | None:
-        found = figures.get(figure, {}).get(f"{name}{suffix}{way}", {}).get(scalar)
+        found = figures.get(figure, {}).get(f"{name}_{seed}{way}", {}).get(scalar)
         if found is None or None in (found["value"], *found["interval_95"]):
             return None
         return Scalar(found["value"], *found["interval_95"], found["n"])
@@ -92,59 +113,63 @@ def claims(
     def attacked(figure: str, scalar: str, name: str) -> Scalar | None:
         return difference(read(figure, f"{scalar}_adversarial", name), read(figure, f"{scalar}_natural", name))
 
-    def pruned(scalar: str) -> Scalar | None:
-        name = f"{scalar}_at_{epsilon}"
-        return difference(read("calibration", name, "at", ", SAP, single draw"), read("calibration", name, "at"))
+    def pruned(scalar: str, name: str) -> Scalar | None:
+        scalar = f"{scalar}_at_{epsilon}"
+        return difference(read("calibration", scalar, name, ", SAP, 20 draws"), read("calibration", scalar, name))
 
-    def gain(name: str, attack: str) -> Scalar | None:
-        return difference(accuracies.get(name, {}).get(attack), accuracies.get("at", {}).get(attack))
-
-    def robust(name: str, words: str) -> list[Claim]:
-        says = f"{words} is more robust than adversarial training alone"
+    def robust(name: str, says: str) -> list[Claim]:
+        found = gains.get(name, {})
         return [
-            Claim(says, "accuracy under PGD-20, minus that of `at`", gain(name, "pgd20")),
-            Claim(says, "worst case, adaptive attacks included, minus that of `at`", gain(name, "worst_case")),
+            Claim(says, "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
+            Claim(says, "worst case, adaptive attacks included, minus that of `at`", found.get("worst_case")),
         ]
 
     return {
         "SAP (Dhillon et al. 2018)": [
-            Claim("pruning raises accuracy under FGSM", "accuracy of `at`, pruned minus dense", pruned("accuracy")),
-            Claim("and calibrates better under attack", "ECE of `at`, pruned minus dense", pruned("ece"), above=False),
-            *robust("at with SAP", "the pruned network"),
+            Claim("pruning a trained network raises its accuracy under attack", "accuracy of `standard` under FGSM, "
+                  "pruned (20 draws) minus dense", pruned("accuracy", "standard")),
+            Claim("also that of an adversarially trained one", "the same of `at`", pruned("accuracy", "at")),
+            Claim("and its calibration is preserved", "expected calibration error of `at` under FGSM, pruned minus "
+                  "dense: above 0 it is lost, below 0 it is better", pruned("ece", "at"), above=False),
+            *robust("at_sap", "the pruned network is more robust"),
         ],
         "CAS (Bai et al. 2021)": [
             Claim("adversarial images activate channels more strongly", "magnitude ratio of `standard`, against 1",
                   read("channels", "magnitude_ratio", "standard"), no_effect=1.0),
             Claim("and more uniformly", "entropy of the frequencies of `standard`, adversarial minus natural",
                   attacked("channels", "entropy", "standard")),
-            Claim("adversarial training mends the magnitudes", "magnitude ratio, `at` minus `standard`",
+            Claim("adversarial training mends the first", "magnitude ratio, `at` minus `standard`",
                   between("channels", "magnitude_ratio", "at", "standard"), above=False),
-            Claim("CAS narrows the gap of the frequencies", "gap, `at_cas` minus `at`",
+            Claim("but not the second", "entropy of the frequencies of `at`, adversarial minus natural",
+                  attacked("channels", "entropy", "at")),
+            Claim("CAS suppresses what attacks activate", "gap of the frequencies, `at_cas` minus `at`",
                   between("channels", "l1_gap", "at_cas", "at"), above=False),
-            *robust("at_cas", "CAS"),
+            *robust("at_cas", "CAS makes adversarial training more robust"),
         ],
         "CIFS (Yan et al. 2021)": [
-            Claim("attacks misalign channels and their relevance", "rank correlation of `at`, adversarial - natural",
+            Claim("after adversarial training attacks still over-activate channels that speak against the class",
+                  "over-activation of `at`", read("relevance", "over_activation", "at")),
+            Claim("which misaligns activation and relevance", "rank correlation of `at`, adversarial minus natural",
                   attacked("relevance", "rank_correlation", "at"), above=False),
-            Claim("channels that speak against the class rise most in the least robust classes",
-                  "over-activation gap of `at`", read("relevance", "over_activation_gap", "at")),
-            *robust("at_cifs", "CIFS"),
+            Claim("most of all in the classes that are least robust", "over-activation gap of `at`",
+                  read("relevance", "over_activation_gap", "at")),
+            *robust("at_cifs", "CIFS makes adversarial training more robust"),
         ],
         "SNS (Zhang et al. 2021)": [
+            Claim("sensitive neurons contribute most to wrong predictions", "restoration gap of `standard`",
+                  read("restoration", "restoration_gap", "standard")),
             Claim("adversarial training lowers sensitivity", "relative sensitivity, `at` minus `standard`",
                   between("sensitivity", "relative_sensitivity", "at", "standard"), above=False),
-            Claim("the most sensitive neurons carry the attack", "restoration gap of `standard`",
-                  read("restoration", "restoration_gap", "standard")),
-            Claim("stabilizing lowers sensitivity further", "relative sensitivity, `at_sns` minus `at`",
+            Claim("stabilizing them lowers it further", "relative sensitivity, `at_sns` minus `at`",
                   between("sensitivity", "relative_sensitivity", "at_sns", "at"), above=False),
-            *robust("at_sns", "SNS"),
+            *robust("at_sns", "and makes adversarial training more robust"),
         ],
         "FSR (Kim et al. 2023)": [
             Claim("under attack robust features name the right class more often than non-robust ones",
                   "difference of accuracies", read("separation", "adversarial_robust_gap", "at_fsr")),
-            Claim("recalibration makes the non-robust ones speak for the right class",
+            Claim("recalibration restores cues for the right class in non-robust ones",
                   "gain of accuracy", read("separation", "adversarial_recalibration_gain", "at_fsr")),
-            *robust("at_fsr", "FSR"),
+            *robust("at_fsr", "FSR makes adversarial training more robust"),
         ],
     }  # fmt: skip
 
@@ -158,59 +183,88 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
         "Made by `python benchmarks/claims.py`, on networks that train within minutes (`configs/digits.py`, one seed): "
         f"{analysis['num_examples']} test images of {analysis['dataset']}, {threat}, commit "
         f"`{str(analysis['commit'])[:12]}`. A claim is confirmed or refuted where the 95 % interval of the scalar that "
-        "decides it lies on one side of no effect, and undecided otherwise. Intervals are over test images, not over "
-        "seeds; small networks on small images say little of ResNet-18 on CIFAR-10. "
-        "[How to read the figures](read_the_figures.md) says what each scalar is.",
+        "decides it lies on one side of no effect, and undecided otherwise. The papers' networks are larger, and their "
+        "images are CIFAR-10 or larger: what is refuted here is refuted of these networks, and the same for what is "
+        "confirmed. Intervals are over test images, not over seeds. The accuracies are those of `results/TABLE.md`; "
+        "[how to read the figures](read_the_figures.md) says what each scalar is.",
+        "",
+        *(f"- **{paper}**: {summary(own)}" for paper, own in found.items()),
     ]
     for paper, own in found.items():
-        lines += ["", f"## {paper}", "", "| claim | decided by | value | 95 % interval | n | outcome |"]
+        lines += ["", f"## {paper}", "", "| the paper says | decided by | value | 95 % interval | n | outcome |"]
         lines.append("|---|---|--:|---|--:|---|")
         for claim in own:
             scalar, figures = claim.found, " | | "
             if scalar is not None:
                 figures = f"{scalar.value:.3g} | {scalar.low:.3g} to {scalar.high:.3g} | {scalar.n}"
             lines.append(f"| {claim.says} | {claim.measured} | {figures} | **{claim.outcome}** |")
+        for name, (under, text) in SHOWN.items():
+            if under == paper.split()[0]:
+                lines += ["", f"![{text}](claims/{name}.png)", "", text]
     return "\n".join(lines) + "\n"
 
 
-def accuracies_of(folder: Path) -> dict[str, Scalar]:
-    """Attack -> accuracy, of the records in a folder."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if "robust" in record and "attack" in record:
-            found[record["attack"]] = Scalar(record["accuracy"], *record["interval_95"], record["num_examples"])
+def summary(own: list[Claim]) -> str:
+    """One sentence: how many of a paper's claims came out how.
+
+    >>> summary([Claim("a", "", Scalar(1, 0.5, 2, 9)), Claim("b", "", None)])
+    '1 confirmed (a), 1 undecided (not measured) (b).'
+    """
+    by_outcome: dict[str, list[str]] = {}
+    for claim in own:
+        by_outcome.setdefault(claim.outcome, []).append(claim.says)
+    order = sorted(by_outcome, key=("confirmed", "refuted", "undecided", "undecided (not measured)").index)
+    return ", ".join(f"{len(by_outcome[name])} {name} ({'; '.join(by_outcome[name])})" for name in order) + "."
+
+
+def gains(results: Path, seed: int) -> dict[str, dict[str, Scalar]]:
+    """Cell -> "pgd20" or "worst_case" -> how much more accurate it is than its baseline, of the table's records."""
+    found: dict[str, dict[str, Scalar]] = {}
+    for name, of_seeds in cells.by_name(cells.SCALES[SCALE]).items():
+        own = [cell for cell in of_seeds if cell.seed == seed and cell.base is not None]
+        for which, attack in (("pgd20", "pgd20"), ("worst_case", None)):
+            gain = cells.beyond(cells.pairs(results, SCALE, own, attack))
+            if gain is not None:
+                found.setdefault(name, {})[which] = Scalar(*gain)
     return found
 
 
-def _command(module: str, *arguments: str) -> None:
-    print(f"python -m robustjax.{module} {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", f"robustjax.{module}", *arguments], cwd=ROOT, check=True)
+def _command(*arguments: str) -> None:
+    print(f"python {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+
+
+def analyse(runs: Path, results: Path, seed: int) -> None:
+    """Trains what is missing, measures what happens inside, and keeps scalars and figures."""
+    _command("benchmarks/reproduce.py", f"--scale={SCALE}", f"--only={','.join(NAMES)}", f"--seeds={seed}",
+             "--parts=training", f"--runs={runs}", f"--results={results}")  # fmt: skip
+    first, *others = (str(runs / SCALE / f"{name}_{seed}") for name in NAMES)
+    folder = Path(first) / "analysis"
+    _command("-m", "robustjax.analysis", f"--workdir={first}", f"--against={','.join(others)}", f"--output={folder}")
+    measured = json.loads((folder / "analysis.json").read_text())
+    for network in measured["networks"].values():
+        del network["workdir"]
+    files.write(results / "claims.json", json.dumps(measured, indent=1) + "\n")
+    FIGURES.mkdir(exist_ok=True)
+    for name in SHOWN:
+        shutil.copyfile(folder / f"{name}.png", FIGURES / f"{name}.png")
 
 
 def main() -> None:
-    """Trains, evaluates and analyses what is missing, and writes the page."""
+    """Measures what is missing, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default="runs/small_table", help="where the runs lie")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs")
+    parser.add_argument("--runs", default=str(ROOT / "runs" / "table"), help="folder of the table's runs")
+    parser.add_argument("--results", default=str(ROOT / "results"), help="folder of the table's records")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks")
+    parser.add_argument("--page", action="store_true", help="make the page of results/claims.json, and run nothing")
     given = parser.parse_args()
-    folder, suffix = Path(given.folder).resolve(), f"_{given.seed}"
-    runs = {name: folder / f"{name}{suffix}" for name in NAMES}
-    for name, run in runs.items():
-        _command("train", f"--config=digits:{name}", f"--config.seed={given.seed}", f"--workdir={run}")
-        if not (run / "evaluation" / "adaptive.json").exists():
-            _command("evaluate", f"--workdir={run}", f"--attacks={ATTACKS}")
-    sap = runs["at"] / "evaluation" / "sap:sampler=bernoulli"
-    if not (sap / "adaptive.json").exists():
-        _command("evaluate", f"--workdir={runs['at']}", f"--attacks={ATTACKS}", "--defense=sap:sampler=bernoulli")
-    others = ",".join(str(run) for name, run in runs.items() if name != "at")
-    _command("analysis", f"--workdir={runs['at']}", f"--against={others}")
-    analysis = json.loads((runs["at"] / "analysis" / "analysis.json").read_text())
-    accuracies = {name: accuracies_of(run / "evaluation") for name, run in runs.items()}
-    accuracies["at with SAP"] = accuracies_of(sap)
-    found = claims(analysis, accuracies, suffix=suffix)
-    files.write(ROOT / "docs" / "claims.md", markdown(found, analysis))
-    print("claims: docs/claims.md")
+    results = Path(given.results).resolve()
+    if not given.page:
+        analyse(Path(given.runs).resolve(), results, given.seed)
+    measured = json.loads((results / "claims.json").read_text())
+    found = claims(measured, gains(results, given.seed), seed=given.seed)
+    files.write(PAGE, markdown(found, measured))
+    print(f"claims: {PAGE}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ caught.
 A mutant meets the tests whose execution reaches its line, the quickest first, until one fails. They run in a copy of
 the checkout, so the files here can be worked on meanwhile. Which tests reach which lines is measured once and kept in
 the user's cache folder; what has changed since is measured again. A test that takes longer than `FACTOR` times its
-usual time and `PATIENCE` seconds counts as having noticed.
+usual time and `PATIENCE` seconds is ended: either the mutant runs on for ever or the machine was busy.
 
-results/mutants.json has a record after every mutant, by the digest of its file: the same command goes on where it was,
-and a mutant is not run twice unless its file has changed or, with `--again`, it was not killed.
+results/mutants.json has a record after every mutant: the same command goes on where it was, and a mutant is not run
+twice unless its code has changed or, with `--again`, it was not killed. A record holds as long as there is the same
+function, class or other statement at the top of a file, whatever becomes of its docstrings, comments and layout, of the
+file and of other code; and one of a mutant that was killed, as long as the test that noticed is there.
 results/mutants_equivalent.json says of which mutants no test can tell the difference, and why.
 """
 
@@ -26,6 +28,7 @@ import bisect
 import concurrent.futures
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -75,8 +78,9 @@ APART = (
     "tests/test_launch",
     "tests/test_mutants",
 )
-FACTOR, PATIENCE = 6.0, 30.0  # a test's limit: times its usual seconds, and seconds more
-START = 120.0  # seconds that Python and the tests may take to load
+FACTOR, PATIENCE = 6.0, 120.0  # a test's limit: times its usual seconds, and seconds more
+START = 300.0  # seconds that Python and the tests may take to load
+NOT_NOTICED = ("survived", "uncovered")
 EXAMPLES = "examples"  # the unit of measurement that is not a file of tests but the doctests of the sources
 
 OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*", "&": "|", "|": "&", "and": "or", "or": "and"}
@@ -107,6 +111,7 @@ class Mutant(NamedTuple):
         rule: what kind of change.
         before, after: text of the file from byte `start` to `stop`, and what takes its place.
         reached: lines of which a test has to execute one to be able to notice.
+        definition: what it is in of that which stands at the top of the file: a function, a class or another statement.
     """
 
     file: str
@@ -118,15 +123,26 @@ class Mutant(NamedTuple):
     start: int
     stop: int
     reached: frozenset[int]
+    definition: Definition
 
     def applied(self, source: bytes) -> bytes:
         """The file with the change."""
         return source[: self.start] + self.after.encode() + source[self.stop :]
 
+    def code(self, source: bytes) -> tuple[str, str]:
+        """Digests of its definition as it is and as changed: what a mutant is, wherever the definition stands.
+
+        Docstrings, comments and layout have no part in them.
+        """
+        first, last = self.definition.start, self.definition.stop
+        changed = source[first : self.start] + self.after.encode() + source[self.stop : last]
+        return _digest_of_code(source[first:last]), _digest_of_code(changed)
+
     def record(self) -> dict[str, Any]:
-        """What names it in results/mutants.json."""
+        """What people read of it in results/mutants.json."""
         return {
             "file": self.file,
+            "definition": self.definition.name,
             "line": self.line,
             "column": self.column,
             "rule": self.rule,
@@ -148,6 +164,52 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+class Definition(NamedTuple):
+    """What stands at the top of a file: its name, or that of what it is assigned to, and its bytes with decorators."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def definitions(source: bytes) -> list[Definition]:
+    """All functions, classes and other statements at the top of a file, in order."""
+    starts = _line_starts(source)
+    found = []
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        name = getattr(node, "name", None) or getattr(target, "id", "")
+        first = min(part.lineno for part in (node, *getattr(node, "decorator_list", ())))
+        stop = starts[node.end_lineno - 1] + node.end_col_offset
+        found.append(Definition(name, starts[first - 1], stop))
+    return found
+
+
+def _line_starts(source: bytes) -> list[int]:
+    """Where each line begins, and where the last one ends."""
+    return [0, *itertools.accumulate(len(line) for line in source.splitlines(keepends=True))]
+
+
+@functools.cache
+def _digest_of_code(source: bytes) -> str:
+    """Of the code as Python would write it, without the strings that stand for themselves, which are docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not _is_text(line)]
+    return digest(ast.unparse(tree).encode())
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@functools.cache
+def _digests(source: bytes) -> frozenset[str]:
+    """Of all definitions of a file."""
+    return frozenset(_digest_of_code(source[found.start : found.stop]) for found in definitions(source))
+
+
 # --- Making mutants
 
 
@@ -165,9 +227,8 @@ class _Generator(ast.NodeVisitor):
     def __init__(self, file: str, source: bytes):
         self.file, self.source, self.tree = file, source, ast.parse(source)
         self.mutants: list[Mutant] = []
-        self.starts = [0]
-        for line in source.splitlines(keepends=True):
-            self.starts.append(self.starts[-1] + len(line))
+        self.starts = _line_starts(source)
+        self.definitions = definitions(source)
         self.reached: frozenset[int] = frozenset()
         self.statements: list[tuple[range, set[str]]] | None = None
         self.functions = 0  # that the present node is inside of
@@ -190,7 +251,8 @@ class _Generator(ast.NodeVisitor):
         before = self.source[start:stop].decode()
         column = len(self.source[self.starts[line] : start].decode()) + 1
         if after != before:
-            found = Mutant(self.file, line + 1, column, rule, before, after, start, stop, self.reached)
+            (around,) = (found for found in self.definitions if found.start <= start < found.stop)
+            found = Mutant(self.file, line + 1, column, rule, before, after, start, stop, self.reached, around)
             self.mutants.append(found)
 
     def _replace(self, rule: str, node: ast.AST, after: str) -> None:
@@ -570,6 +632,8 @@ class Coverage:
             for fixture in shared:
                 if name in number:
                     users.setdefault(fixture, []).append(number[name])
+                    # Alone it has to wait for what the others have found ready.
+                    seconds[name] += report["shared"].get(fixture, 0.0)
         measured = coverage.CoverageData(str(data))
         measured.read()
         for file in self.sources:
@@ -616,8 +680,8 @@ class Coverage:
 
 
 def _function(test: str) -> str:
-    """The test function of a node id, without its parameters."""
-    return test.partition("[")[0]
+    """The test function of a node id, without its parameters, also those of absl and chex."""
+    return re.split(r"\[|_*\(|__with", test)[0]
 
 
 def _function_lines(source: bytes) -> set[int]:
@@ -634,34 +698,58 @@ def _last_lines(report: dict[str, Any]) -> str:
 
 
 class Records:
-    """results/mutants.json: what became of each mutant."""
+    """results/mutants.json: what became of each mutant, of a checkout with its `sources` and tests."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / "mutants.json"
+    def __init__(self, root: Path, sources: dict[str, bytes]):
+        self.root, self.sources = root, sources
+        self.path = root / "results" / "mutants.json"
         self.all = self._read()
-        listed = folder / "mutants_equivalent.json"
+        listed = root / "results" / "mutants_equivalent.json"
         self.equivalent: list[dict[str, Any]] = json.loads(listed.read_text()) if listed.exists() else []
 
     def _read(self) -> list[dict[str, Any]]:
         return json.loads(self.path.read_text()) if self.path.exists() else []
 
-    def find(self, mutant: Mutant, source: bytes) -> dict[str, Any] | None:
-        """The record of this very change of this very file."""
-        wanted = mutant.record() | {"source": digest(source)}
-        return next((record for record in self.all if wanted.items() <= record.items()), None)
+    def find(self, mutant: Mutant) -> dict[str, Any] | None:
+        """The record of this very change of this very code, where it holds."""
+        return next((record for record in self._of(mutant) if _is_there(self.root, record["by"])), None)
 
-    def add(self, mutant: Mutant, source: bytes, outcome: str, by: str | None, seconds: float) -> dict[str, Any]:
+    def _of(self, mutant: Mutant) -> list[dict[str, Any]]:
+        """The records of this very change of this very code."""
+        code, changed = mutant.code(self.sources[mutant.file])
+        same = [record for record in self.all if record["code"] == code and record["changed"] == changed]
+        # A definition may have gone to another file; but where two files have the same one, each has its own records.
+        here = {mutant.file} | {file for file in {record["file"] for record in same} if not self._holds(file, code)}
+        return [record for record in same if record["file"] in here]
+
+    def _holds(self, file: str, code: str) -> bool:
+        return file in self.sources and code in _digests(self.sources[file])
+
+    def found(self) -> list[tuple[Mutant, dict[str, Any]]]:
+        """Each mutant of the sources of which there is a record, and the record."""
+        known = {record["code"] for record in self.all}
+        pairs = []
+        for file, source in self.sources.items():
+            if known & _digests(source):
+                made = (mutant for mutant in generate(file, source) if _compiles(mutant.applied(source)))
+                made = (mutant for mutant in made if mutant.code(source)[0] in known)
+                pairs += [(mutant, record) for mutant in made if (record := self.find(mutant))]
+        return pairs
+
+    def add(self, mutant: Mutant, outcome: str, by: str | None, seconds: float) -> dict[str, Any]:
         """Writes what became of it, in place of what was known."""
         self.all = self._read()  # another run of this program may have added something
-        old = self.find(mutant, source)
+        old = self._of(mutant)
+        code, changed = mutant.code(self.sources[mutant.file])
         found = mutant.record() | {
             "outcome": outcome,
             "by": by,
             "seconds": round(seconds, 1),
-            "source": digest(source),
+            "code": code,
+            "changed": changed,
         }
         self.all = sorted(
-            [*(record for record in self.all if record is not old), found],
+            [*(record for record in self.all if record not in old), found],
             key=lambda record: (record["file"], record["line"], record["column"], record["rule"], record["after"]),
         )
         lines = ",\n".join(json.dumps(record) for record in self.all)
@@ -672,44 +760,72 @@ class Records:
         """How many mutants of a file each test function has killed."""
         return Counter(_function(record["by"]) for record in self.all if record["file"] == file and record["by"])
 
-    def reason(self, record: dict[str, Any], line: str) -> str | None:
+    def reason(self, mutant: Mutant) -> str | None:
         """Why no test can tell a mutant from the original, where that is known.
 
         An entry names the line of code and the place `at` in it, as the line's number changes with other lines.
         """
+        line = self.sources[mutant.file].decode().splitlines()[mutant.line - 1]
         code = line.strip()
-        place = {"code": code, "at": record["column"] - 1 - line.index(code)}
-        place |= {key: record[key] for key in ("file", "rule", "before", "after")}
+        place = {"code": code, "at": mutant.column - 1 - line.index(code)}
+        place |= {key: mutant.record()[key] for key in ("definition", "rule", "before", "after")}
         return next((entry["reason"] for entry in self.equivalent if place.items() <= entry.items()), None)
 
 
-def report(records: Records, sources: dict[str, bytes]) -> list[str]:
+def _is_there(root: Path, test: str | None) -> bool:
+    """Whether a test, a documented example, or what else noticed a mutant is in the checkout."""
+    file, _, names = (test or "").partition("::")
+    if not names:
+        return True  # nothing noticed, or the mutant could not be imported
+    path = root / file
+    if not path.is_file():
+        return False
+    # An example is named as what it explains: module.name, or the module alone.
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    names = names.removeprefix(module).removeprefix(".").replace(".", "::")
+    return not names or _function(names) in _names(path.read_bytes())
+
+
+@functools.cache
+def _names(source: bytes) -> frozenset[str]:
+    """Names of the functions and classes of a file, those in classes as Class::name."""
+
+    def inside(body: Sequence[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield prefix + node.name
+                if isinstance(node, ast.ClassDef):
+                    yield from inside(node.body, f"{prefix}{node.name}::")
+
+    return frozenset(inside(ast.parse(source).body, ""))
+
+
+def report(records: Records, only: Sequence[str] = ()) -> list[str]:
     """What the records say of the files as they are, in lines."""
     outcomes = ("killed", "timeout", "equivalent", "survived", "uncovered")
     table: dict[str, Counter] = {}
-    left, explained, older = [], [], 0
-    for record in records.all:
-        source = sources.get(record["file"])
-        if source is None or digest(source) != record["source"]:
-            older += source is not None
+    left, explained = [], []
+    pairs = records.found()
+    for mutant, record in pairs:
+        if only and not mutant.file.startswith(tuple(only)):
             continue
-        line = source.decode().splitlines()[record["line"] - 1]
-        outcome, code, reason = record["outcome"], line.strip(), None
-        if outcome in ("survived", "uncovered") and (reason := records.reason(record, line)):
+        outcome, reason = record["outcome"], None
+        if outcome in NOT_NOTICED and (reason := records.reason(mutant)):
             outcome = "equivalent"
-        table.setdefault(record["file"], Counter())[outcome] += 1
-        what = "{file}:{line}:{column}: {rule}: {before} -> {after}".format(**record)
-        if outcome in ("survived", "uncovered"):
-            left += [f"{what} ({outcome})", f"    {code}"]
+        table.setdefault(mutant.file, Counter())[outcome] += 1
+        code = records.sources[mutant.file].decode().splitlines()[mutant.line - 1].strip()
+        if outcome in NOT_NOTICED:
+            left += [f"{mutant} ({outcome})", f"    {code}"]
         elif outcome == "equivalent":
-            explained += [f"{what}", f"    {code}", f"    {reason}"]
+            explained += [f"{mutant}", f"    {code}", f"    {reason}"]
     width = max(map(len, table), default=0)
     lines = [f"{'file':{width}}  " + "  ".join(f"{outcome:>10}" for outcome in outcomes)]
     for file, counts in [*sorted(table.items()), ("all", sum(table.values(), Counter()))]:
         lines.append(f"{file:{width}}  " + "  ".join(f"{counts[outcome]:10}" for outcome in outcomes))
     lines += ["", "No test notices:", *left] if left else ["", "None survives but the equivalent ones."]
     lines += ["", "No test can notice:", *explained] if explained else []
-    lines += ["", f"{older} records are of older files."] if older else []
+    older = len(records.all) - len(pairs)
+    lines += ["", f"{older} records are of code or tests that are no longer there."] if older else []
     return lines
 
 
@@ -728,7 +844,6 @@ def read_sources(root: Path, patterns: Sequence[str] = SOURCES) -> dict[str, byt
 
 def run(
     root: Path,
-    records: Records,
     cache: Path,
     *,
     patterns: Sequence[str] = SOURCES,
@@ -743,12 +858,13 @@ def run(
     """Runs the mutants that have no record yet."""
     with Copies(root, jobs) as copies:
         sources = read_sources(copies.first, patterns)
+        records = Records(root, sources)
         drawn = choose(_only(sources, only), count, seed)
-        known = [records.find(mutant, sources[mutant.file]) for mutant in drawn]
+        known = [records.find(mutant) for mutant in drawn]
         due = [
             mutant
             for mutant, record in zip(drawn, known, strict=True)
-            if record is None or (again and record["outcome"] in ("survived", "uncovered"))
+            if record is None or (again and record["outcome"] in (*NOT_NOTICED, "timeout"))
         ]
         print(f"{len(drawn)} mutants, of which {len(due)} are to be run")
         if not due:
@@ -766,8 +882,8 @@ def run(
         survived = 0
         with progress.Progress("mutants", total=len(due)) as bar:
             for done, (mutant, outcome) in enumerate(in_parallel(copies, jobs, meet, due), 1):
-                found = records.add(mutant, sources[mutant.file], *outcome)
-                survived += found["outcome"] in ("survived", "uncovered")
+                found = records.add(mutant, *outcome)
+                survived += found["outcome"] in NOT_NOTICED
                 if found["outcome"] != "killed":
                     bar.say(f"{found['outcome']}: {mutant}")
                 bar.update(done, f"{survived} unnoticed")
@@ -853,7 +969,6 @@ def _options() -> types.SimpleNamespace:
 
 def main() -> None:
     """Runs, lists or reports."""
-    records = Records(ROOT / "results")
     sources = read_sources(ROOT)
     if OPTIONS.list.value:
         print("\n".join(map(str, choose(_only(sources, OPTIONS.only.value), OPTIONS.count.value, OPTIONS.seed.value))))
@@ -862,7 +977,6 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         run(
             ROOT,
-            records,
             process.cache_folder() / "mutants_coverage.json",
             only=OPTIONS.only.value,
             count=OPTIONS.count.value,
@@ -872,7 +986,8 @@ def main() -> None:
             tests=OPTIONS.tests.value,
             most_seconds=OPTIONS.most.value,
         )
-    print("\n".join(report(records, _only(sources, OPTIONS.only.value))))
+    _only(sources, OPTIONS.only.value)
+    print("\n".join(report(Records(ROOT, sources), OPTIONS.only.value)))
 
 
 if __name__ == "__main__":

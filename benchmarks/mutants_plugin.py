@@ -2,7 +2,8 @@
 
 Reads JSON from the file that MUTANTS_JOB names: `limits`, node id -> seconds of the tests to run one after the other,
 or null for all without limits; `measure`, whether coverage is told which test runs; `result`, where to write
-node id -> [outcome, seconds].
+node id -> [outcome, seconds], in measuring without the seconds of fixtures that several tests share; those follow, and
+which test uses which.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ JOB = json.loads(Path(os.environ["MUTANTS_JOB"]).read_text())
 SHARED = "shared by "  # context of a fixture that several tests share
 outcomes: dict[str, list] = {}
 fixtures: dict[str, list[str]] = {}
+shared_seconds: dict[str, float] = {}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,11 +59,17 @@ def pytest_fixture_setup(fixturedef, request):
     """What several tests share is covered by each of them."""
     if not JOB["measure"] or fixturedef.scope == "function":
         return (yield)
-    _context(_name(fixturedef))
+    name, test, began = _name(fixturedef), getattr(request, "_pyfuncitem", request.node).nodeid, time.monotonic()
+    _context(name)
     try:
         return (yield)
     finally:
-        _context(getattr(request, "_pyfuncitem", request.node).nodeid)
+        _context(test)
+        seconds = time.monotonic() - began
+        shared_seconds[name] = max(seconds, shared_seconds.get(name, 0.0))
+        # Reported as part of the test that needed it first.
+        outcome, spent = outcomes.get(test, ["passed", 0.0])
+        outcomes[test] = [outcome, spent - seconds]
 
 
 def pytest_runtest_logreport(report):
@@ -82,7 +91,7 @@ def _give_up(name: str, limit: float) -> None:
 
 
 def _write() -> None:
-    Path(JOB["result"]).write_text(json.dumps({"tests": outcomes, "fixtures": fixtures}))
+    Path(JOB["result"]).write_text(json.dumps({"tests": outcomes, "fixtures": fixtures, "shared": shared_seconds}))
 
 
 def _name(fixturedef) -> str:

@@ -6,29 +6,27 @@ python benchmarks/reproduce.py --table
 
 A cell is a network and a seed: an objective alone, with a defense in training, or with one that is switched on for a
 network trained without it. Its record, results/table/SCALE/CELL_SEED.json, is written after each of its parts
-(training, protocol, judge, judge with hints), and holds one bit for each image and attack, so that defenses are
-compared with the network that they are added to on the same images. Cells come in order of value; what has a record is
-not run again, and what was stopped goes on. results/TABLE.md is made from the records alone, missing cells named.
+(training, protocol, judge, judge with hints), and beside it a card of the network. Cells come in order of value; what
+has a record is not run again, and what was stopped goes on. results/TABLE.md is made of the records alone.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import runpy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import cells  # the modules beside this one
 import jax
-import numpy as np
+import table
 from absl import flags
+from cells import AT_EVALUATION, PARTS, SCALES, Cell, Scale, packed
 
 from robustjax import cli, data, evaluation, runs
 from robustjax.evaluation.protocol import records
-from robustjax.runtime import files
-from robustjax.statistics import paired_difference, wilson_interval
 from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,72 +37,22 @@ ONLY_PARTS = flags.DEFINE_list("parts", [], "Only these of training, protocol, j
 RUNS = flags.DEFINE_string("runs", "runs/table", "Folder of the runs.")
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "Folder of the records and of TABLE.md.")
 LIST = flags.DEFINE_bool("list", False, "Print the cells, and which parts they have, and run nothing.")
-TABLE = flags.DEFINE_bool("table", False, "Make TABLE.md of the records, and run nothing.")
-
-OBJECTIVES = ("at", "trades", "mart")
-IN_TRAINING = ("cas", "cifs", "fsr", "sns")
-# Switched on for a network that was trained without it.
-AT_EVALUATION = {"sap": "sap:sampler=bernoulli", "meansparse": "meansparse:alpha=0.2"}
-PARTS = ("training", "protocol", "judge", "judge_with_hints")
-
-
-class Scale(NamedTuple):
-    """How large a table is.
-
-    Attributes:
-        config: of a cell, by the name of its variant.
-        about: what all cells share, in words.
-        test_examples: images of the protocol; None: the whole test split.
-        verdict_examples: images of the verdicts.
-        seeds: of adversarial training alone and with each defense; every other cell has the first.
-    """
-
-    config: str
-    about: str
-    test_examples: int | None
-    verdict_examples: int
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-
-SCALES = {
-    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360),
-    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000),
-}
-
-
-class Cell(NamedTuple):
-    """A network of the table.
-
-    Attributes:
-        trained: the variant of the config that it is trained by.
-        switched_on: the defense that is switched on when it is evaluated, or none.
-        seed: of training and of everything after it.
-    """
-
-    trained: str
-    switched_on: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.trained}_{self.switched_on}" if self.switched_on else self.trained
-
-    @property
-    def base(self) -> Cell | None:
-        """The network without the defense; None for one that has none."""
-        objective, _, defense = self.name.partition("_")
-        return Cell(objective, "", self.seed) if defense else None
+TABLE = flags.DEFINE_bool("table", False, "Make TABLE.md and the cards of the records, and run nothing.")
 
 
 def main() -> None:
     """Runs what has no record yet, cell by cell, and makes the table."""
     if TABLE.value:
+        for name, scale in SCALES.items():
+            for cell in cells.cells(scale):
+                if cells.place(RESULTS.value, name, cell).exists():
+                    table.write_card(RESULTS.value, name, cell)
         write_table()
         return
     if SCALE.value not in SCALES:
         raise InputError(f"--scale must be one of {', '.join(SCALES)}, got {SCALE.value!r}")
     scale = SCALES[SCALE.value]
-    every = list(cells(scale))
+    every = list(cells.cells(scale))
     unknown = sorted(set(ONLY.value) - {cell.name for cell in every})
     if unknown:
         names = ", ".join(dict.fromkeys(cell.name for cell in every))
@@ -115,7 +63,7 @@ def main() -> None:
     chosen = [cell for cell in every if not ONLY.value or cell.name in ONLY.value]
     chosen = [cell for cell in chosen if not SEEDS.value or str(cell.seed) in SEEDS.value]
     for i, cell in enumerate(chosen):
-        record = read(SCALE.value, cell)
+        record = cells.read(RESULTS.value, SCALE.value, cell)
         missing = [part for part in PARTS if part not in record]
         if LIST.value or not missing:
             print(f"{cell.name} seed {cell.seed}: {'missing ' + ', '.join(missing) if missing else 'done'}")
@@ -127,27 +75,43 @@ def main() -> None:
             started = time.perf_counter()
             record[part] = WORK[part](SCALE.value, scale, cell)
             record[part]["seconds"] = round(time.perf_counter() - started, 1)
+            record["network"] = described(scale, cell)
             record["conditions"] = {name: value for name, value in records.conditions().items() if name != "source"}
-            write(SCALE.value, cell, record)
+            cells.write(RESULTS.value, SCALE.value, cell, record)
+            table.write_card(RESULTS.value, SCALE.value, cell)
             jax.clear_caches()
         write_table()
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
-    """The cells of a table, in order of value."""
-    first, *others = scale.seeds
-    by_defense = [("at", ""), *((f"at_{defense}", "") for defense in IN_TRAINING)]
-    yield from (Cell(*pair, first) for pair in by_defense)
-    for objective in ("at", "standard"):
-        if objective == "standard":
-            yield Cell("standard", "", first)
-        yield from (Cell(objective, defense, first) for defense in AT_EVALUATION)
-        yield Cell(f"{objective}_kwta", "", first)
-    for seed in others:
-        yield from (Cell(*pair, seed) for pair in by_defense)
-    for objective in OBJECTIVES[1:]:
-        yield Cell(objective, "", first)
-        yield from (Cell(f"{objective}_{defense}", "", first) for defense in IN_TRAINING)
+def write_table() -> None:
+    print(f"table: {table.write_table(RESULTS.value, published=ROOT / 'results' / 'published.json')}")
+
+
+def config_of(scale: Scale, cell: Cell) -> Any:
+    """What a cell is trained by."""
+    config = runpy.run_path(str(cli.find_config(scale.config)))["get_config"](cell.trained)
+    config.seed = cell.seed
+    return config
+
+
+def described(scale: Scale, cell: Cell) -> dict[str, str]:
+    """What a card says of a network."""
+    config = config_of(scale, cell)
+    options = {name: config.model[name] for name in ("depth", "width", "batch_norm") if config.model.get(name)}
+    attack, objective = config.attack, config.objective.name
+    own = {name: value for name, value in config.defense.items() if name != "name" and value is not None}
+    settings = lambda values: "".join(f", {name} {value}" for name, value in values.items())  # noqa: E731
+    return {
+        "config": f"`configs/{scale.config}.py:{cell.trained}`, seed {cell.seed}",
+        "data": f"{config.data.name}, {config.data.validation_examples:,} of the training images for validation",
+        "model": config.model.name + settings(options),
+        "threat": f"{attack.norm} {attack.epsilon:g}",
+        "training_attack": "none" if objective == "standard" else (
+            f"{objective}, {attack.num_steps} steps of {attack.step_size:g}, {config.train.num_epochs} epochs"
+        ),
+        "defense": f"{cell.switched_on}, not in training: `{AT_EVALUATION[cell.switched_on]}`" if cell.switched_on
+        else (config.defense.name or "none") + settings(own),
+    }  # fmt: skip
 
 
 def workdir(scale: str, cell: Cell) -> str:
@@ -157,8 +121,7 @@ def workdir(scale: str, cell: Cell) -> str:
 
 def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """Trains a cell's network, unless another cell has."""
-    config = runpy.run_path(str(cli.find_config(scale.config)))["get_config"](cell.trained)
-    config.seed = cell.seed
+    config = config_of(scale, cell)
     started = time.perf_counter()
     runs.train(config, workdir(name, cell))
     lines = (Path(workdir(name, cell)) / "metrics.jsonl").read_text().splitlines()
@@ -171,14 +134,16 @@ def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
 
 
 def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
-    """The attacks of the papers, and AutoAttack."""
+    """The attacks of the papers, AutoAttack, and images made for the network without the defense."""
     names = ["clean", "fgsm", "pgd20", "cw", "pgd100", "autoattack:version=fast"]
     if cell.switched_on == "sap":
         names[-1] = "autoattack:version=rand"
+    if cell.base is not None and (Path(workdir(name, cell.base)) / "checkpoints").is_dir():
+        names.append(f"transfer:{workdir(name, cell.base)}")
     options = evaluation.Options(workdir(name, cell), names, num_examples=scale.test_examples, seed=cell.seed)
     result = evaluation.evaluate_run(options._replace(defense=AT_EVALUATION.get(cell.switched_on)))
     assert isinstance(result, evaluation.Evaluation)
-    bits = {record["attack"].partition(":")[0]: packed(record["robust"]) for record in result.rows}
+    bits = {record["attack"].partition(":")[0]: packed(record["robust"]) for record in result.records}
     return {"n": len(result.worst_case["robust"]), "robust": bits}
 
 
@@ -232,130 +197,11 @@ def of_verdict(verdict: evaluation.Verdict) -> dict[str, Any]:
         "autoattack": verdict.autoattack,
         "worst_case": verdict.worst_case,
         "robust": packed(verdict.robust),
+        "stochastic": bool(verdict.acceptance),
         "failed": [name for name, flag in verdict.flags.items() if flag.status == "fail"],
         "warned": [name for name, flag in verdict.flags.items() if flag.status == "warn"],
-        "findings": [f"{finding.kind} at {finding.where}" for finding in getattr(verdict, "findings", ())],
+        "findings": [f"{finding.kind} at {finding.where}" for finding in verdict.findings],
     }
-
-
-def packed(robust: Sequence[bool] | np.ndarray) -> str:
-    """One bit for each image, as text.
-
-    >>> unpacked(packed([True, False, True]), 3)
-    array([ True, False,  True])
-    """
-    return base64.b64encode(np.packbits(np.asarray(robust, bool)).tobytes()).decode()
-
-
-def unpacked(text: str, n: int) -> np.ndarray:
-    """The bits that :func:`packed` packed."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
-
-
-def place(scale: str, cell: Cell) -> Path:
-    """The file of a cell's record."""
-    return Path(RESULTS.value) / "table" / scale / f"{cell.name}_{cell.seed}.json"
-
-
-def read(scale: str, cell: Cell) -> dict[str, Any]:
-    """The record of a cell as far as it goes."""
-    path = place(scale, cell)
-    return json.loads(path.read_text()) if path.exists() else {"cell": cell.name, "seed": cell.seed}
-
-
-def write(scale: str, cell: Cell, record: dict[str, Any]) -> None:
-    path = place(scale, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_table() -> None:
-    """TABLE.md of the records that there are."""
-    text = ["# The table\n", __doc__.splitlines()[0] + "\n", EXPLAINED]
-    for name, scale in SCALES.items():
-        text += [f"## {name}: {scale.about}\n", *rows(name, scale)]
-    path = Path(RESULTS.value) / "TABLE.md"
-    files.write(path, "\n".join(text) + "\n")
-    print(f"table: {path}")
-
-
-EXPLAINED = """\
-Accuracy in per cent; of several seeds the mean, with the standard deviation over the seeds. AutoAttack is `fast`
-(`rand` for SAP). "Judge" is `judge` on the network's program alone, "with hints" the same with what the defense
-declares, both on the first images only; "worst case" is over the two. The last column compares the worst case with that
-of the same network without the defense, image by image, with a 95 % interval (Agresti and Min 2005).
-"""
-COLUMNS = ("clean", "fgsm", "pgd20", "cw", "pgd100", "autoattack")
-
-
-def rows(name: str, scale: Scale) -> Iterator[str]:
-    """The lines of a table, missing cells among them."""
-    titles = ("network", "seeds", "clean", "FGSM", "PGD-20", "C&W", "PGD-100", "AutoAttack", "judge", "with hints",
-              "worst case (95 % interval)", "flags that failed", "beyond its baseline")  # fmt: skip
-    yield f"| {' | '.join(titles)} |"
-    yield "|" + "---|" * len(titles)
-    by_name: dict[str, list[Cell]] = {}
-    for cell in cells(scale):
-        by_name.setdefault(cell.name, []).append(cell)
-    sizes = set()
-    for cell_name, of_seeds in by_name.items():
-        found = [record for cell in of_seeds if all(part in (record := read(name, cell)) for part in PARTS)]
-        if not found:
-            yield f"| `{cell_name}` |" + " missing |" + " |" * (len(titles) - 2)
-            continue
-        sizes.add((found[0]["protocol"]["n"], found[0]["judge"]["n"]))
-        fields = [f"`{cell_name}`", f"{len(found)} of {len(of_seeds)}"]
-        for attack in COLUMNS:
-            fields.append(spread([robust(record, "protocol", attack).mean() for record in found]))
-        for part in PARTS[2:]:
-            fields.append(spread([record[part]["worst_case"] for record in found]))
-        worst = [worst_case(record) for record in found]
-        n = len(worst[0])
-        low, high = wilson_interval(float(np.mean(worst)) * n, n)
-        fields.append(f"{spread([bits.mean() for bits in worst])} ({100 * low:.1f} to {100 * high:.1f})")
-        failed = {flag for record in found for part in PARTS[2:] for flag in record[part]["failed"]}
-        fields.append(", ".join(sorted(failed)) or "none")
-        fields.append(beyond(name, of_seeds))
-        yield f"| {' | '.join(fields)} |"
-    for protocol_images, of_verdicts in sorted(sizes):
-        yield f"\nProtocol and AutoAttack on {protocol_images:,} images, verdicts on the first {of_verdicts:,}."
-
-
-def robust(record: dict[str, Any], part: str, attack: str | None = None) -> np.ndarray:
-    """One bool for each image."""
-    bits = record[part]["robust"]
-    return unpacked(bits if attack is None else bits[attack], record[part]["n"])
-
-
-def worst_case(record: dict[str, Any]) -> np.ndarray:
-    """Which of the images of the verdicts withstand everything."""
-    return robust(record, "judge") & robust(record, "judge_with_hints")
-
-
-def beyond(name: str, of_seeds: Sequence[Cell]) -> str:
-    """What a defense adds to its baseline's worst case."""
-    pairs = []
-    for cell in of_seeds:
-        if cell.base is None:
-            return ""
-        both = read(name, cell), read(name, cell.base)
-        if all(part in record for record in both for part in PARTS[2:]):
-            pairs.append(tuple(map(worst_case, both)))
-    if not pairs:
-        return "baseline missing"
-    difference, (low, high) = paired_difference(*map(np.stack, zip(*pairs, strict=True)))
-    meaning = "gains" if low > 0 else "loses" if high < 0 else "undecided"
-    return f"{meaning}: {100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def spread(shares: Sequence[float]) -> str:
-    """Mean and standard deviation, in per cent.
-
-    >>> spread([0.5]), spread([0.5, 0.6])
-    ('50.0', '55.0 ± 7.1')
-    """
-    middle = f"{100 * np.mean(shares):.1f}"
-    return middle if len(shares) == 1 else f"{middle} ± {100 * np.std(shares, ddof=1):.1f}"
 
 
 if __name__ == "__main__":

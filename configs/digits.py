@@ -3,8 +3,8 @@
 python -m robustjax.train --config=configs/digits.py:at_cifs --workdir=runs/digits_at_cifs
 
 The name after the colon is an objective ("standard", "at", "trades", "mart") and, after an underscore, a defense
-("cas", "cifs", "fsr", "sns", "kwta", "sap", "meansparse") or nothing. `launch/small_table.sh` trains and evaluates them
-with "at".
+("cas", "cifs", "fsr", "sns", "kwta", "sap", "meansparse") or nothing. `launch/reproduce.sh --scale=digits` trains and
+evaluates them.
 """
 
 from robustjax import config as config_lib

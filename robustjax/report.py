@@ -1,9 +1,10 @@
-"""Sets runs side by side: ``python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html``.
+"""Sets networks side by side: ``python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html``.
 
-Runs that differ in nothing but the seed share a row. Reads what ``robustjax.train``, ``evaluate`` (also with
-``--sweep=epsilon``, ``--attacks=adaptive``, and ``--save_images=DIR/evaluation/images.npz`` for a gallery) and
-``analysis`` left in the folders, and runs nothing again. Prints the table in Markdown, and writes one page that loads
-nothing.
+A DIR is that of a run, or the ``--output`` of an evaluation of somebody else's ``--model``. Runs that differ in nothing
+but the seed share a row. Reads what ``robustjax.train``, ``evaluate`` (also with ``--sweep=epsilon``,
+``--attacks=adaptive``, and ``--save_images=DIR/evaluation/images.npz``, of a model ``DIR/images.npz``, for a gallery)
+and ``analysis`` left in the folders, and runs nothing again. Prints the table in Markdown, and writes one page that
+loads nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from robustjax.analysis import page, summary
 from robustjax.runtime import files
 from robustjax.types import InputError
 
-WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were evaluated.")
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs that were evaluated, or the --output of a --model.")
 OUTPUT = cli.define_output("The page to write, by default report.html.")
 
 

@@ -152,10 +152,17 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
     monkeypatch.setattr(program, "choose", drawn)
 
     def run(**changes):
-        records = program.Records(project / "results")
         options = {"patterns": ["toy/**.py"], "count": 9, "seed": 0, "jobs": 2, "again": False} | changes
-        program.run(project, records, tmp_path / "coverage.json", **options)
-        return program.Records(project / "results"), capsys.readouterr().out
+        program.run(project, tmp_path / "coverage.json", **options)
+        return recorded(program.read_sources(project, ["toy/**.py"])), capsys.readouterr().out
+
+    def recorded(sources):
+        return program.Records(project, sources)
+
+    def counts(text):
+        """Name -> killed, timeout, equivalent, survived, uncovered."""
+        rows = [line.split() for line in text.partition("\n\n")[0].splitlines()[1:]]
+        return {name: list(map(int, numbers)) for name, *numbers in rows}
 
     records, printed = run()
     found = {(record["line"], record["before"], record["after"]): record for record in records.all}
@@ -168,17 +175,64 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(program, projec
     assert {path: path.read_bytes() for path in project.rglob("*.py")} == before
     assert not any(program.Path(program.tempfile.gettempdir()).glob(f"mutants*/copy0/{project.name}"))
 
-    # Nothing is run twice, unless it is asked for, or the file is another one.
+    # Nothing is run twice, unless it is asked for.
     assert "of which 0 are to be run" in run()[1]
-    assert "of which 2 are to be run" in run(again=True)[1]
+    assert "of which 3 are to be run" in run(again=True)[1]
     sources = program.read_sources(project, ["toy/**.py"])
     (project / "results" / "mutants_equivalent.json").write_text(
-        '[{"file": "toy/code.py", "code": "return a if a > b else b", "at": 14, "rule": "comparison", "before": ">",'
+        '[{"definition": "largest", "code": "return a if a > b else b", "at": 14, "rule": "comparison", "before": ">",'
         ' "after": ">=", "reason": "Of two equal numbers either is the larger one."}]'
     )
-    text = "\n".join(program.report(program.Records(project / "results"), sources))
-    assert "all                   2           1           1           0           1" in text
+    text = "\n".join(program.report(recorded(sources)))
+    assert counts(text)["all"] == [2, 1, 1, 0, 1]
     assert "toy/code.py:13:14: sign: + -> - (uncovered)\n    return a + 1" in text
     assert "Of two equal numbers either is the larger one." in text
-    sources["toy/code.py"] += b"\n"
-    assert "5 records are of older files." in program.report(program.Records(project / "results"), sources)
+    assert "no longer there" not in text
+
+    # Another layout and documentation are the same code, also in another file, and then only there.
+    spaced = b'"""Numbers."""\n\n' + sources["toy/code.py"].replace(
+        b"    i = 0\n", b'    """Counts."""\n\n    # From\n    i = (\n        0\n    )\n'
+    )
+    assert "\n".join(program.report(recorded({"toy/code.py": spaced}))).count("timeout") == 1
+    moved = {"toy/code.py": b"", "toy/other.py": spaced}
+    text = "\n".join(program.report(recorded(moved)))
+    assert counts(text)["toy/other.py"] == [2, 1, 1, 0, 1]
+    assert "Of two equal numbers either is the larger one." in text
+    twice = "\n".join(program.report(recorded(moved | sources)))
+    assert set(counts(twice)) == {"toy/code.py", "all"}
+
+    # Another function is another one; the others keep their records.
+    changed = {"toy/code.py": sources["toy/code.py"].replace(b"i * 2", b"2 * i")}
+    text = "\n".join(program.report(recorded(changed)))
+    assert counts(text)["all"] == [1, 0, 1, 0, 1]
+    assert "2 records are of code or tests that are no longer there." in text
+
+    # What a test noticed is not known any more when the test has gone.
+    tests = project / "tests" / "test_code.py"
+    tests.write_text(tests.read_text().replace("def test_largest", "def test_larger"))
+    text = "\n".join(program.report(recorded(sources)))
+    assert counts(text)["all"] == [1, 1, 1, 0, 1]
+    assert "1 records are of code or tests that are no longer there." in text
+    found = {(record["line"], record["after"]): record for record in run()[0].all}
+    assert len(found) == 5 and found[2, "<="]["by"] == "tests/test_code.py::test_larger"
+
+
+def test_a_test_is_there_by_its_file_and_name_whatever_its_parameters(program, tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "def test_plain(): pass\n\nclass ItTest:\n    def test_inside(self): pass\n"
+    )
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("class Thing:\n    def method(self): pass\n")
+    for name in (
+        *("tests/test_it.py::test_plain", "tests/test_it.py::test_plain[a::b-(1)]", "tests/test_it.py"),
+        *("tests/test_it.py::ItTest::test_inside", "tests/test_it.py::ItTest::test_inside_('a', 2)__with_jit"),
+        *("tests/test_it.py::ItTest::test_inside__without_jit", "pack/__init__.py::pack", "signal 11", None),
+        *("pack/__init__.py::pack.Thing", "pack/__init__.py::pack.Thing.method"),
+    ):
+        assert program._is_there(tmp_path, name), name
+    for name in (
+        *("tests/test_it.py::test_other", "tests/test_it.py::test_inside", "tests/test_other.py::test_plain"),
+        *("tests/test_it.py::test_plainer", "pack/__init__.py::pack.other"),
+    ):
+        assert not program._is_there(tmp_path, name), name

@@ -99,7 +99,7 @@ def test_the_source_distribution_holds_its_tests_and_what_they_read(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    for folder in ("benchmarks", "configs", "docs", "launch", "notebooks", "robustjax", "tests"):
+    for folder in ("benchmarks", "configs", "docs", "launch", "notebooks", "results", "robustjax", "tests"):
         there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         made = ("__pycache__", "docs/_build/", "docs/notebooks/", ".ipynb_checkpoints")  # and not part of the source
         assert {name for name in there if not any(part in name for part in made)} <= names, folder

@@ -1,9 +1,7 @@
-"""benchmarks/reproduce.py: the table of defenses is made from records, and says what is missing."""
+"""benchmarks/reproduce.py and the modules beside it: the table and the cards are what the records say."""
 
-import importlib.util
+import importlib
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +14,119 @@ N = 200
 
 
 @pytest.fixture(scope="module")
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", HERE / "benchmarks" / "reproduce.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce"] = module
-    spec.loader.exec_module(module)
-    return module
+def cells():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE / "benchmarks")
+        yield importlib.import_module("cells")
 
 
-def record(reproduce, robust, failed=()):
-    """Of a cell with these images robust under the judge, and all under everything else."""
-    everything = reproduce.packed(np.ones(N, bool))
-    verdict = {"n": N, "worst_case": float(robust.mean()), "robust": reproduce.packed(robust), "failed": list(failed)}
+@pytest.fixture(scope="module")
+def table(cells):
+    return importlib.import_module("table")
+
+
+def record(cells, robust, failed=(), pgd20=None, **verdict):
+    """Of a cell with these images robust under the judge, and all under what is not said."""
+    everything = cells.packed(np.ones(N, bool))
+    attacks = dict.fromkeys(("clean", "fgsm", "cw", "pgd100", "autoattack", "transfer"), everything)
+    own = {"n": N, "robust": cells.packed(robust), "failed": list(failed), "warned": [], "findings": [], **verdict}
     return {
-        "training": {},
-        "protocol": {"n": N, "robust": dict.fromkeys(reproduce.COLUMNS, everything)},
-        "judge": verdict,
-        "judge_with_hints": verdict | {"worst_case": 1.0, "robust": everything},
+        "training": {"epochs": 50, "best_validation_pgd": 0.83},
+        "protocol": {"n": N, "robust": attacks | {"pgd20": everything if pgd20 is None else cells.packed(pgd20)}},
+        "judge": own,
+        "judge_with_hints": own | {"robust": everything},
     }
 
 
-def test_the_table_is_what_the_records_say(reproduce, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "RESULTS", types.SimpleNamespace(value=str(tmp_path)))
+def written(cells, table, folder, **records):
+    for name, values in records.items():
+        cells.write(folder, "digits", cells.Cell(name, "", 0), values)
+    text = table.write_table(folder, published=HERE / "results" / "published.json").read_text()
+    return text.split("## mnist")[0], text
+
+
+def test_the_table_is_what_the_records_say(cells, table, tmp_path):
     first, second = np.arange(N) < 100, np.arange(N) < 150
-    for name, bits, failed in (("at", first, ()), ("at_cas", second, ["shattered_gradients"]), ("at_sns", ~first, ())):
-        reproduce.write("digits", reproduce.Cell(name, "", 0), record(reproduce, bits, failed))
-    reproduce.write_table()
-    text, _ = (tmp_path / "TABLE.md").read_text().split("## mnist")
-    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
-    assert "| 1 of 3 | 100.0 |" in lines["at"] and "| 50.0 (43.1 to 56.9) | none |  |" in lines["at"]
-    assert "shattered_gradients | gains: +25.0 (+18.7 to +30.8) |" in lines["at_cas"]
+    at, cas = record(cells, first, pgd20=first), record(cells, second, ["shattered_gradients"])
+    fsr = record(cells, second)
+    del fsr["judge"]
+    digits, _ = written(cells, table, tmp_path, at=at, at_cas=cas, at_sns=record(cells, ~first), at_fsr=fsr)
+    lines = {line.split("`")[1]: line for line in digits.splitlines() if line.startswith("| `")}
+    assert "| 1 of 3 | 200 | 100.0 |" in lines["at"] and "| 50.0 (43.1 to 56.9) | none |  |" in lines["at"]
+    assert "shattered_gradients | gain: +25.0 (+18.7 to +30.8) |" in lines["at_cas"]
     assert "undecided: +0.0 (-13.8 to +13.8)" in lines["at_sns"]
-    assert "missing" in lines["mart_fsr"]
+    # A part that is missing is missing, and with it the worst case; what is there is shown.
+    assert "| missing | 100.0 | missing | none | missing |" in lines["at_fsr"]
+    assert lines["mart_fsr"].count("missing") == 13 and "| 0 of 1 | missing |" in lines["mart_fsr"]
+    assert len({line.count("|") for line in lines.values()}) == 1
 
 
-def test_bits_are_kept_whole(reproduce):
+def test_sentences_follow_from_the_intervals(cells, table, tmp_path):
+    half, more = np.arange(N) < 100, np.arange(N) < 150
+    at = record(cells, half, pgd20=half)
+    digits, _ = written(
+        cells, table, tmp_path, at=at, at_cas=record(cells, half[::-1] & more, pgd20=more), at_cifs=record(cells, more)
+    )
+    (cas, cifs) = (line for line in digits.splitlines() if line.startswith("- `at_c"))
+    assert "CAS (Bai et al. 2021), against `at`, points: +25.0 (+18.7 to +30.8) under PGD-20 (n = 200), -25.0" in cas
+    assert cas.endswith("What is gained under PGD-20 becomes a loss against stronger attacks.")
+    assert cifs.endswith("A gain under PGD-20, and a gain against every attack that was tried.")
+
+
+def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one_verdict(cells):
+    judged, attacked = np.arange(N) % 2 == 0, np.arange(N) < 120
+    np.testing.assert_array_equal(cells.worst_case(record(cells, judged, pgd20=attacked)), judged & attacked)
+    assert cells.worst_case(record(cells, judged, pgd20=attacked, stochastic=True)).all()
+    fewer = record(cells, judged[:50], pgd20=attacked, n=50)
+    fewer["judge_with_hints"]["robust"] = cells.packed(np.ones(50, bool))
+    np.testing.assert_array_equal(cells.worst_case(fewer), judged[:50])  # the protocol has more images
+    assert cells.worst_case({"protocol": {}}) is None
+
+
+def test_a_card_says_what_was_measured_and_what_the_network_is_not_for(cells, table, tmp_path):
+    values = record(cells, np.arange(N) < 100, ["zero_gradients"])
+    values["network"] = {"config": "`configs/digits.py:at_cas`, seed 0", "threat": "linf 0.2"}
+    values["conditions"] = {"commit": "abc", "versions": {"robustjax": "1", "jax": "2", "flax": "3"}}
+    cell = cells.Cell("at_cas", "", 0)
+    cells.write(tmp_path, "digits", cell, values)
+    table.write_card(tmp_path, "digits", cell)
+    card = (tmp_path / "table" / "digits" / "at_cas_0.md").read_text()
+    assert "- config: `configs/digits.py:at_cas`, seed 0\n" in card and "- threat: linf 0.2\n" in card
+    assert "| judge | 200 | 50.0 % | 43.1 to 56.9 % |" in card and "| judge with hints | 200 | 100.0 % |" in card
+    assert "- flags that failed, judge: zero_gradients\n" in card and "Intended use: " in card
+    assert "commit `abc`" in card
+    assert "| PGD-20 | | missing | |" in table.card(cells.SCALES["digits"], cell, {})
+
+
+def test_a_network_is_described_by_its_config(cells, table):
+    reproduce = importlib.import_module("reproduce")
+    scale = cells.SCALES["digits"]
+    about = reproduce.described(scale, cells.Cell("at_sns", "", 1))
+    assert about["config"] == "`configs/digits.py:at_sns`, seed 1" and about["threat"] == "linf 0.2"
+    assert about["model"] == "wide_resnet, depth 10, width 1" and about["defense"].startswith("sns, ")
+    assert "not in training" in reproduce.described(scale, cells.Cell("at", "sap", 0))["defense"]
+    assert reproduce.described(scale, cells.Cell("standard", "", 0))["training_attack"] == "none"
+    assert set(about) <= set(table.DESCRIBED)
+
+
+def test_what_papers_report_has_setting_and_source(table):
+    lines = list(table.reported(HERE / "results" / "published.json"))
+    assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
+
+
+def test_bits_are_kept_whole(cells):
     bits = np.random.default_rng(0).random(1001) < 0.5
-    text = json.loads(json.dumps(reproduce.packed(bits)))
+    text = json.loads(json.dumps(cells.packed(bits)))
     assert len(text) < 180
-    np.testing.assert_array_equal(reproduce.unpacked(text, 1001), bits)
+    np.testing.assert_array_equal(cells.unpacked(text, 1001), bits)
 
 
-def test_cells_are_compared_with_the_network_without_the_defense(reproduce):
-    cells = list(reproduce.cells(reproduce.SCALES["digits"]))
-    assert len(cells) == len(set(cells)) == 32
-    for cell in cells:
+def test_cells_are_compared_with_the_network_without_the_defense(cells):
+    every = list(cells.cells(cells.SCALES["digits"]))
+    assert len(every) == len(set(every)) == 32
+    for cell in every:
         assert (cell.base is None) == (cell.name in ("at", "standard", "trades", "mart"))
-        assert cell.base is None or (cell.base in cells and cell.name.startswith(cell.base.name))
+        assert cell.base is None or (cell.base in every and cell.name.startswith(cell.base.name))
 
 
 def test_differences_of_pairs_against_resampling():

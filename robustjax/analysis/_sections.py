@@ -7,7 +7,7 @@ from typing import Any
 
 from robustjax.analysis import _files
 from robustjax.analysis._files import Files
-from robustjax.analysis.summary import Cell, Row, leaves
+from robustjax.analysis.summary import Cell, Row, data_of, leaves
 from robustjax.analysis.svg import Bar, Series, bars, interval, lines, text
 from robustjax.evaluation.protocol.tables import html_table
 
@@ -184,7 +184,10 @@ def figures(shown: _Shown) -> str:
 
 
 def configs(rows: Sequence[Row]) -> str:
-    """The keys in which the configs differ, a column a network."""
+    """The keys in which the configs of runs differ, a column a network."""
+    rows = [row for row in rows if row.seeds]
+    if not rows:
+        return ""
     flat = [dict(leaves({key: value for key, value in row.record["config"].items() if key != "seed"})) for row in rows]
     keys = [key for key in dict.fromkeys(key for entry in flat for key in entry)
             if any(entry.get(key) != flat[0].get(key) for entry in flat)]  # fmt: skip
@@ -207,16 +210,16 @@ def provenance(shown: _Shown) -> str:
     for row, files in shown:
         record = row.record
         facts = {
-            "data": f"{record['dataset']}, {record['split']} split, {record['num_examples']:,} images",
+            "data": f"{data_of(record)}, {record['num_examples']:,} images",
             "threat": f"{record['norm']} epsilon {record['epsilon']:.4g}",
             "network": record["config"]["model"]["name"],
             "checkpoint": f"step {record['checkpoint_step']:,}" if "checkpoint_step" in record else None,
-            "weights": record.get("weights"),
+            "weights": record.get("weights") or (record.get("network") or {}).get("weights_sha256"),
             "BatchNorm": record.get("batch_norm"),
             "attacks": ", ".join(row.records),
             "code": f"commit {record['commit']}, " + ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
             "hardware": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["hardware"].items()),
-            "runs": ", ".join(map(str, row.workdirs)),
+            "folder": ", ".join(map(str, row.workdirs)),
             "analysis": f"on {files.analysis['num_examples']} images" if files.analysis else None,
         }
         items = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value is not None)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from robustjax.analysis import _files, _sections
-from robustjax.analysis.summary import Cell, Row
+from robustjax.analysis.summary import Cell, Row, data_of
 from robustjax.analysis.svg import text
 
 
@@ -32,7 +32,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines.append("|---|" + "---|" * (len(attacks) + 1))
     for row in rows:
         cells = [_plain(row.cells.get(attack)) for attack in attacks]
-        lines.append(f"| {row.label} | {', '.join(map(str, row.seeds))} | {' | '.join(cells)} |")
+        label = row.label.replace("|", "\\|")
+        lines.append(f"| {label} | {', '.join(map(str, row.seeds))} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -74,13 +75,13 @@ def _plain(cell: Cell | None) -> str:
 
 def _lead(rows: Sequence[Row]) -> str:
     """What the page is about, in a sentence or two."""
-    data = dict.fromkeys(f"{row.record['dataset']}, {row.record['split']} split" for row in rows)
+    data = dict.fromkeys(data_of(row.record) for row in rows)
     threats = dict.fromkeys(f"{row.record['norm']} epsilon {row.record['epsilon']:.4g}" for row in rows)
-    count = sum(len(row.workdirs) for row in rows)
-    runs = "1 run" if count == 1 else f"{count} runs"
+    count = sum(len(row.seeds) for row in rows)
+    runs = "" if count == 0 else "1 run, " if count == 1 else f"{count} runs, "
     configs = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
     return (
-        f"<p>{runs}, {configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. Accuracies are "
+        f"<p>{runs}{configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. Accuracies are "
         "means over seeds, with 95 % intervals for the number of test images. Every attack gives an upper bound on "
         "robustness: the lowest of them counts.</p>"
     )

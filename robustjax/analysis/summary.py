@@ -1,4 +1,8 @@
-"""The records of several runs side by side: a row for runs that differ in nothing but the seed, a column an attack."""
+"""The records of several networks side by side: a row for runs that differ in nothing but the seed, a column an attack.
+
+A network is a run of ours, or anyone's of which ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote
+records.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,16 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "num_examples": lambda value: type(value) is int and 0 < value < 2**31,
     "epsilon": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
     "norm": lambda value: isinstance(value, str),
-    "config": lambda value: (
+    "robust": lambda value: isinstance(value, list),
+}
+
+
+def _is_config(value: Any) -> bool:
+    return (
         isinstance(value, dict)
         and type(value.get("seed")) is int
         and all(isinstance(value.get(section), dict) and "name" in value[section] for section in ("model", "objective"))
-    ),
-}
+    )
 
 
 class Cell(NamedTuple):
@@ -59,8 +67,8 @@ class Row(NamedTuple):
     """Runs that differ only in the seed.
 
     Attributes:
-        label: what sets their config apart from the other rows'.
-        seeds: of the runs.
+        label: what sets their config apart from the other rows'; of a network that is no run, its name.
+        seeds: of the runs; none of a network that is no run.
         cells: attack -> accuracy.
         workdirs: of the runs.
         record: one of the records, for what all of them share.
@@ -78,7 +86,10 @@ class Row(NamedTuple):
 
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
-    """A row for each config, in the order in which the runs are given.
+    """A row for each config, in the order in which the runs are given, and for each network that is no run.
+
+    Args:
+        workdirs: of runs that were evaluated, or folders of the records of other networks.
 
     Raises:
         InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
@@ -88,14 +99,15 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
         evaluations = _evaluations(workdir)
         if not evaluations:
             raise InputError(
-                f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={workdir} first"
+                f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={workdir} first, or of a "
+                f"--model with --output={workdir}"
             )
         for variant, records in evaluations.items():
             config = next(iter(records.values()))["config"]
             identity = json.dumps(
                 [variant, {key: value for key, value in config.items() if key != "seed"}], sort_keys=True
             )
-            folder = workdir / "evaluation" / variant
+            folder = _root(workdir) / variant
             groups.setdefault(identity, []).append(_Evaluated(workdir, records, folder))
     labels = _labels([json.loads(identity) for identity in groups])
     return [_row(label, runs) for label, runs in zip(labels, groups.values(), strict=True)]
@@ -107,11 +119,18 @@ class _Evaluated(NamedTuple):
     folder: Path
 
 
+def _root(workdir: Path) -> Path:
+    """The folder of the records: of a run a folder in it, of another network the one that its evaluation was given."""
+    of_run = workdir / "evaluation"
+    return of_run if of_run.is_dir() else workdir
+
+
 def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Folder below evaluation/ ("" or the defense switched on) -> attack -> record."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((workdir / "evaluation").glob("**/*.json")):
-        if "earlier" in path.relative_to(workdir / "evaluation").parts:  # put aside, of other conditions
+    root = _root(workdir)
+    for path in sorted(root.glob("*.json" if root == workdir else "**/*.json")):
+        if "earlier" in path.relative_to(root).parts:  # put aside, of other conditions
             continue
         try:
             record = json.loads(path.read_text())
@@ -119,13 +138,29 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
             raise InputError(f"{path} is damaged: {error}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
             wrong = [field for field, right in FIELDS.items() if not right(record[field])]
+            wrong += ["config"] if "config" in record and not _is_config(record["config"]) else []
             if wrong:
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
-            # Records of an earlier version lack newer keys, whose defaults are what that version did.
-            record["config"] = _completed(record["config"], config_lib.plain(config_lib.base()))
-            variant = path.parent.relative_to(workdir / "evaluation").as_posix()
+            record["config"] = _config(record, workdir)
+            variant = path.parent.relative_to(root).as_posix()
             found.setdefault("" if variant == "." else variant, []).append(record)
     return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """The config of a run, or what is known of another network, by the same keys."""
+    if "config" in record:
+        # Records of an earlier version lack newer keys, whose defaults are what that version did.
+        return _completed(record["config"], config_lib.plain(config_lib.base()))
+    about = record.get("network") or {}
+    model = {"name": about.get("model") or workdir.name, "weights": about.get("weights")}
+    return {"model": model, "folder": str(workdir)}
+
+
+def data_of(record: Mapping[str, Any]) -> str:
+    """The images of a record, in words."""
+    name = record.get("dataset") or "images given from Python"
+    return f"{name}, {record['split']} split" if record.get("split") else str(name)
 
 
 def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +197,8 @@ def _row(label: str, runs: list[_Evaluated]) -> Row:
             )
         cells[attack] = Cell(tuple(record["accuracy"] for record in records), counts.pop())
     first = runs[0]
-    seeds = tuple(next(iter(run.records.values()))["config"]["seed"] for run in runs)
+    configs = [next(iter(run.records.values()))["config"] for run in runs]
+    seeds = tuple(config["seed"] for config in configs if "seed" in config)
     workdirs = tuple(run.workdir for run in runs)
     return Row(label, seeds, cells, workdirs, next(iter(first.records.values())), first.records, first.folder)
 
@@ -170,10 +206,18 @@ def _row(label: str, runs: list[_Evaluated]) -> Row:
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
     flat = [dict(leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
-    keys = [key for key in {key for entry in flat for key in entry} if _differs(key, flat)]
+    runs = [entry for entry in flat if "folder" not in entry]
+    keys = [key for key in {key for entry in runs for key in entry} if _differs(key, runs)]
     keys.sort(key=lambda key: (key.rpartition(".")[0], not key.endswith("name"), key))  # the name before its options
+    labels = [
+        entry["model.name"]
+        if "folder" in entry
+        else ", ".join(_told_apart(entry, keys)) or f"{entry['model.name']}, {entry['objective.name']}"
+        for entry in flat
+    ]
     return [
-        ", ".join(_told_apart(entry, keys)) or f"{entry['model.name']}, {entry['objective.name']}" for entry in flat
+        f"{label} ({entry['folder']})" if "folder" in entry and labels.count(label) > 1 else label
+        for label, entry in zip(labels, flat, strict=True)
     ]
 
 

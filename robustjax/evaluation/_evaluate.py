@@ -204,15 +204,17 @@ def run(
         outcomes.append(outcome._replace(adversarial=outcome.adversarial[:NUM_KEPT]))
         on_record(entry)
 
+    adaptive = any(spec.name == protocols.ADAPTIVE for spec in chosen)
+    apart = "compilation and adaptive attacks" if adaptive else "compilation"
     for i, (threat, by_name) in enumerate(zip(threats, named, strict=True)):
         runner = subject.runner(threat)
         # Images as they are are the same under every threat.
         wanted = {name: protocol for name, protocol in by_name.items() if i == 0 or protocol.changes_images}
         tasks = [subject.task(name, protocol, runner) for name, protocol in wanted.items()]
-        found = session.outcomes(runner, tasks, key=subject.key, progress=progress)
+        found = session.outcomes(runner, tasks, key=subject.key, progress=progress, apart=apart)
         for task, outcome in zip(tasks, found, strict=True):
             keep(subject, task.name, task.protocol, outcome, threat.norm, threat.epsilon)
-        if any(spec.name == protocols.ADAPTIVE for spec in chosen):
+        if adaptive:
             verdict, protocol, outcome = _adaptive(subject, runner, budget=budget, progress=progress)
             keep(subject, protocols.ADAPTIVE, protocol, outcome, threat.norm, threat.epsilon)
     for name, other in others.items():

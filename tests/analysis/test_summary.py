@@ -69,3 +69,35 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
     (row,) = summary.summarise([tmp_path / "run"])
     assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
     assert row.cells["pgd20 (l2 0.5)"].mean == 0.25
+
+
+def _of_model(folder, run, **about):
+    """The folder of an evaluation of somebody's network, from that of a run."""
+    for path in (run / "evaluation").glob("*.json"):
+        entry = {name: value for name, value in json.loads(path.read_text()).items() if name != "config"}
+        records.write(folder, path.stem, entry | about)
+    return folder
+
+
+def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
+    run = judged(tmp_path / "run")
+    network = {"model": "mine.py:network", "weights": "net.pt", "weights_sha256": "12ab"}
+    named = _of_model(tmp_path / "named", run, network=network, dataset="test.npz", split=None)
+    other = _of_model(tmp_path / "other", run, network=network | {"weights": "other.pt"})
+    saved = _of_model(tmp_path / "saved|in Python", run)  # as `Evaluation.save` writes them
+    for folder in saved.glob("*.json"):
+        entry = json.loads(folder.read_text())
+        folder.write_text(json.dumps({name: entry[name] for name in entry if name not in ("dataset", "split")}))
+    rows = summary.summarise([run, named, other, saved])
+    assert [row.seeds for row in rows] == [(0,), (), (), ()]
+    assert [row.label for row in rows] == [
+        "small_cnn, standard", f"mine.py:network ({named})", f"mine.py:network ({other})", "saved|in Python",
+    ]  # fmt: skip
+    assert rows[1].folder == named and rows[1].cells["pgd20"].mean == 0.6
+    text = page.page(rows)
+    for part in ("1 run, 4 networks", "test.npz, 100 images", "images given from Python", "12ab"):
+        assert part in text
+    assert 'id="configs"' not in text  # nothing to compare the one config with
+    assert "| saved\\|in Python |  | 60.0" in page.markdown(rows)
+    (alone,) = summary.summarise([named])
+    assert alone.label == "mine.py:network" and "<p>1 network, on test.npz, under" in page.page([alone])

@@ -98,3 +98,17 @@ def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
     assert "<td>surrogate:apgd-ce</td><td>1</td>" in shown
     assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in shown and "probabilities" not in shown
     assert "No flag was raised" in verdict()._repr_html_()
+
+
+def test_a_verdict_writes_its_own_report(tmp_path):
+    found = verdict(**FAILED)
+    found.save(tmp_path / "new")
+    assert (tmp_path / "new" / "trust.md").read_text() == found.report() == trust.markdown(found)
+    assert json.loads((tmp_path / "new" / "trust.json").read_text())["verdict"] == str(found) == trust.sentence(found)
+
+
+def test_clean_accuracy_is_said_once_unless_it_is_two_figures():
+    clean = {"attack": "clean", "accuracy": 0.75, "seconds": 1.0}
+    assert trust.markdown(verdict(), protocol=[clean]).count("| clean | 75.00%") == 1
+    # Of a stochastic network a record has the expected accuracy, a verdict that of the majority.
+    assert "| clean | 70.00%" in trust.markdown(verdict(), protocol=[clean | {"accuracy": 0.7}])

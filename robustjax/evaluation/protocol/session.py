@@ -37,10 +37,12 @@ def attack_key(key: Key, name: str) -> Key:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True) -> Iterator[Outcome]:
+def outcomes(
+    runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True, apart: str = "compilation"
+) -> Iterator[Outcome]:
     """The outcome of each task as soon as it is complete; what is stored is read, the rest is run and stored.
 
-    With ``progress``, prints an estimate of the time before most of it is spent.
+    With ``progress``, prints an estimate of the time before most of it is spent, and what stands ``apart`` from it.
     """
     work = [[_size(rows) * runner.passes(task.protocol) for rows in runner.examples(task.protocol)] for task in tasks]
     shown = progress and hosts.is_first()
@@ -55,7 +57,7 @@ def outcomes(runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool 
             most = f" (less as {' and '.join(drivers)} succeeds)" if drivers else ""
             seconds = pace * sum(work[t][i] for t, i in left)
             there = f"; {known} of {known + len(missing)} batches are stored" if known else ""
-            display.say(f"estimated time for what is left: {duration(seconds)}{most}, compilation apart{there}")
+            display.say(f"estimated time for what is left: {duration(seconds)}{most}, {apart} apart{there}")
         elif tasks and not missing:
             display.say("every batch is stored already, and nothing is run again")
         for t, task in enumerate(tasks):

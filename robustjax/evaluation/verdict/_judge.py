@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, probes, reading, red_flags, shown
+from robustjax.evaluation.verdict import batteries, diagnostics, probes, reading, red_flags, shown, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.probes import Networks
@@ -70,6 +71,21 @@ class Verdict(NamedTuple):
     findings: transforms.Findings = transforms.Findings()
     remedies: tuple[reading.Remedy, ...] = ()
 
+    def __str__(self) -> str:
+        return trust.sentence(self)
+
+    def report(self) -> str:
+        """The trust report as Markdown: the verdict in a sentence, accuracies, attacks, flags and findings."""
+        return trust.markdown(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the trust report to ``path/trust.md`` and, with all that is in it, ``path/trust.json``.
+
+        Raises:
+            WriteError: the folder cannot be written.
+        """
+        trust.write(path, self)
+
     def _repr_html_(self) -> str:
         """Accuracies and the flags that were raised, as notebooks show them."""
         return shown.html(self)
@@ -116,7 +132,7 @@ def judge(
         progress: print a line for each attack.
 
     Returns:
-        A :class:`Verdict`; :func:`trust.markdown` and :func:`trust.table` put it into words.
+        A :class:`Verdict`; ``print(verdict.report())`` puts it into words.
 
     Raises:
         InputError: for an unknown budget or norm, images outside bounds or not finite, labels that are not classes, a
@@ -129,6 +145,9 @@ def judge(
         >>> verdict = judge(linear, jax.random.key(0), images, jnp.array([0, 0]), epsilon=0.1)
         >>> verdict.worst_case, verdict.won_by, verdict.flags["black_box_beats_white_box"].status
         (0.5, ['apgd-ce', None], 'pass')
+        >>> print(verdict)  # and verdict.report() all of it
+        50.00% of 2 examples (95 % interval 9.45% to 90.55%) are robust against everything that was tried within linf
+        epsilon 0.1, and no red flag was raised.
     """
     compiler.check()
     started = time.perf_counter()

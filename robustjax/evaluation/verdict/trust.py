@@ -1,4 +1,7 @@
-"""One report of a verdict, as data, Markdown and table: what was measured, whether to trust it, and what it cost."""
+"""One report of a verdict, as data, Markdown and table: what was measured, whether to trust it, and what it cost.
+
+Every ``verdict`` is a :class:`robustjax.evaluation.Verdict`, whose methods call these functions.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from robustjax.evaluation.verdict._judge import Verdict
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 
@@ -22,7 +24,7 @@ CAVEAT = (
 )
 
 
-def sentence(verdict: Verdict) -> str:
+def sentence(verdict: Any) -> str:
     """The verdict in one sentence."""
     robust, n = int(verdict.robust.sum()), len(verdict.robust)
     low, high = wilson_interval(robust, n)
@@ -41,7 +43,7 @@ def sentence(verdict: Verdict) -> str:
     return f"{figure}, and no red flag was raised."
 
 
-def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def to_json(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """A verdict as plain data.
 
     Args:
@@ -77,7 +79,7 @@ def to_json(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> dic
     }
 
 
-def markdown(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> str:
+def markdown(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> str:
     """A verdict as a Markdown page; arguments as of :func:`to_json`."""
     parts = [f"# Verdict\n\n{sentence(verdict)}\n\n{CAVEAT}\n"]
     for title, headings, rows in _tables(verdict, protocol):
@@ -86,7 +88,7 @@ def markdown(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> st
     return "\n".join(parts)
 
 
-def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
+def table(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
     """A verdict for the terminal, to be printed by a ``rich.console.Console``; arguments as of :func:`to_json`."""
     tables = []
     for title, headings, rows in _tables(verdict, protocol):
@@ -100,7 +102,7 @@ def table(verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = ()) -> Group
     return Group(*tables, sentence(verdict), CAVEAT)
 
 
-def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
+def write(folder: str | Path, verdict: Any, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
     """Writes ``folder/trust.json`` and ``trust.md``, each whole or not at all; returns the path of the first.
 
     Args:
@@ -118,10 +120,14 @@ def write(folder: str | Path, verdict: Verdict, *, protocol: Sequence[dict[str, 
     return folder / "trust.json"
 
 
-def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _tables(verdict: Any, protocol: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, headings, rows of text) of each part."""
     extra = verdict.seconds["red flags"] + verdict.seconds["adaptive"]
-    figures = [[record["attack"], f"{record['accuracy']:.2%}", f"{record['seconds']:.1f}"] for record in protocol]
+    figures = [
+        [record["attack"], f"{record['accuracy']:.2%}", f"{record['seconds']:.1f}"]
+        for record in protocol
+        if (record["attack"], record["accuracy"]) != ("clean", verdict.clean)
+    ]
     figures += [
         ["clean", f"{verdict.clean:.2%}", f"{verdict.seconds['clean']:.1f}"],
         [_ensemble(verdict), f"{verdict.autoattack:.2%}", f"{verdict.seconds['autoattack']:.1f}"],
@@ -159,7 +165,7 @@ def _tables(verdict: Verdict, protocol: Sequence[dict[str, Any]]) -> list[tuple[
     return parts
 
 
-def _findings(verdict: Verdict) -> list[list[str]]:
+def _findings(verdict: Any) -> list[list[str]]:
     remedies = {remedy.finding: remedy for remedy in verdict.remedies}
     rows = []
     for finding in verdict.findings:
@@ -174,7 +180,7 @@ def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
     return f"{accuracy:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
 
 
-def _ensemble(verdict: Verdict) -> str:
+def _ensemble(verdict: Any) -> str:
     if verdict.threat["budget"] == "full":
         return "AutoAttack"
     return f"AutoAttack's APGD{'' if verdict.acceptance else ' and Square'}, shortened"

@@ -1,0 +1,194 @@
+"""The cells of benchmarks/reproduce.py, their records, and comparisons of two of them.
+
+A record, results/table/SCALE/CELL_SEED.json, holds one bit for each image and attack, so that a network is compared
+with the one that it is derived from on the same images.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robustjax.runtime import files
+from robustjax.statistics import paired_difference
+
+OBJECTIVES = ("at", "trades", "mart")
+IN_TRAINING = ("cas", "cifs", "fsr", "sns")
+# Switched on for a network that was trained without it.
+AT_EVALUATION = {"sap": "sap:sampler=bernoulli", "meansparse": "meansparse:alpha=0.2"}
+PARTS = ("training", "protocol", "judge", "judge_with_hints")
+VERDICTS = PARTS[2:]
+
+
+class Scale(NamedTuple):
+    """How large a table is.
+
+    Attributes:
+        config: of a cell, by the name of its variant.
+        about: what all cells share, in words.
+        test_examples: images of the protocol; None: the whole test split.
+        verdict_examples: images of the verdicts.
+        seeds: of adversarial training alone and with each defense; every other cell has the first.
+    """
+
+    config: str
+    about: str
+    test_examples: int | None
+    verdict_examples: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+SCALES = {
+    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360),
+    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000),
+}
+
+
+class Cell(NamedTuple):
+    """A network of the table.
+
+    Attributes:
+        trained: the variant of the config that it is trained by.
+        switched_on: the defense that is switched on when it is evaluated, or none.
+        seed: of training and of everything after it.
+    """
+
+    trained: str
+    switched_on: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.trained}_{self.switched_on}" if self.switched_on else self.trained
+
+    @property
+    def defense(self) -> str:
+        return self.name.partition("_")[2]
+
+    @property
+    def base(self) -> Cell | None:
+        """The network without the defense; None for one that has none."""
+        return Cell(self.name.partition("_")[0], "", self.seed) if self.defense else None
+
+
+def cells(scale: Scale) -> Iterator[Cell]:
+    """The cells of a table, in order of value."""
+    first, *others = scale.seeds
+    by_defense = [("at", ""), *((f"at_{defense}", "") for defense in IN_TRAINING)]
+    yield from (Cell(*pair, first) for pair in by_defense)
+    for objective in ("at", "standard"):
+        if objective == "standard":
+            yield Cell("standard", "", first)
+        yield from (Cell(objective, defense, first) for defense in AT_EVALUATION)
+        yield Cell(f"{objective}_kwta", "", first)
+    for seed in others:
+        yield from (Cell(*pair, seed) for pair in by_defense)
+    for objective in OBJECTIVES[1:]:
+        yield Cell(objective, "", first)
+        yield from (Cell(f"{objective}_{defense}", "", first) for defense in IN_TRAINING)
+
+
+def by_name(scale: Scale) -> dict[str, list[Cell]]:
+    """Name -> the cells of its seeds."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells(scale):
+        found.setdefault(cell.name, []).append(cell)
+    return found
+
+
+def place(results: str | Path, scale: str, cell: Cell) -> Path:
+    """The file of a cell's record."""
+    return Path(results) / "table" / scale / f"{cell.name}_{cell.seed}.json"
+
+
+def read(results: str | Path, scale: str, cell: Cell) -> dict[str, Any]:
+    """The record of a cell as far as it goes."""
+    path = place(results, scale, cell)
+    return json.loads(path.read_text()) if path.exists() else {"cell": cell.name, "seed": cell.seed}
+
+
+def write(results: str | Path, scale: str, cell: Cell, record: Mapping[str, Any]) -> None:
+    path = place(results, scale, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(record, indent=1) + "\n")
+
+
+def packed(robust: Sequence[bool] | np.ndarray) -> str:
+    """One bit for each image, as text.
+
+    >>> unpacked(packed([True, False, True]), 3)
+    array([ True, False,  True])
+    """
+    return base64.b64encode(np.packbits(np.asarray(robust, bool)).tobytes()).decode()
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    """The bits that :func:`packed` packed."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
+
+
+def robust(record: Mapping[str, Any], part: str, attack: str | None = None) -> np.ndarray | None:
+    """One bool for each image, or None where that was not measured."""
+    if part not in record:
+        return None
+    bits = record[part]["robust"] if attack is None else record[part]["robust"].get(attack)
+    return None if bits is None else unpacked(bits, record[part]["n"])
+
+
+def worst_case(record: Mapping[str, Any]) -> np.ndarray | None:
+    """Which of the images of the verdicts withstand everything; None where a part is missing.
+
+    Of a stochastic network the verdict with hints alone decides: each more attack would be one more chance that a
+    majority of draws is wrong by accident.
+    """
+    if not all(part in record for part in PARTS):
+        return None
+    found = robust(record, "judge_with_hints")
+    assert found is not None
+    if record["judge_with_hints"].get("stochastic"):
+        return found
+    others = [robust(record, "judge"), *(robust(record, "protocol", name) for name in record["protocol"]["robust"])]
+    return np.logical_and.reduce([found, *(bits[: len(found)] for bits in others if bits is not None)])
+
+
+class Difference(NamedTuple):
+    """How much more often a network is right than its baseline on the same images, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def outcome(self) -> str:
+        """ "gain", "loss" or "undecided": on which side of no difference the interval lies."""
+        return "gain" if self.low > 0 else "loss" if self.high < 0 else "undecided"
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Difference | None:
+    """The paired difference of a network's bits and its baseline's, of several seeds; None where there is no pair."""
+    whole = [(own, base) for own, base in pairs if own is not None and base is not None and len(own) == len(base)]
+    if not whole:
+        return None
+    value, (low, high) = paired_difference(*map(np.stack, zip(*whole, strict=True)))
+    return Difference(value, low, high, len(whole[0][0]))
+
+
+def pairs(
+    results: str | Path, name: str, of_seeds: Sequence[Cell], attack: str | None = None
+) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
+    """Bits of each seed's network and of its baseline: in the worst case, or under an attack of the protocol."""
+
+    def bits(cell: Cell) -> np.ndarray | None:
+        record = read(results, name, cell)
+        return worst_case(record) if attack is None else robust(record, "protocol", attack)
+
+    return [(bits(cell), bits(cell.base)) for cell in of_seeds if cell.base is not None]

@@ -1,0 +1,216 @@
+"""TABLE.md and a card of each network, of the records that benchmarks/reproduce.py writes; nothing else is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import PARTS, SCALES, VERDICTS, Cell, Scale, beyond, by_name, pairs, place, read, robust, worst_case
+
+from robustjax.runtime import files
+from robustjax.statistics import wilson_interval
+
+ATTACKS = {
+    "clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W", "pgd100": "PGD-100", "autoattack": "AutoAttack",
+    "transfer": "transfer",
+}  # fmt: skip
+PAPERS = {
+    "sap": "SAP (Dhillon et al. 2018)",
+    "cas": "CAS (Bai et al. 2021)",
+    "cifs": "CIFS (Yan et al. 2021)",
+    "fsr": "FSR (Kim et al. 2023)",
+    "sns": "SNS (Zhang et al. 2021)",
+    "kwta": "kWTA (Xiao et al. 2020)",
+    "meansparse": "MeanSparse (Amini et al. 2024)",
+}
+
+
+def write_table(results: str | Path, *, published: Path) -> Path:
+    """TABLE.md of the records that there are.
+
+    Args:
+        results: folder of the records, and of TABLE.md.
+        published: a JSON list of what papers report, each with ``defense``, ``setting``, ``figures`` and ``source``.
+    """
+    text = ["# The table of defenses\n", EXPLAINED]
+    for name, scale in SCALES.items():
+        text += [f"## {name}: {scale.about}\n", *rows(results, name, scale), "", *sentences(results, name, scale), ""]
+    text += ["## What the papers report, and where this differs\n", *reported(published)]
+    path = Path(results) / "TABLE.md"
+    files.write(path, "\n".join(text) + "\n")
+    return path
+
+
+EXPLAINED = """\
+Networks trained alike, alone and with a defense, evaluated by the papers' protocol, by AutoAttack and by adaptive
+attacks. Made by `launch/reproduce.sh` of the records in `table/`, which have one bit for each image and attack; beside
+each record lies a card of the network. A part that was not measured is shown as missing.
+
+Accuracy in per cent; of several seeds the mean, with the standard deviation over the seeds. AutoAttack is `fast`
+(`rand` for SAP). "Transfer" are images that APGD made for the network without the defense. "Judge" is `judge` on the
+network's program alone, "with hints" the same with what the defense declares. The worst case is over everything in the
+row, on the images of the verdicts, with Wilson's 95 % interval; of SAP, whose draws differ from attack to attack, that
+with hints alone. The last column compares it with that of the same network without the defense, image by image, with
+the 95 % interval of Agresti and Min (2005). Intervals are over images, not over seeds.
+"""
+TITLES = (
+    "network", "seeds", "n", *ATTACKS.values(), "judge", "with hints", "worst case", "flags that failed",
+    "worst case beyond its baseline",
+)  # fmt: skip
+MISSING = "missing"
+
+
+def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
+    """The lines of a table, missing parts among them."""
+    yield f"| {' | '.join(TITLES)} |"
+    yield "|---|---|---|" + "--:|" * (len(TITLES) - 5) + "---|---|"
+    for cell_name, of_seeds in by_name(scale).items():
+        found = [read(results, name, cell) for cell in of_seeds]
+        done = [record for record in found if "protocol" in record]
+        fields = [f"`{cell_name}`", f"{len(done)} of {len(of_seeds)}", _images(done)]
+        for attack in ATTACKS:
+            if attack == "transfer" and of_seeds[0].base is None:
+                fields.append("")
+            else:
+                fields.append(_spread([robust(record, "protocol", attack) for record in found]))
+        fields += [_spread([robust(record, part) for record in found]) for part in VERDICTS]
+        fields.append(_spread([worst_case(record) for record in found], interval=True))
+        judged = [record[part] for record in found for part in VERDICTS if part in record]
+        failed = sorted({flag for verdict in judged for flag in verdict["failed"]})
+        fields.append((", ".join(failed) or "none") if judged else MISSING)
+        if of_seeds[0].base is None:
+            fields.append("")
+        else:
+            difference = beyond(pairs(results, name, of_seeds))
+            fields.append(f"{difference.outcome}: {difference}" if difference else MISSING)
+        yield f"| {' | '.join(fields)} |"
+
+
+def _images(records: Sequence[Mapping[str, Any]]) -> str:
+    """Numbers of images, of the protocol and where they are others of the verdicts."""
+    sizes = sorted({record[part]["n"] for record in records for part in PARTS[1:] if part in record}, reverse=True)
+    return " / ".join(f"{size:,}" for size in sizes) or MISSING
+
+
+def _spread(several: Sequence[np.ndarray | None], *, interval: bool = False) -> str:
+    """Mean and standard deviation over seeds, in per cent.
+
+    >>> _spread([np.array([True, False]), None]), _spread([None])
+    ('50.0', 'missing')
+    >>> _spread([np.array([True, False]), np.array([True, True])], interval=True)
+    '75.0 ± 35.4 (22.1 to 97.0)'
+    """
+    shares = [float(bits.mean()) for bits in several if bits is not None]
+    if not shares:
+        return MISSING
+    text = f"{100 * np.mean(shares):.1f}"
+    if len(shares) > 1:
+        text += f" ± {100 * np.std(shares, ddof=1):.1f}"
+    if interval:
+        n = next(len(bits) for bits in several if bits is not None)
+        low, high = wilson_interval(float(np.mean(shares)) * n, n)
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text
+
+
+# Outcome under PGD-20, outcome in the worst case -> what follows.
+SUPPORTED = {
+    ("gain", "gain"): "A gain under PGD-20, and a gain against every attack that was tried.",
+    ("gain", "undecided"): "What is gained under PGD-20 is not seen against stronger attacks.",
+    ("gain", "loss"): "What is gained under PGD-20 becomes a loss against stronger attacks.",
+    ("undecided", "gain"): "A gain against stronger attacks that PGD-20 does not show.",
+    ("undecided", "undecided"): "No difference from the baseline is seen; one inside the intervals is not excluded.",
+    ("undecided", "loss"): "A loss against stronger attacks that PGD-20 does not show.",
+    ("loss", "gain"): "A gain against stronger attacks, though a loss under PGD-20.",
+    ("loss", "undecided"): "A loss under PGD-20 that is not seen against stronger attacks.",
+    ("loss", "loss"): "A loss under PGD-20 and against stronger attacks.",
+}  # fmt: skip
+
+
+def sentences(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
+    """What each row with a defense supports, of those that are complete."""
+    lines = []
+    for cell_name, of_seeds in by_name(scale).items():
+        worst = beyond(pairs(results, name, of_seeds))
+        usual = beyond(pairs(results, name, of_seeds, "pgd20"))
+        if worst is None or usual is None:
+            continue
+        cell = of_seeds[0]
+        assert cell.base is not None
+        lines.append(
+            f"- `{cell_name}`, {PAPERS[cell.defense]}, against `{cell.base.name}`, points: {usual} under PGD-20 "
+            f"(n = {usual.n:,}), {worst} in the worst case (n = {worst.n:,}). "
+            + SUPPORTED[usual.outcome, worst.outcome]
+        )
+    if lines:
+        yield "What each row supports, of these networks on these images:\n"
+        yield from lines
+
+
+def reported(published: Path) -> Iterator[str]:
+    """The papers' figures, each with setting and source."""
+    yield "None of these is ours. Settings differ from those above throughout: other data, networks and radii."
+    yield ""
+    yield "| defense | setting | figures, per cent | source | where ours differs |"
+    yield "|---|---|---|---|---|"
+    for entry in json.loads(published.read_text()):
+        fields = [PAPERS[entry["defense"]], entry["setting"], entry["figures"], entry["source"], entry["differs"]]
+        yield f"| {' | '.join(fields)} |"
+
+
+def write_card(results: str | Path, name: str, cell: Cell) -> None:
+    """The card of a record, beside it."""
+    files.write(place(results, name, cell).with_suffix(".md"), card(SCALES[name], cell, read(results, name, cell)))
+
+
+def card(scale: Scale, cell: Cell, record: Mapping[str, Any]) -> str:
+    """A network's card: what it is, what was measured, and what it is and is not for."""
+    about, conditions = record.get("network", {}), record.get("conditions", {})
+    lines = [f"# {cell.name}, seed {cell.seed}", "", f"A network of [the table](../../TABLE.md): {scale.about}.", ""]
+    lines += [f"- {title}: {about[key]}" for key, title in DESCRIBED.items() if key in about]
+    if "training" in record:
+        best = record["training"]["best_validation_pgd"]
+        lines.append(f"- checkpoint: the best of {record['training']['epochs']} epochs, {100 * best:.1f} % of the "
+                     "validation images under PGD")  # fmt: skip
+    if conditions:
+        versions = ", ".join(f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax", "flax"))
+        lines.append(f"- measured with {versions}, commit `{str(conditions['commit'])[:12]}`")
+    lines += ["", "| attack | n | accuracy | 95 % interval |", "|---|--:|--:|---|"]
+    measured = {title: robust(record, "protocol", attack) for attack, title in ATTACKS.items()}
+    measured |= {"judge": robust(record, "judge"), "judge with hints": robust(record, "judge_with_hints")}
+    measured["worst case"] = worst_case(record)
+    for title, bits in measured.items():
+        if bits is None:
+            lines += [f"| {title} | | {MISSING} | |"] if title != "transfer" or cell.base else []
+            continue
+        low, high = wilson_interval(int(bits.sum()), len(bits))
+        lines.append(f"| {title} | {len(bits):,} | {100 * bits.mean():.1f} % | {100 * low:.1f} to {100 * high:.1f} % |")
+    lines.append("")
+    for part in VERDICTS:
+        if part in record:
+            verdict = record[part]
+            for kind in ("failed", "warned"):
+                lines.append(f"- flags that {kind}, {part.replace('_', ' ')}: {', '.join(verdict[kind]) or 'none'}")
+    findings = record.get("judge", {}).get("findings", ())
+    if findings:
+        lines.append(f"- found in its program: {'; '.join(findings)}")
+    return "\n".join([*lines, "", LIMITS])
+
+
+DESCRIBED = {
+    "config": "config",
+    "data": "data",
+    "model": "network",
+    "threat": "threat",
+    "training_attack": "attack in training",
+    "defense": "defense",
+}
+LIMITS = """\
+Intended use: to compare defenses under attacks, and to test attacks and evaluations. It is no classifier for use: a
+small network, on small images of one data set, robust at most against perturbations of the norm and radius above. An
+accuracy under attack is an upper bound on robustness, of these images and this seed; a flag that failed says that an
+attack did. Nothing is said of other data, of shifts that are no such perturbation, or of single images.
+"""
