@@ -27,9 +27,7 @@ FIRES = {
     "softmax": {"probabilities": "fail"},
     "nan gradient": {"nonfinite_gradients": "fail", "shattered_gradients": "fail"},
     "misleading": {
-        "shattered_gradients": "fail",
-        "black_box_beats_white_box": "fail",
-        "relaxation_helps": "fail",
+        "shattered_gradients": "fail", "black_box_beats_white_box": "fail", "relaxation_helps": "fail",
     },
     "constant": {"zero_gradients": "fail", "unbounded_attack_fails": "fail"},
     "hill": {"one_step_beats_many": "fail"},
