@@ -1,5 +1,6 @@
 """Where defenses stand: sites by name, and several defenses in one network."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from robustjax import defenses, models
 from robustjax.attacks.losses import cross_entropy
 from robustjax.defenses.composition import deterministic, trained
 from robustjax.evaluation.verdict.hints import hints_of
+from robustjax.models.layers import Pass, with_inputs
 from robustjax.models.resnet import ResNet
 from robustjax.types import InputError, Outputs
 
@@ -96,7 +98,7 @@ def test_parts_at_one_site_follow_each_other_and_those_trained_come_first():
 
     class Site(models.Network):
         def __call__(self, images):
-            net = models.layers.Pass(self, IMAGES, None, False)
+            net = Pass(self, IMAGES, None, False)
             return net.site("stage1_block1", images)
 
     guards = {key: guard for key, guard in guards.items() if key.startswith("stage1_block1+1") or "KWTA" in repr(guard)}
@@ -201,41 +203,41 @@ def test_a_specification_is_read_and_spelled():
             defenses.parse(wrong)
 
 
+class Tiny(models.Network):
+    def sites(self):
+        return with_inputs(("conv", "dense"), late=("conv",), final=("conv",))
+
+    @nn.compact
+    def __call__(self, images, labels=None, train=False):
+        net = Pass(self, images, labels, train)
+        x = net.act("conv", net.norm("norm", net.conv("conv", net.images, 2, 2)))
+        return net.outputs(net.act("dense", net.dense("hidden", x.reshape(len(x), -1), 2)))
+
+
 def test_the_kernels_of_all_layers_pass_the_site_of_weights():
-    """Of a network and its kernels pruned by hand: the largest half of each layer, in absolute value."""
-    network = models.create("small_cnn", num_classes=3, batch_norm=True)
-    images = jnp.asarray(np.random.default_rng(2).uniform(size=(2, 8, 8, 1)), jnp.float32)
-    rng, shapes = np.random.default_rng(3), jax.eval_shape(network.init, KEY, images)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-1, 1, leaf.shape) ** 2, jnp.float32), shapes)
-    kernels = {
-        layer: np.asarray(leaves["kernel"]) for layer, leaves in variables["params"].items() if "kernel" in leaves
-    }
-    kernels = {layer: np.sign(rng.normal(size=kernel.shape)) * kernel for layer, kernel in kernels.items()}
+    """Against a network whose kernels are pruned by hand: the larger half of each layer, in absolute value."""
+    network, rng = Tiny(num_classes=2), np.random.default_rng(3)
+    shapes = jax.eval_shape(network.init, KEY, IMAGES)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32), shapes)
+    pruned = jax.tree.map(lambda leaf: leaf, variables)
+    for layer in ("conv", "hidden", "head"):
+        kernel = variables["params"][layer]["kernel"]
+        kernel *= np.sign(rng.normal(size=kernel.shape)).astype(np.float32)
+        kept = np.abs(kernel) >= np.median(np.abs(kernel))
+        pruned["params"][layer] = pruned["params"][layer] | {"kernel": np.where(kept, kernel, np.float32(0))}
 
-    def of(kernels):
-        changed = {layer: {"kernel": jnp.asarray(kernel, jnp.float32)} for layer, kernel in kernels.items()}
-        return variables | {"params": {k: v | changed.get(k, {}) for k, v in variables["params"].items()}}
+    def logits(defense):
+        module = network if defense is None else network.clone(guards=defense.guards(network.sites(), 2))
+        return jax.jit(lambda variables, key: module.apply(variables, IMAGES, rngs={"defense": key}).logits)
 
-    pruned = of({
-        layer: np.where(np.abs(kernel) >= np.median(np.abs(kernel)), kernel, 0) for layer, kernel in kernels.items()
-    })  # fmt: skip
-    variables = of(kernels)
-    by_hand = network.apply(pruned, images).logits
-    guarded = lambda name, **options: network.clone(  # noqa: E731
-        guards=defenses.create(name, sites="weights", **options).guards(network.sites(), 3)
-    )
-    found = guarded("kwta", fraction=0.5, by_magnitude=True).apply(variables, images).logits
-    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
-    assert float(jnp.max(jnp.abs(found - network.apply(variables, images).logits))) > 1e-3
+    plain = logits(None)
+    half = logits(defenses.create("kwta", sites="weights", fraction=0.5, by_magnitude=True))(variables, KEY)
+    np.testing.assert_allclose(half, plain(pruned, KEY), rtol=1e-5)
+    assert np.all(np.abs(half - plain(variables, KEY)) > 1e-3)
 
-    # Stochastic pruning and noise draw for each layer anew; of neither anything is left where it is switched off.
-    plain = network.apply(variables, images).logits
-    for name, options in (("sap", {}), ("noise", {"relative": True}), ("dropout", {})):
-        noisy = guarded(name, **options)
-        one, other = (noisy.apply(variables, images, rngs={"defense": jax.random.key(i)}).logits for i in (0, 1))
-        assert jnp.any(one != other) and jnp.any(one != plain)
-        off = defenses.create(name, sites="weights", **options).switched_off.guards(network.sites(), 3)
-        np.testing.assert_array_equal(network.clone(guards=off).apply(variables, images).logits, plain)
+    # What is drawn differs from call to call.
+    noisy = logits(defenses.create("noise", sites="weights", relative=True))
+    assert np.all(np.abs(noisy(variables, KEY) - noisy(variables, jax.random.key(1))) > 1e-6)
     for name in ("cas", "meansparse"):
         with pytest.raises(InputError, match=f"{name}: sites must be those of features, got 'weights'"):
-            guarded(name)
+            logits(defenses.create(name, sites="weights"))
