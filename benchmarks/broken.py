@@ -104,6 +104,13 @@ def denoised_in_python(images: Array) -> Array:
     return jax.pure_callback(cut, jax.ShapeDtypeStruct(images.shape, images.dtype), images, vmap_method="expand_dims")
 
 
+def flattened_in_python(images: Array) -> Array:
+    """The same, but nothing that Python is given has the shape of what it returns."""
+    cut = lambda x: np.round(4 * np.asarray(x)).astype(np.float32).reshape(*x.shape[:-3], 64) / 4  # noqa: E731
+    shape = jax.ShapeDtypeStruct((images.shape[0], 64), images.dtype)
+    return jax.pure_callback(cut, shape, images, vmap_method="expand_dims").reshape(images.shape)
+
+
 def resized(images: Array, key: Key) -> Array:
     """Random resizing and padding (Xie et al. 2018)."""
     key_scale, key_place = jax.random.split(key)
@@ -193,6 +200,35 @@ def lying(network: Network) -> Defended:
     return Defended(lambda images: network(same(images)), network, network)
 
 
+def squeezing_detector(network: Network, images: Array) -> Callable[[Array], Defended]:
+    """A detector that rejects images whose probabilities change with two bits a pixel (Xu et al. 2018).
+
+    An attack succeeds where an image is misclassified and accepted. Of images of one class that is a network, whose
+    logit of the class is raised to the score that rejects: class -> network.
+
+    Args:
+        network: of the classes.
+        images: honest ones, of which one in twenty is rejected.
+    """
+    known = bpda(lambda x: bit_depth(jax.lax.stop_gradient(x)), lambda x: x)
+
+    def change(squeeze: Callable[[Array], Array], images: Array) -> Array:
+        return jnp.sum(jnp.abs(jax.nn.softmax(network(images)) - jax.nn.softmax(network(squeeze(images)))), axis=1)
+
+    limit = jnp.quantile(change(bit_depth, images), 0.95)
+
+    def accepted(squeeze: Callable[[Array], Array], label: Array, images: Array) -> Array:
+        logits = network(images)
+        rejects = jnp.max(logits, axis=1) + 10.0 * (change(squeeze, images) - limit)
+        own = jnp.arange(logits.shape[1])[None] == label
+        return jnp.where(own, jnp.maximum(logits, rejects[:, None]), logits)
+
+    functions = [partial(accepted, squeeze) for squeeze in (bit_depth, known)]
+    functions.append(lambda label, images: network(images))
+    # The class is an argument of what is compiled.
+    return lambda label: Defended(*(jax.tree_util.Partial(function, label) for function in functions))
+
+
 ZOO: dict[str, Callable[[Network], Defended]] = {
     "bit_depth": before(bit_depth),
     "jpeg": before(jpeg),
@@ -201,6 +237,7 @@ ZOO: dict[str, Callable[[Network], Defended]] = {
     "binarised": before(binarised),
     "purified": before(purified),
     "python": before(denoised_in_python),
+    "python_flattened": before(flattened_in_python),
     "resized": at_random(resized),
     "dropped": at_random(dropped),
     "noisy_levels": at_random(noisy_levels, lambda images, key: bpda(noisy_levels, lambda x, key: x)(images, key)),

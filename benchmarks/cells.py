@@ -33,6 +33,7 @@ class Scale(NamedTuple):
         about: what all cells share, in words.
         test_examples: images of the protocol; None: the whole test split.
         verdict_examples: images of the verdicts.
+        stochastic_examples: images of both, of networks whose every gradient is a mean over draws.
         seeds: of adversarial training alone and with each defense; every other cell has the first.
     """
 
@@ -40,12 +41,13 @@ class Scale(NamedTuple):
     about: str
     test_examples: int | None
     verdict_examples: int
+    stochastic_examples: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 SCALES = {
-    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360),
-    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000),
+    "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360, 120),
+    "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000, 250),
 }
 
 
@@ -140,19 +142,23 @@ def robust(record: Mapping[str, Any], part: str, attack: str | None = None) -> n
     return None if bits is None else unpacked(bits, record[part]["n"])
 
 
-def worst_case(record: Mapping[str, Any]) -> np.ndarray | None:
-    """Which of the images of the verdicts withstand everything; None where a part is missing.
+def worst_case(record: Mapping[str, Any], parts: Sequence[str] = PARTS) -> np.ndarray | None:
+    """Which of the images of the verdicts withstand everything; None without a protocol or a verdict with hints.
 
     Of a stochastic network the verdict with hints alone decides: each more attack would be one more chance that a
     majority of draws is wrong by accident.
+
+    Args:
+        record: of a cell.
+        parts: that count, of those that the record has.
     """
-    if not all(part in record for part in PARTS):
-        return None
     found = robust(record, "judge_with_hints")
-    assert found is not None
+    if found is None or "protocol" not in record:
+        return None
     if record["judge_with_hints"].get("stochastic"):
         return found
-    others = [robust(record, "judge"), *(robust(record, "protocol", name) for name in record["protocol"]["robust"])]
+    others = [robust(record, "protocol", name) for name in record["protocol"]["robust"]]
+    others += [robust(record, "judge")] if "judge" in parts else []
     return np.logical_and.reduce([found, *(bits[: len(found)] for bits in others if bits is not None)])
 
 
@@ -174,21 +180,32 @@ class Difference(NamedTuple):
 
 
 def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Difference | None:
-    """The paired difference of a network's bits and its baseline's, of several seeds; None where there is no pair."""
-    whole = [(own, base) for own, base in pairs if own is not None and base is not None and len(own) == len(base)]
+    """The paired difference of a network's bits and its baseline's, of several seeds; None where there is no pair.
+
+    Both have the first images of one test split, so that where one has fewer these are compared.
+    """
+    whole = [(own, base) for own, base in pairs if own is not None and base is not None]
     if not whole:
         return None
-    value, (low, high) = paired_difference(*map(np.stack, zip(*whole, strict=True)))
-    return Difference(value, low, high, len(whole[0][0]))
+    n = min(len(bits) for pair in whole for bits in pair)
+    value, (low, high) = paired_difference(
+        *(np.stack([bits[:n] for bits in side]) for side in zip(*whole, strict=True))
+    )
+    return Difference(value, low, high, n)
 
 
 def pairs(
     results: str | Path, name: str, of_seeds: Sequence[Cell], attack: str | None = None
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
-    """Bits of each seed's network and of its baseline: in the worst case, or under an attack of the protocol."""
+    """Bits of each seed's network and of its baseline: under an attack of the protocol, or in the worst case.
 
-    def bits(cell: Cell) -> np.ndarray | None:
-        record = read(results, name, cell)
-        return worst_case(record) if attack is None else robust(record, "protocol", attack)
-
-    return [(bits(cell), bits(cell.base)) for cell in of_seeds if cell.base is not None]
+    The worst case is over the parts that both have, as more attacks find more.
+    """
+    found = []
+    for cell in of_seeds:
+        if cell.base is not None:
+            both = [read(results, name, one) for one in (cell, cell.base)]
+            parts = [part for part in PARTS if all(part in record for record in both)]
+            bits = [worst_case(one, parts) if attack is None else robust(one, "protocol", attack) for one in both]
+            found.append((bits[0], bits[1]))
+    return found

@@ -291,9 +291,9 @@ def _pytorch(output: Path) -> dict:
         return {"skipped": "torch is not installed"}
     if not torch.cuda.is_available():
         return {"skipped": "torch sees no GPU"}
-    import torch_resnet
+    import pytorch_training
 
-    seconds = sorted(torch_resnet.pgd_steps(torch, batch_size=512, num_steps=10, repetitions=20))
+    seconds = sorted(pytorch_training.pgd_steps(batch_size=512, num_steps=10, repetitions=20))
     return {"step_seconds": seconds, "median": statistics.median(seconds), "torch": torch.__version__}
 
 

@@ -186,6 +186,7 @@ def ours(folder: str) -> None:
 
 def pytorch(folder: str) -> None:
     """Reads weights and images, writes what becomes of them; then serves."""
+    import pytorch_networks
     import torch
 
     weights = {name: torch.tensor(value) for name, value in np.load(os.path.join(folder, "weights.npz")).items()}
@@ -193,7 +194,13 @@ def pytorch(folder: str) -> None:
     images = torch.tensor(shared["images"]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     labels = torch.tensor(shared["labels"]).long()
     torch.manual_seed(0)
-    network = _small_cnn(weights) if MODEL.value == "small_cnn" else _residual(weights)
+    if MODEL.value == "small_cnn":
+        network = pytorch_networks.SmallCNN(weights)
+    else:
+        wide = MODEL.value == "wide_resnet"
+        size = {"depth": DEPTH.value, "width": WIDTH.value} if wide else {}
+        made = (pytorch_networks.WideResNet if wide else pytorch_networks.ResNet18)(channels=CHANNELS.value, **size)
+        network = pytorch_networks.loaded(made, weights)
     network = network.to(memory_format=torch.channels_last)
 
     def attack(num_steps: int = NUM_STEPS.value) -> torch.Tensor:
@@ -243,125 +250,6 @@ def _library_attack(network, num_steps: int):
     if WHAT.value == "apgd":
         return torchattacks.APGD(network, eps=EPSILON, steps=num_steps)
     return torchattacks.PGD(network, eps=EPSILON, alpha=STEP_SIZE, steps=num_steps, random_start=False)
-
-
-def _small_cnn(weights):
-    import torch
-
-    class SmallCNN(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            kernels = {name: weights[f"conv{name}.kernel"].permute(3, 2, 0, 1) for name in "12"}
-            self.convs = torch.nn.ModuleList(
-                torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 4, stride=2, padding=1) for kernel in kernels.values()
-            )
-            self.dense = torch.nn.Linear(*weights["dense.kernel"].shape)
-            self.head = torch.nn.Linear(*weights["head.kernel"].shape)
-            with torch.no_grad():
-                for i, conv in enumerate(self.convs, 1):
-                    conv.weight.copy_(kernels[str(i)])
-                    conv.bias.copy_(weights[f"conv{i}.bias"])
-                for name in ("dense", "head"):
-                    getattr(self, name).weight.copy_(weights[f"{name}.kernel"].T)
-                    getattr(self, name).bias.copy_(weights[f"{name}.bias"])
-
-        def forward(self, x):
-            for conv in self.convs:
-                x = conv(x).relu()
-            x = x.permute(0, 2, 3, 1).flatten(1)  # the order in which ours flattens
-            return self.head(self.dense(x).relu())
-
-    return SmallCNN()
-
-
-def _residual(weights):
-    """ResNet-18 or a WideResNet with the names of RobustBench's."""
-    from torch import nn
-
-    functional = nn.functional
-
-    class Block(nn.Module):
-        """Post-activation."""
-
-        def __init__(self, inputs, outputs, stride):
-            super().__init__()
-            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(outputs)
-            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(outputs)
-            self.shortcut = nn.Sequential()
-            if stride > 1 or inputs != outputs:
-                self.shortcut = nn.Sequential(
-                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-                )
-
-        def forward(self, x):
-            y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-            return (y + self.shortcut(x)).relu()
-
-    class ResNet(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = nn.Conv2d(CHANNELS.value, 64, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(64)
-            for stage, (inputs, outputs) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
-                blocks = [Block(inputs, outputs, 1 if stage == 1 else 2), Block(outputs, outputs, 1)]
-                setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-            self.linear = nn.Linear(512, 10)
-
-        def forward(self, x):
-            x = self.bn1(self.conv1(x)).relu()
-            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-                x = stage(x)
-            return self.linear(x.mean((2, 3)))
-
-    class WideBlock(nn.Module):
-        """Pre-activation."""
-
-        def __init__(self, inputs, outputs, stride):
-            super().__init__()
-            self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-            self.convShortcut = None
-            if inputs != outputs:
-                self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-        def forward(self, x):
-            active = self.bn1(x).relu()
-            shortcut = x if self.convShortcut is None else self.convShortcut(active)
-            return shortcut + self.conv2(self.bn2(self.conv1(active)).relu())
-
-    class Group(nn.Module):
-        def __init__(self, count, inputs, outputs, stride):
-            super().__init__()
-            first = WideBlock(inputs, outputs, stride)
-            self.layer = nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1)))
-
-        def forward(self, x):
-            return self.layer(x)
-
-    class WideResNet(nn.Module):
-        def __init__(self):
-            super().__init__()
-            widths, count = [16, *(16 * 2**i * WIDTH.value for i in range(3))], (DEPTH.value - 4) // 6
-            self.conv1 = nn.Conv2d(CHANNELS.value, 16, 3, 1, 1, bias=False)
-            self.block1, self.block2, self.block3 = (
-                Group(count, widths[i], widths[i + 1], 1 if i == 0 else 2) for i in range(3)
-            )
-            self.bn1 = nn.BatchNorm2d(widths[-1])
-            self.fc = nn.Linear(widths[-1], 10)
-
-        def forward(self, x):
-            x = self.block3(self.block2(self.block1(self.conv1(x))))
-            return self.fc(functional.relu(self.bn1(x)).mean((2, 3)))
-
-    network = ResNet() if MODEL.value == "resnet18" else WideResNet()
-    network.load_state_dict(weights, strict=False)  # all but the counts of batches, which ours does not keep
-    missing = set(network.state_dict()) - set(weights)
-    if any(not name.endswith("num_batches_tracked") for name in missing):
-        raise RuntimeError(f"the networks differ: {sorted(missing)}")
-    return network
 
 
 if __name__ == "__main__":

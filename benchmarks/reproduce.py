@@ -119,11 +119,17 @@ def workdir(scale: str, cell: Cell) -> str:
     return str(Path(RUNS.value) / scale / f"{cell.trained}_{cell.seed}")
 
 
+def examples(scale: Scale, cell: Cell, usual: int | None) -> int | None:
+    """How many images a cell is evaluated on, which for a stochastic network are fewer."""
+    return scale.stochastic_examples if cell.switched_on == "sap" else usual
+
+
 def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """Trains a cell's network, unless another cell has."""
     config = config_of(scale, cell)
     started = time.perf_counter()
-    runs.train(config, workdir(name, cell))
+    if not runs.train(config, workdir(name, cell)).complete:
+        raise KeyboardInterrupt  # it has saved and goes on when it is started again; half a training is no record
     lines = (Path(workdir(name, cell)) / "metrics.jsonl").read_text().splitlines()
     validated = [line for line in map(json.loads, lines) if line["split"] == "validation"]
     return {
@@ -140,7 +146,9 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
         names[-1] = "autoattack:version=rand"
     if cell.base is not None and (Path(workdir(name, cell.base)) / "checkpoints").is_dir():
         names.append(f"transfer:{workdir(name, cell.base)}")
-    options = evaluation.Options(workdir(name, cell), names, num_examples=scale.test_examples, seed=cell.seed)
+    options = evaluation.Options(
+        workdir(name, cell), names, num_examples=examples(scale, cell, scale.test_examples), seed=cell.seed
+    )
     result = evaluation.evaluate_run(options._replace(defense=AT_EVALUATION.get(cell.switched_on)))
     assert isinstance(result, evaluation.Evaluation)
     bits = {record["attack"].partition(":")[0]: packed(record["robust"]) for record in result.records}
@@ -150,7 +158,7 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
 def judge(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """The verdict on the network's program alone."""
     run = runs.load(workdir(name, cell), defense=AT_EVALUATION.get(cell.switched_on))
-    test = run.test_data(scale.verdict_examples)
+    test = run.test_data(examples(scale, cell, scale.verdict_examples))
     verdict = evaluation.judge(
         run.logits_fn,
         jax.random.key(cell.seed),
@@ -171,7 +179,7 @@ def judge_with_hints(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     options = evaluation.Options(
         workdir(name, cell),
         ["adaptive"],
-        num_examples=scale.verdict_examples,
+        num_examples=examples(scale, cell, scale.verdict_examples),
         seed=cell.seed,
         defense=AT_EVALUATION.get(cell.switched_on),
         transfer_from=workdir(name, base) if base is not None and there and not cell.switched_on else None,

@@ -53,8 +53,8 @@ Accuracy in per cent; of several seeds the mean, with the standard deviation ove
 (`rand` for SAP). "Transfer" are images that APGD made for the network without the defense. "Judge" is `judge` on the
 network's program alone, "with hints" the same with what the defense declares. The worst case is over everything in the
 row, on the images of the verdicts, with Wilson's 95 % interval; of SAP, whose draws differ from attack to attack, that
-with hints alone. The last column compares it with that of the same network without the defense, image by image, with
-the 95 % interval of Agresti and Min (2005). Intervals are over images, not over seeds.
+with hints alone. The last column compares it with that of the same network without the defense, image by image and
+over the parts that both have, with the 95 % interval of Agresti and Min (2005). Intervals are over images, not seeds.
 """
 TITLES = (
     "network", "seeds", "n", *ATTACKS.values(), "judge", "with hints", "worst case", "flags that failed",
@@ -64,12 +64,18 @@ MISSING = "missing"
 
 
 def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
-    """The lines of a table, missing parts among them."""
-    yield f"| {' | '.join(TITLES)} |"
-    yield "|---|---|---|" + "--:|" * (len(TITLES) - 5) + "---|---|"
+    """The lines of a table, and the cells that are missing as a whole."""
+    missing, first = [], True
     for cell_name, of_seeds in by_name(scale).items():
         found = [read(results, name, cell) for cell in of_seeds]
         done = [record for record in found if "protocol" in record]
+        if not done:
+            missing.append(f"`{cell_name}`")
+            continue
+        if first:
+            yield f"| {' | '.join(TITLES)} |"
+            yield "|---|---|---|" + "--:|" * (len(TITLES) - 5) + "---|---|"
+            first = False
         fields = [f"`{cell_name}`", f"{len(done)} of {len(of_seeds)}", _images(done)]
         for attack in ATTACKS:
             if attack == "transfer" and of_seeds[0].base is None:
@@ -87,6 +93,8 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             difference = beyond(pairs(results, name, of_seeds))
             fields.append(f"{difference.outcome}: {difference}" if difference else MISSING)
         yield f"| {' | '.join(fields)} |"
+    if missing:
+        yield f"\nMissing: {', '.join(missing)}."
 
 
 def _images(records: Sequence[Mapping[str, Any]]) -> str:

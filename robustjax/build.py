@@ -16,7 +16,8 @@ from robustjax import attacks, data, defenses, models, objectives, registry
 from robustjax import config as config_lib
 from robustjax.data import augment
 from robustjax.defenses import composition
-from robustjax.training import loop, optim, state, step
+from robustjax.training import optim, state, step
+from robustjax.training.experiment import Experiment
 from robustjax.types import Array, Attack, Config, InputError, Key, nearest
 
 
@@ -231,7 +232,7 @@ def training_step(config: Config, module: Any, steps_per_epoch: int) -> step.Ste
     )
 
 
-def experiment(config: Config) -> loop.Experiment:
+def experiment(config: Config) -> Experiment:
     """A whole run.
 
     Raises:
@@ -248,7 +249,7 @@ def experiment(config: Config) -> loop.Experiment:
     module = model(config, train.num_classes)
     create_state = initial_state(config, module, train.image_shape)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
-    return loop.Experiment(
+    return Experiment(
         config=config_lib.plain(config),
         train=train,
         extra=extra,

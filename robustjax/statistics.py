@@ -17,6 +17,9 @@ def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tup
         total: at least 1.
         z: standard normal quantile of the wanted level.
 
+    Returns:
+        Its ends, in [0, 1] and around the share itself.
+
     Example:
         >>> low, high = wilson_interval(50, 100)
         >>> print(f"{low:.3f} {high:.3f}")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +17,11 @@ SMALL = [
     "--config.attack.num_steps=2",
     "--config.validation.batch_size=200",
 ]
+# Settings under which programs compile in a third of the time. The tests' own process has them (conftest), and so have
+# commands in tests that are not about what is computed; other commands run as users run them.
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if version("jaxlib") < "0.11":  # later releases know this emitter of fused loops alone
+    QUICKLY["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def command(module, *arguments):

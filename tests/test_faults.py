@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from processes import ROOT, SMALL, command, finish, read_metrics, refused, run, start
+from processes import QUICKLY, ROOT, SMALL, command, finish, read_metrics, refused, run, start
 
 from robustjax.runtime.signals import stop_signals
 
@@ -19,7 +19,7 @@ LONG = [*SMALL, "--config.train.num_epochs=100000"]
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Processes after the first need not compile anew."""
-    return {
+    return QUICKLY | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

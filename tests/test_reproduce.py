@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,9 @@ def test_the_table_is_what_the_records_say(cells, table, tmp_path):
     assert "| 1 of 3 | 200 | 100.0 |" in lines["at"] and "| 50.0 (43.1 to 56.9) | none |  |" in lines["at"]
     assert "shattered_gradients | gain: +25.0 (+18.7 to +30.8) |" in lines["at_cas"]
     assert "undecided: +0.0 (-13.8 to +13.8)" in lines["at_sns"]
-    # A part that is missing is missing, and with it the worst case; what is there is shown.
-    assert "| missing | 100.0 | missing | none | missing |" in lines["at_fsr"]
-    assert lines["mart_fsr"].count("missing") == 13 and "| 0 of 1 | missing |" in lines["mart_fsr"]
+    # A part that is missing is missing, and counts for neither side of a comparison; what is there is shown.
+    assert "| missing | 100.0 | 100.0 (98.1 to 100.0) | none | gain: +50.0 (+" in lines["at_fsr"]
+    assert "mart_fsr" not in lines and "\nMissing: `at_cifs`, `at_sap`, " in digits and "`mart_sns`.\n" in digits
     assert len({line.count("|") for line in lines.values()}) == 1
 
 
@@ -81,6 +82,8 @@ def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one
     fewer["judge_with_hints"]["robust"] = cells.packed(np.ones(50, bool))
     np.testing.assert_array_equal(cells.worst_case(fewer), judged[:50])  # the protocol has more images
     assert cells.worst_case({"protocol": {}}) is None
+    alone = record(cells, judged, pgd20=attacked)
+    np.testing.assert_array_equal(cells.worst_case(alone, ["protocol", "judge_with_hints"]), attacked)
 
 
 def test_a_card_says_what_was_measured_and_what_the_network_is_not_for(cells, table, tmp_path):
@@ -109,9 +112,24 @@ def test_a_network_is_described_by_its_config(cells, table):
     assert set(about) <= set(table.DESCRIBED)
 
 
+def test_a_training_that_was_stopped_is_no_record(cells, table, tmp_path, monkeypatch):
+    reproduce = importlib.import_module("reproduce")
+    monkeypatch.setattr(reproduce, "RUNS", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(reproduce.runs, "train", lambda config, workdir: types.SimpleNamespace(complete=False))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.train("digits", cells.SCALES["digits"], cells.Cell("at", "", 0))
+
+
 def test_what_papers_report_has_setting_and_source(table):
     lines = list(table.reported(HERE / "results" / "published.json"))
     assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
+
+
+def test_where_one_network_has_fewer_images_the_first_ones_are_compared(cells):
+    own, base = np.arange(50) < 40, np.arange(N) < 20
+    found = cells.beyond([(own, base), (None, base)])
+    assert found.n == 50 and found.value == pytest.approx(0.4) and found.outcome == "gain"
+    assert cells.beyond([(None, base)]) is None
 
 
 def test_bits_are_kept_whole(cells):

@@ -15,7 +15,7 @@ from absl import flags
 from robustjax import cli
 from robustjax.analysis._analyse import TITLES, Analysis, analyse
 from robustjax.evaluation.protocol import tables
-from robustjax.runtime import compiler
+from robustjax.runtime import compiler, files
 from robustjax.types import InputError
 
 OPTIONS = flags.FlagValues()
@@ -26,7 +26,9 @@ NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples", 500, "The first so many test images.", lower_bound=2, flag_values=OPTIONS
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step; of each run.", flag_values=OPTIONS)
-SEED = flags.DEFINE_integer("seed", 0, "Of attacks and draws.", lower_bound=0, flag_values=OPTIONS)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of attacks and draws.", lower_bound=0, upper_bound=2**31 - 1, flag_values=OPTIONS
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,8 @@ def _main() -> None:
     output = Path(OUTPUT.value or Path(workdirs[0]) / "analysis")
     if OUTPUT.value and output.exists() and not output.is_dir():
         raise InputError(f"output must be a folder, got the file {output}; give another")
+    if OUTPUT.value or Path(workdirs[0]).is_dir():
+        files.check_target("--output" if OUTPUT.value else "--workdir", output)
     found = analyse(
         workdirs, num_examples=NUM_EXAMPLES.value, checkpoint=CHECKPOINT.value, seed=SEED.value, progress=True
     )

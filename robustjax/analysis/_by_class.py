@@ -40,6 +40,9 @@ def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -
         labels: integers [N] in [0, K); N at least 2.
         num_classes: K.
 
+    Returns:
+        A :class:`ByClass`.
+
     Raises:
         InputError: the shapes differ, or a class is out of range.
 

@@ -44,6 +44,9 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, num_bins: int 
         labels: integers [N].
         num_bins: of equal width, closed above.
 
+    Returns:
+        A :class:`Calibration`.
+
     Raises:
         InputError: rows are no probabilities, or the shapes do not belong together.
 

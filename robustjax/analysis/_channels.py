@@ -48,6 +48,9 @@ def channels(natural: np.ndarray, adversarial: np.ndarray, labels: np.ndarray, *
         labels: integers [N].
         threshold: share of an image's largest channel above which a channel is activated.
 
+    Returns:
+        A :class:`Channels`.
+
     Raises:
         InputError: the shapes do not belong together.
 

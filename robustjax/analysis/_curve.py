@@ -38,6 +38,9 @@ def curve(at: Sequence[float], right: np.ndarray) -> Curve:
         at: rising strengths, P >= 2.
         right: bool [P, N], whether each example is classified correctly; N at least 2.
 
+    Returns:
+        A :class:`Curve`.
+
     Raises:
         InputError: the strengths do not rise, or the shapes do not belong together.
 

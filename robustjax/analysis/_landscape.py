@@ -56,6 +56,9 @@ def surface(
         size: G, odd, points along each direction.
         seed: of the random direction.
 
+    Returns:
+        A :class:`Surface`.
+
     Example:
         >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.zeros(len(x))], axis=1)
         >>> images = np.full((2, 2, 2, 1), 0.5, np.float32)
@@ -125,6 +128,9 @@ def input_gradients(logits_fn: LogitsFn, images: AnyArray, labels: AnyArray) -> 
         logits_fn: images -> logits [B, K], deterministic.
         images: float32 [N, H, W, C]; N at least 2.
         labels: integers [N].
+
+    Returns:
+        An :class:`InputGradients`.
 
     Example:
         >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.zeros(len(x))], axis=1)

@@ -66,6 +66,9 @@ def observe(
         labels: integers [N].
         batch_size: images at a time.
 
+    Returns:
+        An :class:`Observed`.
+
     Raises:
         InputError: the arrays do not belong together, or there are no examples.
 

@@ -58,6 +58,9 @@ def relevance(
         weights: of the classifier, [C, K].
         robust: bool [N], whether the adversarial image is classified correctly.
 
+    Returns:
+        A :class:`Relevance`.
+
     Raises:
         InputError: the shapes do not belong together.
 

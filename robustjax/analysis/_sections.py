@@ -28,24 +28,32 @@ def leaderboard(shown: _Shown) -> str:
         "Worst case": lambda row: _named(row, ["worst_case"]),
     }
     present = {name: read for name, read in columns.items() if any(read(row) for row, _ in shown)}
-    headings = ["Network", "Seeds", *present, "Flags"]
+    seeded = any(row.seeds for row, _ in shown)  # runs among them
+    headings = ["Network", *(["Seeds"] if seeded else []), *present, "Flags"]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button" data-column="{i}">{text(name)}</button></th>'
         for i, name in enumerate(headings)
     )
     body = []
     for row, files in shown:
-        seeds = ", ".join(map(str, row.seeds))
-        cells = [f'<th scope="row">{text(row.label)}</th>', f'<td class="narrow">{seeds}</td>']
+        cells = [f'<th scope="row">{text(row.label)}</th>']
+        if seeded:
+            cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
         for name, read in present.items():
             found = read(row)
             cells.append(_accuracy(*found, told=name == "Paper's protocol") if found else NOTHING)
         cells.append(_flag_cell(files.trust))
         body.append(f"<tr>{''.join(cells)}</tr>")
-    missing = [name for name in ("AutoAttack", "Adaptive") if name not in present]
+    missing = ",".join(name.lower() for name in ("AutoAttack", "Adaptive") if name not in present)
+    said = {
+        "autoattack,adaptive": "No network has AutoAttack or adaptive attacks: these figures are upper bounds by "
+        "the usual attacks, and not yet to be trusted",
+        "autoattack": "No network has AutoAttack, by which others compare",
+        "adaptive": "No network has adaptive attacks, which say whether the figures can be trusted",
+    }
     note = (
-        f'<p class="note">No run has {" or ".join(missing)}: these figures are upper bounds by the usual attacks, '
-        "and not yet to be trusted; <code>evaluate --attacks=autoattack,adaptive</code> adds both.</p>"
+        f'<p class="note">{said[missing]}; <code>evaluate --attacks={missing}</code> adds '
+        f"{'it' if missing == 'autoattack' else 'them'}.</p>"
         if missing
         else ""
     )
@@ -108,10 +116,11 @@ def flags(shown: _Shown) -> str:
         fired = [flag for flag in trust["flags"].values() if flag["status"] in ("fail", "warn")]
         items = "".join(map(_flag, sorted(fired, key=lambda flag: flag["status"])))
         listed = f'<ul class="flags">{items}</ul>' if items else "<p>No flag was raised.</p>"
-        passed = sum(flag["status"] == "pass" for flag in trust["flags"].values())
+        statuses = [flag["status"] for flag in trust["flags"].values()]
         parts.append(
             f"<article><h3>{text(row.label)}</h3><p>{text(trust['verdict'])}</p>{listed}"
-            f'<p class="note">{passed} of {len(trust["flags"])} checks passed.</p>{_findings(row, trust)}</article>'
+            f'<p class="note">{statuses.count("pass")} of {len(statuses) - statuses.count("na")} checks passed; '
+            f"{statuses.count('na')} do not apply.</p>{_findings(row, trust)}</article>"
         )
     return "".join(parts)
 
@@ -211,7 +220,7 @@ def provenance(shown: _Shown) -> str:
         record = row.record
         facts = {
             "data": f"{data_of(record)}, {record['num_examples']:,} images",
-            "threat": f"{record['norm']} epsilon {record['epsilon']:.4g}",
+            "threat": ", ".join(row.threats),
             "network": record["config"]["model"]["name"],
             "checkpoint": f"step {record['checkpoint_step']:,}" if "checkpoint_step" in record else None,
             "weights": record.get("weights") or (record.get("network") or {}).get("weights_sha256"),

@@ -39,6 +39,9 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
         movement: site -> mean over positions of ``|F(x) - F(x')|``, [N, C]; N at least 2.
         magnitude: site -> mean over positions of ``|F(x)|``, [N, C].
 
+    Returns:
+        A :class:`Sensitivity`.
+
     Raises:
         InputError: there is no site, or the sites differ.
 
@@ -112,6 +115,9 @@ def restoration(
         num_draws: of random neurons.
         seed: of these draws.
         batch_size: images at a time.
+
+    Returns:
+        A :class:`Restoration`.
 
     Raises:
         InputError: a site holds a guard or is none of the network's, or every site holds one.

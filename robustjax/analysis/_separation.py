@@ -40,6 +40,9 @@ def separation(auxiliary: Mapping[str, np.ndarray], labels: np.ndarray) -> Separ
             least 2.
         labels: integers [N].
 
+    Returns:
+        A :class:`Separation`.
+
     Raises:
         InputError: a kind is missing.
 
@@ -69,7 +72,15 @@ def separation(auxiliary: Mapping[str, np.ndarray], labels: np.ndarray) -> Separ
 
 
 def fsr_masks(module: Any, variables: Any, images: AnyArray) -> dict[str, np.ndarray]:
-    """The masks of a network's FSR guards in inference, site -> [N, H, W, C] in [0, 1]; empty without such guards.
+    """The masks by which a network's FSR guards separate features in inference.
+
+    Args:
+        module: a network of :func:`robustjax.models.create`.
+        variables: of the network.
+        images: float32 [N, H, W, C].
+
+    Returns:
+        Guarded site -> mask [N, H, W, C] in [0, 1]; empty for a network without FSR guards.
 
     Example:
         >>> from robustjax import defenses, models

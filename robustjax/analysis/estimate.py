@@ -56,6 +56,9 @@ def proportion(hits: np.ndarray, meaning: str = "") -> Estimate:
         hits: bool [N], N at least 1.
         meaning: see :class:`Estimate`.
 
+    Returns:
+        An :class:`Estimate`.
+
     Example:
         >>> print(proportion(np.array([True] * 50 + [False] * 50)))
         0.5 (0.404 to 0.596, n = 100)
@@ -84,6 +87,9 @@ def bootstrap(
         meanings: of the scalars, see :class:`Estimate`.
         num_resamples: at least 20.
         seed: of the draws; equal seeds give equal intervals.
+
+    Returns:
+        Name of the scalar -> :class:`Estimate`.
 
     Raises:
         InputError: there are too few examples or resamples.

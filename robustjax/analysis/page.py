@@ -76,7 +76,7 @@ def _plain(cell: Cell | None) -> str:
 def _lead(rows: Sequence[Row]) -> str:
     """What the page is about, in a sentence or two."""
     data = dict.fromkeys(data_of(row.record) for row in rows)
-    threats = dict.fromkeys(f"{row.record['norm']} epsilon {row.record['epsilon']:.4g}" for row in rows)
+    threats = dict.fromkeys(threat for row in rows for threat in row.threats)
     count = sum(len(row.seeds) for row in rows)
     runs = "" if count == 0 else "1 run, " if count == 1 else f"{count} runs, "
     configs = "1 network" if len(rows) == 1 else f"{len(rows)} networks"

@@ -5,15 +5,14 @@ Nothing here touches matplotlib's global state, so figures can be made in any pr
 
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from robustjax.analysis._by_class import ByClass
 from robustjax.analysis._calibration import Calibration
+from robustjax.analysis._canvas import grid, in_words, save
 from robustjax.analysis._channels import Channels
 from robustjax.analysis._curve import Curve
 from robustjax.analysis._landscape import InputGradients, Surface
@@ -24,25 +23,26 @@ from robustjax.analysis._separation import KINDS, Separation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "by_class",
+    "calibration",
+    "channels",
+    "curves",
+    "input_gradients",
+    "relevance",
+    "restoration",
+    "save",
+    "sensitivity",
+    "separation",
+    "surfaces",
+]
+
 NATURAL, ADVERSARIAL = "#2b6cb0", "#c53030"
 GREY = "0.55"
-DPI = 110
 # Panels of the neurons' sensitivity, at most.
 MOST_LAYERS = 24
 # Examples of a bin of a reliability diagram, at least: fewer say nothing.
 LEAST_IN_BIN = 5
-
-
-def save(figure: Figure, path: Any) -> None:
-    """Writes a figure as PNG.
-
-    Raises:
-        WriteError: the file cannot be written; what was there before is intact.
-    """
-    from robustjax.runtime import files
-
-    with files.replacing(path) as file:
-        figure.savefig(file, format="png", dpi=DPI)
 
 
 def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None = None) -> Figure:
@@ -59,7 +59,7 @@ def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None =
         >>> len(channels({"at": seen}, of_class=0).axes)
         2
     """
-    figure, axes = _grid(2, len(found), width=3.6, height=2.5)
+    figure, axes = grid(2, len(found), width=3.6, height=2.5)
     for column, (title, seen) in enumerate(found.items()):
         place = int(np.flatnonzero(seen.classes == of_class)[0])
         order = np.argsort(-seen.frequency[0, place], kind="stable")
@@ -70,8 +70,8 @@ def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None =
                 axis.step(places, drawn, where="mid", color=colour, label=label, linewidth=1)
                 axis.fill_between(places, drawn, step="mid", color=colour, alpha=0.15, linewidth=0)
             axis.set_ylim(bottom=0)
-        axes[0, column].set_title(f"{title}\nadversarial / natural {_short(seen, 'magnitude_ratio')}", fontsize=9)
-        axes[1, column].set_title(f"mean gap {_short(seen, 'l1_gap')}", fontsize=9)
+        axes[0, column].set_title(f"{title}\nadversarial / natural {in_words(seen, 'magnitude_ratio')}", fontsize=9)
+        axes[1, column].set_title(f"mean gap {in_words(seen, 'l1_gap')}", fontsize=9)
         axes[1, column].set_ylim(0, 1.05)
         axes[1, column].set_xlabel("channel, by natural frequency")
     axes[0, 0].set_ylabel("mean magnitude")
@@ -95,7 +95,7 @@ def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None
         >>> len(relevance({"at": seen}, of_class=0).axes)
         2
     """
-    figure, axes = _grid(2, len(found), width=3.6, height=2.6)
+    figure, axes = grid(2, len(found), width=3.6, height=2.6)
     for column, (title, seen) in enumerate(found.items()):
         place = int(np.flatnonzero(seen.classes == of_class)[0])
         order = np.argsort(-seen.weights[place], kind="stable")
@@ -114,7 +114,7 @@ def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None
         axis.scatter(seen.robust_accuracy, seen.over_activation, color=ADVERSARIAL, s=18)
         for label, x, y in zip(seen.classes, seen.robust_accuracy, seen.over_activation, strict=True):
             axis.annotate(str(label), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
-        axis.set_title(f"gap of classes {_short(seen, 'over_activation_gap')}", fontsize=9)
+        axis.set_title(f"gap of classes {in_words(seen, 'over_activation_gap')}", fontsize=9)
         axis.set_xlabel("robust accuracy of the class")
     axes[0, 0].set_ylabel("mean activation")
     axes[1, 0].set_ylabel("over-activation of\nnegative channels")
@@ -134,7 +134,7 @@ def sensitivity(found: Mapping[str, Sensitivity]) -> Figure:
     """
     sites = list(dict.fromkeys(site for seen in found.values() for site in seen.by_site))[:MOST_LAYERS]
     columns = min(4, len(sites))
-    figure, axes = _grid(-(-len(sites) // columns), columns, width=2.9, height=2.1)
+    figure, axes = grid(-(-len(sites) // columns), columns, width=2.9, height=2.1)
     for axis, site in zip(axes.flat, sites, strict=False):
         values = [(i, name, seen.by_site[site]) for i, (name, seen) in enumerate(found.items()) if site in seen.by_site]
         bins = np.linspace(0, max(float(np.max(array)) for _, _, array in values) or 1.0, 25)
@@ -148,7 +148,7 @@ def sensitivity(found: Mapping[str, Sensitivity]) -> Figure:
         axis.legend(fontsize=6, frameon=False)
     figure.supxlabel("sensitivity of a neuron (dotted: mean)", fontsize=9)
     figure.supylabel("neurons", fontsize=9)
-    figure.suptitle("Neuron sensitivity: " + "; ".join(f"{n} {_short(s, 'sensitivity')}" for n, s in found.items()),
+    figure.suptitle("Neuron sensitivity: " + "; ".join(f"{n} {in_words(s, 'sensitivity')}" for n, s in found.items()),
                     fontsize=9, wrap=True)  # fmt: skip
     return figure
 
@@ -163,7 +163,7 @@ def restoration(found: Mapping[str, Restoration]) -> Figure:
         >>> len(restoration({"at": Restoration(right, {"dense": right}, {"dense": right}, 0.1, gap)}).axes)
         1
     """
-    figure, axes = _grid(len(found), 1, width=7.4, height=2.3)
+    figure, axes = grid(len(found), 1, width=7.4, height=2.3)
     for axis, (title, seen) in zip(axes[:, 0], found.items(), strict=True):
         places = np.arange(len(seen.sensitive))
         for shift, values, colour, label in (
@@ -177,7 +177,7 @@ def restoration(found: Mapping[str, Restoration]) -> Figure:
         axis.set_ylim(0, 1.25)
         axis.set_yticks(np.linspace(0, 1, 6))
         axis.set_ylabel("accuracy under attack", fontsize=8)
-        axis.set_title(f"{title}: gain over random ones {_short(seen, 'restoration_gap')}", fontsize=9)
+        axis.set_title(f"{title}: gain over random ones {in_words(seen, 'restoration_gap')}", fontsize=9)
     axes[0, 0].legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
     return figure
 
@@ -196,7 +196,7 @@ def separation(found: Mapping[str, Mapping[str, Separation]], masks: Mapping[str
         4
     """
     shown = min(4, *(len(mask) for mask in masks.values()))
-    figure, axes = _grid(len(found), 2 + shown, width=1.7, height=2.3, ratios=[1.6, 1.6] + [1] * shown)
+    figure, axes = grid(len(found), 2 + shown, width=1.7, height=2.3, ratios=[1.6, 1.6] + [1] * shown)
     for row, (title, parts) in zip(axes, found.items(), strict=True):
         for shift, which, colour in ((-0.2, "natural", NATURAL), (0.2, "adversarial", ADVERSARIAL)):
             values = [parts[which].estimates[kind] for kind in KINDS]
@@ -231,13 +231,13 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
         >>> len(calibration({"at": seen}, against={"at": {0.0: seen, 0.1: seen}}).axes)
         3
     """
-    figure, axes = _grid(1, 3, width=3.5, height=3.4)
+    figure, axes = grid(1, 3, width=3.5, height=3.4)
     diagram, error, brier = axes[0]
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for i, (name, seen) in enumerate(found.items()):
         filled = seen.count >= LEAST_IN_BIN
         diagram.plot(seen.confidence[filled], seen.accuracy[filled], "o-", color=f"C{i}", markersize=3,
-                     label=f"{name}: {_short(seen, 'ece')}")  # fmt: skip
+                     label=f"{name}: {in_words(seen, 'ece')}")  # fmt: skip
     diagram.set(
         xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE at epsilon"
     )
@@ -266,7 +266,7 @@ def by_class(found: Mapping[str, ByClass], *, names: Sequence[str]) -> Figure:
         >>> len(by_class({"at": seen}, names=["zero", "one"]).axes)
         2
     """
-    figure, axes = _grid(len(found), 2, width=3.9, height=2.9)
+    figure, axes = grid(len(found), 2, width=3.9, height=2.9)
     for row, (title, seen) in zip(axes, found.items(), strict=True):
         labels = [names[label] for label in seen.classes]
         values = np.array([accuracy.value for accuracy in seen.accuracies])
@@ -274,7 +274,7 @@ def by_class(found: Mapping[str, ByClass], *, names: Sequence[str]) -> Figure:
         row[0].bar(range(len(labels)), values, yerr=np.abs(ends.T - values), color=NATURAL, error_kw={"linewidth": 0.8})
         row[0].set_ylim(0, 1.05)
         row[0].set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
-        row[0].set_title(f"{title}: accuracy under attack; worst class {_short(seen, 'worst_class')}", fontsize=8)
+        row[0].set_title(f"{title}: accuracy under attack; worst class {in_words(seen, 'worst_class')}", fontsize=8)
         row[1].imshow(seen.confusion, cmap="Blues", vmin=0, vmax=1)
         for (i, k), share in np.ndenumerate(seen.confusion):
             if share >= 0.05 and seen.confusion.shape[1] <= 12:
@@ -300,7 +300,7 @@ def curves(epsilon: Mapping[str, Curve], steps: Mapping[str, Curve], *, marked: 
         >>> len(curves({"at": seen}, {"at": seen}, marked=0.1, chance=0.1).axes)
         2
     """
-    figure, axes = _grid(1, 2, width=4.2, height=3.3)
+    figure, axes = grid(1, 2, width=4.2, height=3.3)
     for axis, found, label in ((axes[0, 0], epsilon, "epsilon"), (axes[0, 1], steps, "steps")):
         for i, (name, seen) in enumerate(found.items()):
             ends = np.array([accuracy.interval for accuracy in seen.accuracies]).T
@@ -326,11 +326,11 @@ def surfaces(found: Mapping[str, Surface]) -> Figure:
         >>> len(surfaces({"at": Surface(np.linspace(-1, 1, 3), np.eye(3), of)}).axes)
         2
     """
-    figure, axes = _grid(1, len(found), width=3.5, height=3.2)
+    figure, axes = grid(1, len(found), width=3.5, height=3.2)
     for axis, (title, seen) in zip(axes[0], found.items(), strict=True):
         drawn = axis.contourf(seen.at, seen.at, seen.loss, levels=15, cmap="magma")
         figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
-        axis.set_title(f"{title}\nlinearity error {_short(seen, 'linearity_error')}", fontsize=8)
+        axis.set_title(f"{title}\nlinearity error {in_words(seen, 'linearity_error')}", fontsize=8)
         axis.set_xlabel("random direction / epsilon", fontsize=8)
         axis.set_xticks([-1, 0, 1])
         axis.set_yticks([-1, 0, 1])
@@ -355,7 +355,7 @@ def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, 
         6
     """
     count = min(count, len(images))
-    figure, axes = _grid(1 + len(found), count, width=1.1, height=1.25)
+    figure, axes = grid(1 + len(found), count, width=1.1, height=1.25)
     for axis, image in zip(axes[0], images, strict=False):
         axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
     for row, seen in zip(axes[1:], found.values(), strict=True):
@@ -371,34 +371,3 @@ def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, 
         row[0].set_ylabel(f"{title}\n{seen.estimates['alignment'].value:.2f}", fontsize=8)
     figure.suptitle("Gradient of the margin at the image, with its alignment to the image", fontsize=9)
     return figure
-
-
-def _grid(
-    rows: int, columns: int, *, width: float, height: float, ratios: Sequence[float] | None = None
-) -> tuple[Figure, Any]:
-    size = (width * (sum(ratios) if ratios else columns) + 0.4, height * rows + 0.5)
-    figure = _class()(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": ratios} if ratios else None)
-    for axis in axes.flat:
-        axis.tick_params(labelsize=7)
-    return figure, axes
-
-
-@functools.cache
-def _class() -> type[Figure]:
-    from matplotlib.figure import Figure  # not at the top: it takes a second
-
-    class Shown(Figure):
-        """A figure that notebooks show whether or not a backend was chosen."""
-
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png", dpi=DPI)
-            return buffer.getvalue()
-
-    return Shown
-
-
-def _short(found: Any, name: str) -> str:
-    estimate = found.estimates[name]
-    return f"{estimate.value:.2f} ({estimate.interval[0]:.2f} to {estimate.interval[1]:.2f})"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax import config as config_lib
+from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
@@ -84,6 +85,11 @@ class Row(NamedTuple):
     records: Mapping[str, Mapping[str, Any]]
     folder: Path
 
+    @property
+    def threats(self) -> list[str]:
+        """All that the records of the first run are of, in words."""
+        return list(dict.fromkeys(threat for record in self.records.values() for threat in of_record(record)))
+
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     """A row for each config, in the order in which the runs are given, and for each network that is no run.
@@ -137,14 +143,25 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
-            wrong = [field for field, right in FIELDS.items() if not right(record[field])]
-            wrong += ["config"] if "config" in record and not _is_config(record["config"]) else []
-            if wrong:
+            if wrong := _wrong_fields(record):
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
             record["config"] = _config(record, workdir)
             variant = path.parent.relative_to(root).as_posix()
             found.setdefault("" if variant == "." else variant, []).append(record)
     return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _wrong_fields(record: dict[str, Any]) -> list[str]:
+    """Fields that hold what no record does."""
+    union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
+    wrong = [name for name, right in FIELDS.items() if not (right(record[name]) or (union and name == "epsilon"))]
+    return wrong + (["config"] if "config" in record and not _is_config(record["config"]) else [])
+
+
+def _are_threats(value: Any) -> bool:
+    if not isinstance(value, list) or not value or not all(isinstance(threat, dict) for threat in value):
+        return False
+    return all(FIELDS[name](threat.get(name)) for threat in value for name in ("norm", "epsilon"))
 
 
 def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -176,10 +193,10 @@ def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
 
 def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Records by attack; where they are of several threats, what is of one alone by attack and threat."""
-    several = len({(record["norm"], record["epsilon"]) for record in records if record["norm"] != "none"}) > 1
+    several = len({(record["norm"], record["epsilon"]) for record in records if record["norm"] != NO_BALL}) > 1
 
     def name(record: dict[str, Any]) -> str:
-        of_all = record["attack"] == "clean" or record["norm"] == "none" or record.get("threats")
+        of_all = record["attack"] == "clean" or record["norm"] == NO_BALL or record.get("threats")
         return record["attack"] + ("" if of_all or not several else f" ({record['norm']} {record['epsilon']:.4g})")
 
     return {name(record): record for record in records}

@@ -308,8 +308,8 @@ def apgd(
 
     Raises:
         InputError: for an unknown norm, loss or order of targets, a loss that has targets of its own where labels are
-            targets, counts below 1, outputs of ``bfloat16_fn`` unlike
-            those of ``logits_fn``, or arguments of the wrong shape, dtype or value.
+            targets, counts below 1, outputs of ``bfloat16_fn`` unlike those of ``logits_fn``, or arguments of the wrong
+            shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -26,13 +26,17 @@ def deepfool(
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
 ) -> Array:
-    r"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): a small perturbation that is misclassified.
+    r"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): a small perturbation that changes the prediction.
 
-    .. math:: r_{i+1} = r_i + \frac{|f_k|}{\|w_k\|_q^q} |w_k|^{q-1} \mathrm{sign}(w_k), \quad
-              x_i = \mathrm{clip}\bigl(x + 1.02\, r_i\bigr)
+    Each step goes the shortest way onto the nearest decision boundary of the network linearised at the current point,
 
-    with :math:`w_k` and :math:`f_k` of the class k whose linearised boundary is nearest at :math:`x_i`, q = 2 for l2
-    and 1 for linf. Each example stops once it is misclassified.
+    .. math:: r_{i+1} = r_i + \frac{|f_k|}{\|w_k\|_q^q}\, |w_k|^{q-1} \mathrm{sign}(w_k), \quad
+              x_i = \mathrm{clip}\bigl(x + (1 + \eta)\, r_i\bigr)
+
+    where :math:`f_k = z_k - z_y` and :math:`w_k = \nabla_x f_k` at :math:`x_i`, k is the class whose boundary is
+    nearest, :math:`|f_k| / \|w_k\|_q` away, and q is the dual exponent: 2 for l2, 1 for linf. :math:`\eta` is
+    ``overshoot``. An example stops once it is misclassified. The perturbation is small but not the smallest;
+    :func:`fab` goes on to look for nearer ones.
 
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with ``eot_samples >=
@@ -41,15 +45,15 @@ def deepfool(
         images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
             dtype given; the attack computes in float32.
         labels: integers [B]; already misclassified images are returned as they are.
-        norm: "l2" or "linf", whose perturbation is to be small.
-        num_steps: linearisations at most.
-        overshoot: what is added to cross the boundary, at least 0.
+        norm: "l2" or "linf", in which the perturbation is to be small.
+        num_steps: linearisations at most, from 0.
+        overshoot: share of the perturbation that is added to cross the boundary, a number >= 0.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n keys, the same in every step; 0 for deterministic networks.
 
     Returns:
-        Images of the same shape and dtype, inside the box; not all need be misclassified, and there is no ball.
-        An empty batch is returned as it is.
+        Images of the same shape and dtype, inside the box. There is no ball: how far they are is what the attack finds
+        out, and one that was not misclassified in time is where its last step led. An empty batch is returned as it is.
 
     Raises:
         InputError: for another norm, negative counts, or arguments of the wrong shape, dtype or value.

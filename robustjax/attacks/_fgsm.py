@@ -25,11 +25,34 @@ def fgsm(
     eot_samples: int = 0,
     targeted: bool = False,
 ) -> Array:
-    r"""Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of length epsilon.
+    r"""Fast gradient sign method, FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of length epsilon.
 
-    .. math:: x' = \Pi(x + \epsilon \cdot \mathrm{steepest}(\nabla_x L))
+    .. math:: x' = \Pi\bigl(x + \epsilon \cdot \mathrm{steepest}(\nabla_x L(f(x), y))\bigr)
 
-    It is :func:`pgd` with one step; see there for the arguments.
+    In linf ``steepest`` is the sign of the gradient; see :class:`geometry.Geometry` for l2 and l1. :math:`\Pi` projects
+    into ball and box. It is :func:`pgd` with a single step.
+
+    Args:
+        logits_fn: images -> outputs; with ``eot_samples >= 1``, (images, key) -> outputs. Outputs are logits [B, K],
+            K >= 2, or carry them as ``.logits``, or are any pytree that a ``loss`` of your own accepts.
+        key: a typed key, as of ``jax.random.key(seed)``; a random start and EOT draw from it.
+        images: float [B, H, W, C] inside bounds (any rank with a leading batch works). The network is called in the
+            dtype given; the attack computes in float32.
+        labels: integers [B]; with ``losses.kl`` also probabilities [B, K]; with a loss of your own whatever it takes.
+        epsilon: radius of the ball and length of the step, a number >= 0 or one per example [B].
+        norm: "linf", "l2" or "l1".
+        loss: (outputs, labels) -> [B], to be maximised.
+        random_start: False steps from the image, True from a uniform point of the ball (then the step may end anywhere
+            in it), "gaussian" from x + 0.001 N(0, 1).
+        bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
+        eot_samples: n >= 1 averages the gradient over n fresh keys; 0 for deterministic networks.
+        targeted: labels are targets, and the loss is minimised.
+
+    Returns:
+        Images of the same shape and dtype, inside ball and box. An empty batch is returned as it is.
+
+    Raises:
+        InputError: for an unknown norm or start, or arguments of the wrong shape, dtype or value.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -43,9 +43,11 @@ def pgd(
 
     .. math:: x_{t+1} = \Pi\bigl(x_t + \alpha \cdot \mathrm{steepest}(\nabla_x L(f(x_t), y))\bigr)
 
-    where :math:`\Pi` projects into the ball of radius epsilon around the image and into the box. All steps run in one
-    compiled loop, all restarts in one around it. Non-finite entries of a gradient count as 0, so that a
-    network that yields them cannot stop the attack; with ``num_steps=0`` the (random) start is returned.
+    where ``steepest`` is the direction of unit norm along which a linear loss grows fastest (in linf the sign of the
+    gradient; see :class:`geometry.Geometry`), and :math:`\Pi` projects into the ball of radius epsilon around the image
+    and into the box. All steps run in one compiled loop, all restarts in one around it. Non-finite entries of a
+    gradient count as 0, so that a network that yields them cannot stop the attack; with ``num_steps=0`` the (random)
+    start is returned.
 
     Args:
         logits_fn: images -> outputs; with ``eot_samples >= 1``, (images, key) -> outputs. Outputs are logits [B, K],

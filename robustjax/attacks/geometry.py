@@ -24,14 +24,27 @@ L1_STEP_FRACTION = 0.01
 
 
 class Geometry(NamedTuple):
-    """What an attack uses of a norm.
+    r"""What an attack uses of a norm.
+
+    The steepest direction of a gradient g is :math:`\mathrm{sign}(g)` in linf and :math:`g / \|g\|_2` in l2. In l1,
+    where the exact one would move a single coordinate, it is :math:`\mathrm{sign}(g_j) / n` at the n strongest
+    coordinates, a hundredth of all, that are not yet at the wall they would be pushed through.
 
     Attributes:
         random_start: ``(key, images, epsilon) -> delta``, uniform in the ball of radius epsilon around 0.
         steepest: ``(gradient, images, bounds) -> direction`` of unit norm along which a linear loss grows fastest; 0
             where the gradient is 0.
-        project: ``(images, points, epsilon, bounds) -> points`` moved into the ball around images and into the box.
+        project: ``(images, points, epsilon, bounds) -> points`` moved into the ball around images and into the box. In
+            linf and l1 that is the nearest point of both; in l2 the nearest of the ball, clipped to the box.
         norm: ``(delta) -> [B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradient, images = jnp.array([[3.0, -4.0]]), jnp.full((1, 2), 0.5)
+        >>> get("l2").steepest(gradient, images, (0.0, 1.0)).round(2)
+        Array([[ 0.6, -0.8]], dtype=float32)
+        >>> get("linf").project(images, images + gradient, 0.25, (0.0, 1.0))
+        Array([[0.75, 0.25]], dtype=float32)
     """
 
     random_start: Callable[[Key, Array, Array | float], Array]
@@ -57,7 +70,16 @@ def get(norm: str) -> Geometry:
 
 
 def per_example(values: Array | float, images: Array) -> Array:
-    """A number, or one per example, shaped to broadcast against images."""
+    """A number, or one per example [B], shaped to broadcast against images.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> per_example(jnp.array([0.1, 0.2]), jnp.zeros((2, 4, 4, 3))).shape
+        (2, 1, 1, 1)
+    """
     values = jnp.asarray(values, images.dtype)
     if values.ndim == 0:
         return values

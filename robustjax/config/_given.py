@@ -25,8 +25,15 @@ def from_plain(stored: Any, *, source: object) -> Config:
         stored: nested dicts, as :func:`plain` returns them.
         source: where they come from, for the message.
 
+    Returns:
+        A locked config like that of :func:`base`.
+
     Raises:
         InputError: one line that lists every problem.
+
+    Example:
+        >>> from_plain({"attack": {"epsilon": 0.1}}, source="config.json").attack.epsilon
+        0.1
     """
     config = base()
     problems = list(_fill(config, stored))
@@ -37,7 +44,12 @@ def from_plain(stored: Any, *, source: object) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """A config as JSON can hold it: dicts, lists, numbers, strings, None."""
+    """A config as JSON can hold it: dicts, lists, numbers, strings, None.
+
+    Example:
+        >>> plain(base())["optimizer"]["boundaries"]
+        [75.0, 90.0]
+    """
     return json.loads(config.to_json_best_effort())
 
 

@@ -33,6 +33,9 @@ def open_extra(
             batch by batch.
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
 
+    Returns:
+        A :class:`Dataset`, or a :class:`Stream` if ``streamed``.
+
     Raises:
         InputError: there is no such file or data set, or its images or labels do not fit the training set's.
     """
@@ -124,7 +127,15 @@ class Mixture(NamedTuple):
 
 
 def joined(own: Stream, extra: Stream) -> Stream:
-    """A stream whose further examples come after its own; an epoch is as long as of its own alone."""
+    """A training split and further images as one stream, the further examples numbered after its own.
+
+    Args:
+        own: the training split, whose number of examples an epoch still has.
+        extra: further images of the same shape.
+
+    Returns:
+        A :class:`Stream`, for :meth:`Mixture.indices` to choose from.
+    """
 
     def read(index: int, draws: np.ndarray) -> tuple[np.ndarray, int]:
         return own.read(index, draws) if index < own.num_examples else extra.read(index - own.num_examples, draws)

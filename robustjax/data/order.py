@@ -15,20 +15,37 @@ def permutation(key: tuple[int, int], size: int) -> np.ndarray:
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order in which epoch ``epoch`` of a run with ``seed`` visits its training set: int32 [num_examples].
+    """The order in which an epoch of a run visits its training set.
 
-    A pure function of its arguments, so a resumed run needs no saved iterator. ``seed`` and ``epoch`` are at least 0.
+    A pure function of its arguments, so a resumed run needs no saved iterator.
 
-    >>> sorted(epoch_order(0, 3, 5).tolist())
-    [0, 1, 2, 3, 4]
+    Args:
+        seed: of the run, at least 0.
+        epoch: from 0.
+        num_examples: N.
+
+    Returns:
+        A permutation of 0..N - 1, int32 [N].
+
+    Example:
+        >>> sorted(epoch_order(0, 3, 5).tolist())
+        [0, 1, 2, 3, 4]
     """
     return permutation((seed, epoch), num_examples)
 
 
 def spread(count: int, size: int) -> np.ndarray:
-    """bool [size] with ``count`` places marked, as evenly as it goes, so that parts of a batch have equal shares.
+    """Marks places of a batch, as evenly as it goes, so that parts of it have equal shares of them.
 
-    >>> spread(2, 6).astype(int)
-    array([0, 0, 1, 0, 0, 1])
+    Args:
+        count: places to mark, 0 to ``size``.
+        size: of the batch.
+
+    Returns:
+        bool [size].
+
+    Example:
+        >>> spread(2, 6).astype(int)
+        array([0, 0, 1, 0, 0, 1])
     """
     return np.diff(np.arange(size + 1) * count // size).astype(bool)

@@ -11,15 +11,27 @@ from robustjax.types import AnyArray, Array, Batch, InputError
 
 
 def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch[np.ndarray]]:
-    """Examples in order, cut into batches of one fixed size: images, labels and a bool mask, all NumPy.
+    """Examples in order, cut into batches of one size, so that one compilation serves every batch.
 
     The last batch is filled up with black images of class 0 whose mask is False: averages over a batch weigh by the
-    mask, and one compilation serves every batch.
+    mask.
 
-    >>> from robustjax.data import load
-    >>> test = load("digits", "test")
-    >>> [int(batch.mask.sum()) for batch in batches(test.images, test.labels, 200)]
-    [200, 160]
+    Args:
+        images: [N, H, W, C], of any dtype.
+        labels: integers [N].
+        batch_size: at least 1.
+
+    Yields:
+        Batches of NumPy arrays: images, labels and a bool mask.
+
+    Raises:
+        InputError: ``batch_size`` is below 1.
+
+    Example:
+        >>> from robustjax.data import load
+        >>> test = load("digits", "test")
+        >>> [int(batch.mask.sum()) for batch in batches(test.images, test.labels, 200)]
+        [200, 160]
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -35,9 +47,16 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
 
 
 def to_float(images: AnyArray) -> Array:
-    """Images as networks and attacks take them: x / 255 up to the last bit, float32 in [0, 1], from uint8 in 0..255.
+    """Images as networks and attacks take them: x / 255, to the last bit.
 
-    >>> to_float(np.array([0, 255], np.uint8))
-    Array([0., 1.], dtype=float32)
+    Args:
+        images: uint8 in 0..255, of any shape.
+
+    Returns:
+        float32 in [0, 1], of the same shape.
+
+    Example:
+        >>> to_float(np.array([0, 255], np.uint8))
+        Array([0., 1.], dtype=float32)
     """
     return jnp.asarray(images, jnp.float32) / 255

@@ -111,6 +111,9 @@ def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str
     Args:
         name, data_dir: as for :func:`load`.
 
+    Returns:
+        Their names, as ``("train", "test")``.
+
     Raises:
         InputError: there is no such data set, or its description cannot be read.
 

@@ -57,6 +57,9 @@ def open_stream(
         name, data_dir, validation_examples, num_examples, image_size: as for ``load``.
         random_resized_crop: crop a random part instead of the middle; needs image_size.
 
+    Returns:
+        A :class:`Stream`.
+
     Raises:
         InputError: as for ``load``, and for the embedded digits, which have no files.
     """

@@ -32,13 +32,17 @@ DEFENSES = {
 
 
 def create(name: str, *, sites: str | Sequence[str] = (), **options: Any) -> Defense:
-    """A defense by its name, with its options.
+    """A defense by its name, for :func:`robustjax.models.create`.
 
     Args:
         name: one of ``DEFENSES``.
         sites: where it guards, if not where it was published: names of the network's sites, or of groups of them such
             as "stage3", in a sequence or separated by commas. See ``Network.sites``.
-        **options: of its module's ``defense``.
+        **options: of its module's ``defense``, as ``fraction`` of :func:`sap.defense`; what is not given has the
+            published value.
+
+    Returns:
+        A :class:`Defense`.
 
     Raises:
         InputError: the name is unknown, the defense has no such option, or an option's value is out of range.
@@ -117,9 +121,15 @@ def _value(text: str, default: Any, option: str) -> Any:
 
 
 def parse(text: str) -> tuple[str, Defense | None]:
-    """Defenses as a command line names them, in one spelling, and themselves: "sap:fraction=0.5,sampler=bernoulli".
+    """Defenses as a command line names them.
 
-    "none" is the network without any; several are separated by +, as "cas+sap:fraction=0.5".
+    Args:
+        text: names and options, as ``"sap:fraction=0.5,sampler=bernoulli"``, several separated by +, as
+            ``"cas+sap:fraction=0.5"``; ``"none"`` is the network without any.
+
+    Returns:
+        The text in one spelling for each meaning, which records and folders are named by, and the defenses as one, or
+        None.
 
     Raises:
         InputError: a defense or an option is unknown, or a value is out of range.

@@ -18,28 +18,29 @@ Sampler = Literal["multinomial", "bernoulli"]
 
 
 def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampler = "multinomial") -> Array:
-    r"""Keeps activations drawn with probabilities proportional to their magnitudes, rescaled; zeroes the rest.
+    r"""Stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442): keeps large activations at random.
 
-    Of the n entries of one example's map, r = round(fraction n) are drawn with replacement with probabilities
-    :math:`p_j = |h_j| / \sum_k |h_k|`; an entry that is drawn at all becomes
+    Of one example's map of n entries h, r = round(``fraction`` n) are drawn with replacement, in proportion to their
+    magnitudes, :math:`p_j = |h_j| / \sum_k |h_k|`. What is drawn at least once is kept and scaled up, the rest is 0:
 
-    .. math:: \frac{h_j}{1 - (1 - p_j)^r}
+    .. math:: \mathrm{prune}(h)_j = \begin{cases} h_j / \bigl(1 - (1 - p_j)^r\bigr) & j \text{ is drawn} \\
+              0 & \text{otherwise} \end{cases}
 
-    and every other 0, so the expectation is h. Mask and scale are constants for the gradient. Published for inference
-    with an already trained network, without fine-tuning. As ``fraction`` grows, the plain network returns.
+    so that the expectation is h. With a larger ``fraction`` more is kept, and in the limit everything. It is for
+    inference with a network that was trained without it. For the gradient, what is drawn and its scale are constants.
 
     Dhillon and Carlini's erratum (arXiv 2010.00071) defeats it with the identity as backward pass
     (:func:`robustjax.ops.bpda`), so its own gradient is not enough to evaluate it.
 
     Args:
-        key: every example draws from its own part of it.
-        activations: [B, ...], one map per example, of any rank and sign. A map of zeros stays zero.
+        key: a typed key; each example draws independently.
+        activations: float [B, ...], one map per example, of any rank and sign. A map of zeros stays zero.
         fraction: draws for each entry of the map, above 0; 1 is the paper's SAP-100.
-        sampler: "multinomial" is exact. "bernoulli" keeps each entry with the same probability but independently of the
-            others, so the number kept varies more; cheaper.
+        sampler: "multinomial" draws as published. "bernoulli" keeps each entry with the same probability but
+            independently of the others, which is cheaper; the number of entries kept varies more.
 
     Returns:
-        An array like activations.
+        An array like ``activations``, of which draws with another key are different.
 
     Raises:
         InputError: ``fraction`` or ``sampler`` is out of range.

@@ -1,9 +1,9 @@
 """How robust is this network really: attacks over images, verdicts, and records that say under which conditions."""
 
 from robustjax.evaluation._evaluate import evaluate
-from robustjax.evaluation._evaluation import Evaluation
+from robustjax.evaluation._evaluate_run import evaluate_run
 from robustjax.evaluation._options import Options
-from robustjax.evaluation._run import evaluate_run
+from robustjax.evaluation._result import Evaluation
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict._judge import Verdict, judge

@@ -11,15 +11,15 @@ import numpy as np
 
 from robustjax import data
 from robustjax.attacks.engine import inputs
-from robustjax.evaluation._evaluation import Evaluation, by_threat, worst_case
+from robustjax.evaluation._result import Evaluation, by_threat, worst_case
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
-from robustjax.evaluation.protocol import protocols, records, session, specs, tables
+from robustjax.evaluation.protocol import protocols, records, session, specs
 from robustjax.evaluation.protocol.deciding import Deciding
 from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
 from robustjax.evaluation.protocol.runner import NUM_KEPT, Runner, floats
 from robustjax.evaluation.protocol.specs import Spec
-from robustjax.evaluation.protocol.threats import Threat
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat
 from robustjax.evaluation.verdict._judge import Verdict, checked_hints, judge
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
@@ -144,7 +144,7 @@ def evaluate(
         keep_images=keep_images,
         quicken=quicken,
     )
-    return run(subject, threats, chosen, budget=budget, progress=progress)
+    return evaluate_subject(subject, threats, chosen, budget=budget, progress=progress)
 
 
 def _listed(threat: Any) -> list[Any]:
@@ -164,7 +164,7 @@ def _checked_threat(threat: Threat, images: Any) -> Threat:
     return Threat(threat.norm, float(threat.epsilon), inputs.box(threat.bounds, channels))
 
 
-def run(
+def evaluate_subject(
     subject: Subject,
     threats: Sequence[Threat],
     chosen: Sequence[Spec],
@@ -198,7 +198,7 @@ def run(
             num_classes=subject.num_classes,
             class_names=subject.class_names,
         )
-        if deciding is not None and norm != tables.NO_BALL:
+        if deciding is not None and norm != NO_BALL:
             deciding.add(name, outcome)
         entries.append(entry)
         outcomes.append(outcome._replace(adversarial=outcome.adversarial[:NUM_KEPT]))
@@ -221,7 +221,7 @@ def run(
         runner = other.runner(Threat("linf", 0.0, threats[0].bounds))
         task = other.task(name, CLEAN._replace(about={"images": name}), runner)
         (outcome,) = session.outcomes(runner, [task], key=subject.key, progress=progress)
-        keep(other, name, task.protocol, outcome, tables.NO_BALL, 0.0)
+        keep(other, name, task.protocol, outcome, NO_BALL, 0.0)
     return Evaluation(
         entries,
         worst_case(entries),

@@ -74,9 +74,12 @@ def load_network(
             weights are of another network. See also :func:`robustjax.transforms.from_torch_module`.
 
     Example:
-        >>> network = load_network("robustjax.interop.networks:_example", mean=0.5, std=0.25)
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "mine.py"
+        >>> _ = file.write_text("def network(): return lambda images: images.reshape(len(images), -1)[:, :2]")
+        >>> network = load_network(f"{file}:network", mean=0.5, std=0.25)
         >>> network.logits_fn(jnp.full((1, 2, 2, 1), 0.75))
-        Array([[4., 0.]], dtype=float32)
+        Array([[1., 1.]], dtype=float32)
         >>> network.about["framework"], network.about["normalisation"]
         ('jax', {'mean': [0.5], 'std': [0.25]})
     """
@@ -110,10 +113,6 @@ def load_network(
         "versions": {name: metadata.version(name) for name in ("torch", "torchax")} if framework == "torch" else {},
     }
     return Network(logits_fn if constants is None else _normalised(logits_fn, *constants), about)
-
-
-def _example() -> LogitsFn:
-    return lambda images: jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], axis=1)
 
 
 def _by_function(spec: str, weights: str | Path | None) -> tuple[Any, str]:

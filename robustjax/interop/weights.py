@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax.interop.convert import unwrapped
 from robustjax.interop.files import read_checkpoint
+from robustjax.interop.wrappers import unwrapped
 from robustjax.types import InputError
 
 

@@ -4,7 +4,8 @@
 --plan=v5e-16`` prints what it returns.
 """
 
-from robustjax.planning._plan import Plan, plan
+from robustjax.planning._plan import plan
 from robustjax.planning.chips import CHIPS, Chip, Slice, parse
+from robustjax.planning.page import Plan
 
 __all__ = ["CHIPS", "Chip", "Plan", "Slice", "parse", "plan"]

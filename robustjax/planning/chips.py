@@ -82,6 +82,12 @@ def parse(text: str) -> Slice:
 
     Google's own names of v4 and v5p count cores, of which a chip has two: v4-64 there is "v4-32" here.
 
+    Args:
+        text: KIND-CHIPS, the kind one of ``CHIPS`` and the number a power of two.
+
+    Returns:
+        A :class:`Slice`.
+
     Raises:
         InputError: no such kind, or a number of chips that is not a power of two within what there is.
 

@@ -70,6 +70,9 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
             of the run's own; with a ``+`` before it, as ``"+sap"``, beside it. One with statistics of the training
             images, as ``"meansparse"``, reads all of them.
 
+    Returns:
+        A :class:`Run`, whose ``logits_fn`` is what attacks and :func:`robustjax.evaluation.judge` take.
+
     Raises:
         InputError: there is no such run or checkpoint, its data set is not there, or the defense has parameters that
             the run did not train.

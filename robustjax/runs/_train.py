@@ -13,6 +13,7 @@ from robustjax.runs.claim import claim
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import hosts
 from robustjax.training import loop
+from robustjax.training.experiment import Experiment
 from robustjax.types import Config, InputError
 
 
@@ -50,7 +51,7 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
 
 
 def run(
-    experiment: loop.Experiment, workdir: str | Path, initial_variables: Callable[[], dict[str, Any]] | None = None
+    experiment: Experiment, workdir: str | Path, initial_variables: Callable[[], dict[str, Any]] | None = None
 ) -> loop.Stopped:
     """:func:`train` for an experiment that is built already; ``initial_variables`` as in :func:`loop.run`."""
     loop.check(experiment)

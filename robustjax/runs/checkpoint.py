@@ -62,7 +62,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self,
             create=False,
-            read_only=read_only,
+            # Orbax warns whenever it is told to only read. It does so by itself while it is asked for nothing else.
             cleanup_tmp_directories=not read_only,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"

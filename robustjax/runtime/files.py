@@ -65,6 +65,30 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
+def check_target(what: str, path: str | Path) -> None:
+    """Refuses a place where nothing can be written, before work that takes long; writes nothing itself.
+
+    Args:
+        what: name of the option that holds the path.
+        path: of a file or folder, which need not be there, nor the folders above it.
+
+    Raises:
+        InputError: something on the way to it is a file, or the last folder that is there cannot be written.
+
+    Example:
+        >>> check_target("--output", "/dev/null/results")
+        Traceback (most recent call last):
+        robustjax.types.InputError: --output must be where files can be written, got /dev/null/results, and /dev/null is
+        no folder; give another
+    """
+    there = next(place for place in (Path(path), *Path(path).parents) if os.path.exists(place))
+    wanted = f"{what} must be where files can be written, got {path}, and"
+    if there != Path(path) and not there.is_dir():
+        raise InputError(f"{wanted} {there} is no folder; give another")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{wanted} {there} is read-only; give another")
+
+
 @contextlib.contextmanager
 def writing(what: object) -> Iterator[None]:
     """Turns whatever a failing write raises into a ``WriteError`` that names what was to be written.

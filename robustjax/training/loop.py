@@ -5,67 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from robustjax import data
 from robustjax.runtime import hosts, sharding
 from robustjax.runtime.progress import Progress, duration
 from robustjax.runtime.signals import stop_signals
 from robustjax.training import feeding, metrics, step, validation
+from robustjax.training.experiment import CheckpointStore, Experiment
+from robustjax.training.pace import Pace
 from robustjax.training.state import TrainState
-from robustjax.types import Attack
-
-# How long the host leaves the device alone: long enough that dispatching costs nothing, short enough that a signal is
-# answered and the bar moves.
-SECONDS_PER_DISPATCH = 1.0
 
 # The part of a run after which a network should be better than a guess.
 WARN_OF_CHANCE_AFTER = 0.1
 
 # A run that is not finite at a thousandth of its learning rate has another fault.
 MOST_HALVINGS = 10
-
-
-class Experiment(NamedTuple):
-    """A run as functions and data; ``build.experiment`` makes one from a config.
-
-    Attributes:
-        config: every key of the run, as plain data.
-        train, validation: data sets.
-        extra: further images, of which each batch holds the share ``config["data"]["extra_ratio"]``, or None.
-        module: the network.
-        create_state: () -> the state before the first step.
-        step: one update.
-        schedule: step -> learning rate.
-        validation_attacks: name -> attack, None for clean accuracy.
-    """
-
-    config: dict[str, Any]
-    train: data.Dataset | data.Stream
-    validation: data.Dataset
-    module: Any
-    create_state: Callable[[], TrainState]
-    step: step.Step
-    schedule: Callable[[int], Any]
-    validation_attacks: Mapping[str, Attack | None]
-    extra: data.Dataset | data.Stream | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches of an epoch; what is left over is in another place of the order next time. With further images
-        an epoch is as long as without them.
-        """
-        return self.train.num_examples // self.config["train"]["batch_size"]
-
-    @property
-    def num_steps(self) -> int:
-        return self.config["train"]["num_epochs"] * self.steps_per_epoch
 
 
 class Stopped(NamedTuple):
@@ -91,18 +51,6 @@ class NotFiniteError(FloatingPointError):
     def __init__(self, what: str, rate_factor: float):
         super().__init__(what)
         self.rate_factor = rate_factor
-
-
-class CheckpointStore(Protocol):
-    """Where a run keeps its states; :class:`robustjax.runs.checkpoint.Checkpoints` is one."""
-
-    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None: ...
-
-    def restore_newest(
-        self, abstract_state: Any, layout: sharding.Layout, *, warn: Callable[[str], None], validated: bool = False
-    ) -> tuple[TrainState, int] | None: ...
-
-    def latest(self) -> int | None: ...
 
 
 def check(experiment: Experiment) -> None:
@@ -241,41 +189,6 @@ def _train(
             _means(state, at)  # would not be worth keeping
             _save(checkpoints, at, state)
     return at
-
-
-class Pace:
-    """How many steps make a dispatch of about ``SECONDS_PER_DISPATCH``. The first, which compiles, is a single one."""
-
-    def __init__(self, *, most: int):
-        self._most = most
-        self._seconds_per_step: float | None = None
-        self._compiled_at: float | None = None
-        self._steps = 0  # since then
-
-    @property
-    def steps_per_second(self) -> float:
-        return 1.0 / self._seconds_per_step if self._seconds_per_step else 0.0
-
-    def steps(self) -> int:
-        if self._seconds_per_step is None:
-            return 1
-        return max(1, min(self._most, round(SECONDS_PER_DISPATCH / self._seconds_per_step)))
-
-    def record(self, count: int, seconds: float) -> None:
-        if self._compiled_at is None:
-            self._compiled_at = time.monotonic()
-        else:
-            self._seconds_per_step = seconds / count
-            self._steps += count
-
-    def seconds(self, steps: int) -> float:
-        """What so many steps will take, with validation and checkpoints, going by those so far; 0 if there were none.
-
-        The first validation compiles, so early in a run this is too long rather than too short.
-        """
-        if self._compiled_at is None or not self._steps:
-            return 0.0
-        return steps * (time.monotonic() - self._compiled_at) / self._steps
 
 
 def _start(

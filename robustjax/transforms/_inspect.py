@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from robustjax.ops import chosen, merged
-from robustjax.transforms import _observed, _reading, _rules, _source
+from robustjax.transforms import _kinds, _observed, _rules, _source
 
 # Kind -> what it hides.
 KINDS = {
@@ -145,21 +145,21 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
 
     program = jax.make_jaxpr(of_arrays)(*arrays)
     num_images = sum(are_arrays[: len(jax.tree.leaves(arguments[:1]))])
-    depends = [_reading.IMAGE if i < num_images else _reading.ARGUMENT for i in range(len(arrays))]
+    depends = [_kinds.IMAGE if i < num_images else _kinds.ARGUMENT for i in range(len(arrays))]
     needed = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in program.out_avals]
     batch = next((array.shape[0] for array in arrays[:num_images] if array.ndim), 0)
-    sites = _reading.sites(program, depends, needed, batch)
+    sites = _kinds.sites(program, depends, needed, batch)
     sites = _without_honest_rules(sites)
     keys = {site.key for site in sites} - _observed.harmless(program, arrays, num_images, {site.key for site in sites})
     findings = _findings(site for site in sites if site.key in keys)
     return Findings([*findings, *_constants_that_vary(program, of_arrays, arrays)])
 
 
-def _without_honest_rules(sites: Sequence[_reading.Site]) -> list[_reading.Site]:
+def _without_honest_rules(sites: Sequence[_kinds.Site]) -> list[_kinds.Site]:
     """The sites without the rules that agree with their functions."""
     verdicts: dict[Any, bool] = {}
 
-    def disagrees(site: _reading.Site) -> bool:
+    def disagrees(site: _kinds.Site) -> bool:
         name = _rules.name_of(site.equation)
         if name not in verdicts:
             verdicts[name] = _rules.disagrees(site.equation)
@@ -168,19 +168,19 @@ def _without_honest_rules(sites: Sequence[_reading.Site]) -> list[_reading.Site]
     return [site for site in sites if site.kind != "custom_rule" or disagrees(site)]
 
 
-def _findings(sites: Iterable[_reading.Site]) -> list[Finding]:
-    counted: dict[tuple[str, str, str], list[_reading.Site]] = {}
+def _findings(sites: Iterable[_kinds.Site]) -> list[Finding]:
+    counted: dict[tuple[str, str, str], list[_kinds.Site]] = {}
     for site in sites:
         counted.setdefault(site.key, []).append(site)
     return [Finding(*key, len(some), _remedy(some[0])) for key, some in counted.items()]
 
 
-def _remedy(site: _reading.Site) -> str:
+def _remedy(site: _kinds.Site) -> str:
     if site.kind != "random":
         return _REMEDIES[site.kind]
-    if site.depends & _reading.ARGUMENT:
+    if site.depends & _kinds.ARGUMENT:
         return _BY_KEY
-    return _OF_IMAGE if site.depends & _reading.IMAGE else _UNDECLARED
+    return _OF_IMAGE if site.depends & _kinds.IMAGE else _UNDECLARED
 
 
 def _constants_that_vary(program: ClosedJaxpr, function: Callable[..., Any], arrays: list[Any]) -> list[Finding]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, get_opaque_trace_state
 
+from robustjax.transforms._derivatives import SiteKey
+from robustjax.transforms._interpreter import Interpreter
 from robustjax.transforms._soft import Soft, value_of
-from robustjax.transforms._softened import SiteKey, Softened
 from robustjax.types import Array
 
 # A gradient that changes by less than this share of its length is the same.
@@ -58,7 +59,7 @@ def _harmless_values(program: ClosedJaxpr, arrays: list[Any], keys: Set[SiteKey]
                 measured.append(value)
 
         depth = _depth()
-        Softened(lambda key: None, 1.0, observe=observe).plain(program, *arrays)
+        Interpreter(lambda key: None, 1.0, observe=observe).plain(program, *arrays)
         return measured
 
     hidden: dict[SiteKey, bool] = {}
@@ -75,7 +76,7 @@ def _harmless_mixtures(program: ClosedJaxpr, arrays: list[Any], num_images: int,
     asked = {key for key in keys if key[0] == "batch_dependent"}
     if not asked:
         return set()
-    run = jax.jit(lambda *arrays: Softened(lambda key: None, 1.0).plain(program, *arrays))
+    run = jax.jit(lambda *arrays: Interpreter(lambda key: None, 1.0).plain(program, *arrays))
     others = [array.at[1:].set(0.5 * array[1:] + 0.1) if i < num_images and array.ndim else array
               for i, array in enumerate(arrays)]  # fmt: skip
     for one, other in zip(run(*arrays), run(*others), strict=True):
@@ -158,7 +159,7 @@ def _harmless_stops(program: ClosedJaxpr, arrays: list[Any], num_images: int, ke
         def total(images: list[Array]) -> Array:
             some = iter(images)
             given = [next(some) if moves else array for moves, array in zip(moving, arrays, strict=True)]
-            outputs = Softened(strength_of, 1.0).plain(program, *given)
+            outputs = Interpreter(strength_of, 1.0).plain(program, *given)
             generator = np.random.default_rng(0)
             floats = [each.astype(jnp.float32) for each in outputs if jnp.issubdtype(each.dtype, jnp.floating)]
             weights = [jnp.asarray(generator.normal(size=each.shape), jnp.float32) for each in floats]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.ops import chosen, merged
+from robustjax.transforms._derivatives import SiteKey, Strength
 from robustjax.transforms._inspect import KINDS, Finding
-from robustjax.transforms._softened import SiteKey, Softened, Strength
+from robustjax.transforms._interpreter import Interpreter
 from robustjax.types import InputError, nearest
 
 # Kinds whose derivatives can be relaxed; the others say something of the values.
@@ -25,6 +26,7 @@ def relax(
     temperature: Any = 1.0,
     kinds: Collection[str | Finding] | None = None,
     loops: str = "through",
+    callbacks: str = "identity",
 ) -> Callable[..., Any]:
     r"""The same function with useful derivatives in place of those that its program hides.
 
@@ -43,7 +45,8 @@ def relax(
       is, that of a + b;
     - of an index of the largest entries, of sorting and of lookups by them, that of a softmax of the same scores;
     - of ``exp``, sigmoid, tanh and erf that of the same function of smaller numbers, of mean magnitude T at the most;
-    - of a call into Python the identity;
+    - of a call into Python the identity, and an estimate by differences in random directions where no operand is like
+      the result;
     - of a loop with no fixed number of turns that of its first 64 turns.
 
     This is the surrogate of a backward-pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420), made
@@ -62,7 +65,7 @@ def relax(
         A function with the same arguments and results.
 
     Raises:
-        InputError: for an unknown kind or way through loops, or a temperature that is not above 0.
+        InputError: for an unknown kind or way through loops or callbacks, or a temperature that is not above 0.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -74,13 +77,17 @@ def relax(
     wanted, by_name = _wanted(kinds)
     if loops not in ("through", "around"):
         raise InputError(f"loops must be through or around, got {loops!r}")
+    if callbacks not in ("identity", "differences"):
+        raise InputError(f"callbacks must be identity or differences, got {callbacks!r}")
     if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
         raise InputError(f"temperature must be above 0 and finite, got {temperature}")
     if isinstance(function, jax.tree_util.Partial):
-        inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops)
+        inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)
     return functools.update_wrapper(
-        functools.partial(relaxed, function, wanted, temperature, loops, by_name), function, updated=()
+        functools.partial(relaxed, function, wanted, temperature, loops, callbacks == "differences", by_name),
+        function,
+        updated=(),
     )
 
 
@@ -89,6 +96,7 @@ def relaxed(
     strength_of: Callable[[SiteKey], Strength],
     temperature: Any,
     loops: str,
+    differences: bool,
     check_rules: bool,
     *arguments: Any,
     **keywords: Any,
@@ -103,8 +111,10 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    softened = Softened(strength_of, temperature, loops=loops, check_rules=check_rules)
-    return jax.tree.unflatten(jax.tree.structure(shape), softened.plain(program, *arrays))
+    interpreter = Interpreter(
+        strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules
+    )
+    return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
 
 
 def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:

@@ -80,7 +80,7 @@ def compare(name: str, operands: list[Any], value: Array, temperature: Any) -> A
     """A comparison as a sigmoid of its margin."""
     if any(isinstance(each, Choice) for each in operands):
         return None
-    whole = all(isinstance(each, Real) or not is_float(value_of(each)) for each in operands)
+    whole = all(isinstance(each, Real) or not is_float(each) for each in operands)
     first, second = (jnp.asarray(_as_float(each), jnp.float32) for each in operands)
     difference = first - second
     # Of whole numbers the step lies between two of them.
@@ -283,8 +283,8 @@ def dtype_of(value: Any) -> Any:
     return value.dtype if hasattr(value, "dtype") else np.result_type(value)
 
 
-def is_float(value: Any) -> bool:
-    return jnp.issubdtype(dtype_of(value), jnp.floating)
+def is_float(operand: Any) -> bool:
+    return jnp.issubdtype(dtype_of(value_of(operand)), jnp.floating)
 
 
 def _same(operand: Any, choice: Choice) -> bool:

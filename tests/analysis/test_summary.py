@@ -64,11 +64,19 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
     folder = judged(tmp_path / "run") / "evaluation"
     entry = json.loads((folder / "pgd20.json").read_text())
     records.write(folder, "pgd20-l2-0.5", entry | {"norm": "l2", "epsilon": 0.5, "accuracy": 0.25})
-    records.write(folder, "worst_case", entry | {"attack": "worst_case", "threats": [{}, {}]})
+    threats = [{"norm": "linf", "epsilon": 0.2}, {"norm": "l2", "epsilon": 0.5}]
+    union = entry | {"attack": "worst_case", "norm": "union", "epsilon": None, "threats": threats}
+    records.write(folder, "worst_case", union)
     records.write(folder / "earlier" / "test-50", "fgsm", entry | {"attack": "fgsm", "num_examples": 50})
     (row,) = summary.summarise([tmp_path / "run"])
     assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
     assert row.cells["pgd20 (l2 0.5)"].mean == 0.25
+    assert row.threats == ["linf epsilon 0.2", "l2 epsilon 0.5"]
+    assert "under linf epsilon 0.2 and l2 epsilon 0.5" in page.page([row])
+    for damaged in (None, [], [{"norm": "linf"}]):
+        records.write(folder, "worst_case", union | {"threats": damaged})
+        with pytest.raises(InputError, match="damaged, in epsilon"):
+            summary.summarise([tmp_path / "run"])
 
 
 def _of_model(folder, run, **about):
@@ -85,13 +93,13 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     named = _of_model(tmp_path / "named", run, network=network, dataset="test.npz", split=None)
     other = _of_model(tmp_path / "other", run, network=network | {"weights": "other.pt"})
     saved = _of_model(tmp_path / "saved|in Python", run)  # as `Evaluation.save` writes them
-    for folder in saved.glob("*.json"):
-        entry = json.loads(folder.read_text())
-        folder.write_text(json.dumps({name: entry[name] for name in entry if name not in ("dataset", "split")}))
+    for path in saved.glob("*.json"):
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps({name: entry[name] for name in entry if name not in ("dataset", "split")}))
     rows = summary.summarise([run, named, other, saved])
     assert [row.seeds for row in rows] == [(0,), (), (), ()]
     assert [row.label for row in rows] == [
-        "small_cnn, standard", f"mine.py:network ({named})", f"mine.py:network ({other})", "saved|in Python",
+        "small_cnn, adversarial", f"mine.py:network ({named})", f"mine.py:network ({other})", "saved|in Python",
     ]  # fmt: skip
     assert rows[1].folder == named and rows[1].cells["pgd20"].mean == 0.6
     text = page.page(rows)

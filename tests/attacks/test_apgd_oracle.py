@@ -252,3 +252,11 @@ def test_in_l1_the_ball_shrinks_in_three_phases_each_with_checkpoints_of_its_own
     np.testing.assert_array_equal(table.radius[:-1], radii)
     np.testing.assert_array_equal(np.flatnonzero(table.phase_start), begins)
     assert checkpoints("l1", num_steps) == due
+
+
+def test_the_direction_in_l1_has_the_signs_of_the_strongest_entries_and_length_1():
+    gradient = RNG.permutation(np.arange(1.0, 11.0))[None] * RNG.choice([-1, 1], (3, 10))
+    for density, count in ((0.0, 1), (0.25, 3), (0.5, 5), (1.0, 10)):
+        found = _apgd._sparse_sign(jnp.asarray(gradient, jnp.float32), jnp.full(3, density, jnp.float32))
+        expected = np.where(np.abs(gradient) > 10 - count, np.sign(gradient) / count, 0.0)
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -66,9 +66,16 @@ def test_out_of_reach_every_pixel_goes_to_its_wall(norm):
 @pytest.mark.parametrize("norm", toys.NORMS)
 def test_the_nearest_boundary_is_the_closed_forms(norm):
     distances, labels = toys.linear_distances(norm)
-    lead, normals = nearest_boundary(toys.linear, toys.IMAGES, labels, norm=norm)
-    dual = np.linalg.norm(normals.reshape(16, -1), toys.DUAL[norm], axis=1)
-    np.testing.assert_allclose(lead / dual, distances, rtol=1e-4)
+
+    @jax.jit
+    def nearest(place):
+        turned = lambda images: jnp.roll(toys.linear(images), place, axis=1)  # noqa: E731
+        return nearest_boundary(turned, toys.IMAGES, (jnp.asarray(labels) + place) % toys.NUM_CLASSES, norm=norm)
+
+    for place in range(toys.NUM_CLASSES):  # wherever among the classes the nearest one is
+        lead, normals = nearest(place)
+        dual = np.linalg.norm(normals.reshape(16, -1), toys.DUAL[norm], axis=1)
+        np.testing.assert_allclose(lead / dual, distances, rtol=1e-4)
 
 
 def _onto(normal, gain, norm):
@@ -118,6 +125,16 @@ def test_every_step_is_the_published_one(norm, key):
     assert np.isfinite(nearest).sum() >= 8
     np.testing.assert_allclose(state.best.images.reshape(16, -1), found, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(state.best.share == 1.0, nearest <= 0.5)
+
+
+def test_the_first_run_begins_at_the_image_and_is_that_unless_another_is_asked_for(key):
+    search = _fab.search(norm="l2", targeted=False, num_steps=1)
+    first, second = (
+        problem(key, toys.IMAGES, jnp.zeros(16, jnp.int32), jnp.zeros(16, jnp.int32), 0.5, *restart)
+        for restart in ((), (1,))
+    )
+    np.testing.assert_array_equal(search.start(search.options, first).points, toys.IMAGES)
+    assert bool(jnp.all(jnp.any(search.start(search.options, second).points != toys.IMAGES, axis=(1, 2, 3))))
 
 
 @pytest.mark.parametrize("norm", toys.NORMS)

@@ -79,3 +79,25 @@ def test_half_precision_is_measured_in_float32():
     points = images + jnp.array([[0.0625], [0.0664]], jnp.bfloat16)
     np.testing.assert_array_equal(verify.is_valid(images, points, epsilon=0.0625), [True, False])
     assert jnp.max(points[0] - images[0]) == jnp.bfloat16(0.0625)
+
+
+def test_a_rounding_of_a_pixel_is_allowed_in_the_units_of_the_box_and_no_more():
+    """Floats next to 200 are half as far apart as an ulp of 255 is: 2^-16 and eps 255, nearly 2^-15."""
+    images = np.full((1, 4, 4, 1), 200.0, np.float32)
+    step = np.spacing(images[0, 0, 0, 0])
+
+    def beyond(norm, pixels, steps):
+        """Whether images in a ball of radius 1 count whose first few pixels are some floats too far."""
+        far = images + np.float32({"linf": 1.0, "l2": 1 / 4, "l1": 1 / 16}[norm])
+        far.reshape(-1)[:pixels] += np.float32(steps) * step
+        return bool(verify.is_valid(images, far, epsilon=1.0, norm=norm, bounds=(0.0, 255.0))[0])
+
+    # In linf one ulp, so nearly 2 steps; in l1 four, for 16 pixels.
+    assert beyond("linf", 16, 0) and beyond("linf", 16, 1) and not beyond("linf", 1, 3)
+    assert beyond("l1", 7, 1) and not beyond("l1", 9, 1)
+    # In l2 all pixels together move the norm by the mean of their steps times 4: one ulp again.
+    assert beyond("l2", 7, 1) and not beyond("l2", 16, 1)
+    small = np.full((1, 4, 4, 1), 0.5, np.float32)
+    for norm, steps, valid in (("linf", 1, True), ("linf", 30, False)):
+        far = small + np.float32(0.25) + np.float32(steps) * np.spacing(np.float32(0.5))
+        assert bool(verify.is_valid(small, far, epsilon=0.25, norm=norm)[0]) == valid

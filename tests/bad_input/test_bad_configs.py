@@ -152,6 +152,7 @@ CONTRADICTIONS = [
     (["data.validation_examples=1437"], "1437"),
     (["data.train_examples=1400"], "1400"),
     (["train.batch_size=5000"], "5000"),
+    (["train.batch_size=2000"], "at most the 1237 training examples"),
     (["train.batch_size=6"], "divisible by the 4 devices, got 6"),
     (["validation.batch_size=6"], "divisible by the 4 devices, got 6"),
     (["init_from=nowhere"], "nowhere"),
@@ -170,6 +171,39 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
     section, _, key = path.rpartition(".")
     wrong = key[:-1] if len(key) > 3 else key + "x"
     refused(train, [QUICKSTART, f"--config.{section}.{wrong}=1", f"--workdir={tmp_path / 'run'}"], wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ([QUICKSTART, "quickstart"], "unexpected argument 'quickstart'"),
+        ([QUICKSTART, "--confg.seed=1"], "confg"),
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--config=configs/digits.py:at_caas"], "error: configs/digits.py has standard, at, trades"),
+        (["--config=configs/mnist_at.py", "--config.data.data_dir=nowhere"], "nowhere"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_of_a_training(refused, tmp_path, arguments, cause):
+    refused(train, [*arguments, f"--workdir={tmp_path / 'run'}"], cause)
+
+
+HOSTS = ["--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (HOSTS[:1], "missing: --num_processes, --process_id"),
+        (["--coordinator=localhost", *HOSTS[1:]], "must be HOST:PORT"),
+        (HOSTS, "--process_id must be in 0..1"),
+        (["--distributed=auto", "--process_id=1"], "give it alone"),
+        (["--distributed=maybe"], "distributed"),
+    ],
+    ids=str,
+)
+def test_processes_that_cannot_find_each_other(refused, tmp_path, arguments, cause):
+    refused(train, [QUICKSTART, *arguments, f"--workdir={tmp_path / 'run'}"], cause)
 
 
 def test_every_misspelt_key_on_the_command_line_is_listed(refused, tmp_path):

@@ -8,10 +8,10 @@ import verdict_toys as toys
 
 from robustjax import defenses, models
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import diagnostics, probes
+from robustjax.evaluation.verdict import diagnostics, goals
 from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.hints import hints_of
-from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.trial import Trial
 
 IMAGES, LABELS = toys.digits()[1]
@@ -187,7 +187,7 @@ def test_probes_compute_in_float32_in_x64_too(stochastic):
 
     with jax.enable_x64(True):
         trial = Trial(
-            Networks(probes.as_logits_fn(network)), toys.KEY, images, labels, epsilon=0.05, norm="linf",
+            Networks(goals.as_logits_fn(network)), toys.KEY, images, labels, epsilon=0.05, norm="linf",
             bounds=(0.0, 1.0), stochastic=stochastic, budget=BUDGETS["quick"], batch_size=8, report=print,
         )  # fmt: skip
         rows = np.arange(8)
@@ -203,7 +203,7 @@ def test_the_draws_of_an_example_do_not_depend_on_which_others_are_classified():
     name, budget = "coin", BUDGETS["quick"]
     images, labels = toys.examples(name)
     trial = Trial(
-        Networks(probes.as_logits_fn(toys.stochastic_toys()[name])), toys.KEY, images, labels, epsilon=0.1, norm="linf",
+        Networks(goals.as_logits_fn(toys.stochastic_toys()[name])), toys.KEY, images, labels, epsilon=0.1, norm="linf",
         bounds=(0.0, 1.0), stochastic=True, budget=budget, batch_size=64, report=print,
     )  # fmt: skip
     every, few = np.arange(len(images)), np.array([3, 64, 90])

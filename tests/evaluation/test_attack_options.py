@@ -8,7 +8,7 @@ import pytest
 from robustjax import attacks, evaluation
 from robustjax.attacks import losses
 from robustjax.evaluation import Hints, Threat
-from robustjax.evaluation.protocol import protocols, runner, session
+from robustjax.evaluation.protocol import protocols, runner, session, specs
 from robustjax.runtime import sharding
 from robustjax.types import InputError
 
@@ -89,7 +89,7 @@ def test_options_reach_the_attack_and_the_record():
     assert (record["num_steps"], record["num_restarts"]) == (3, 2)
     key = session.attack_key(jax.random.key(0), record["attack"])
     run = runner.Runner(network, IMAGES, LABELS, threat=Threat("l2", 0.2), batch_size=12, layout=sharding.layout())
-    (protocol,) = protocols.by_name([record["attack"]], Threat("l2", 0.2), num_classes=3).values()
+    (protocol,) = protocols.of_specs(specs.parse([record["attack"]]), Threat("l2", 0.2), num_classes=3).values()
     by_hand = attacks.apgd(
         network, run._keys(key, 0)[0], IMAGES, jnp.asarray(LABELS), epsilon=0.2, norm="l2", num_steps=3, num_restarts=2,
         loss=losses.margin,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import batteries, broader, comparisons, diagnostics, probes, red_flags
+from robustjax.evaluation.verdict import batteries, broader, comparisons, diagnostics, goals, red_flags
 from robustjax.evaluation.verdict.budgets import BUDGETS
-from robustjax.evaluation.verdict.probes import Networks
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.trial import Trial
 
 IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
@@ -17,7 +17,7 @@ IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
 def trial_of(network, *, epsilon=0.05, norm="linf", stochastic=False, images=IMAGES, labels=LABELS, **budget):
     budget = BUDGETS["quick"]._replace(**budget)
     return Trial(
-        Networks(probes.as_logits_fn(network)), toys.KEY, images, labels, epsilon=epsilon, norm=norm,
+        Networks(goals.as_logits_fn(network)), toys.KEY, images, labels, epsilon=epsilon, norm=norm,
         bounds=(0.0, 1.0), stochastic=stochastic, budget=budget, batch_size=8, report=print,
     )  # fmt: skip
 
@@ -121,6 +121,33 @@ def test_other_changes_than_the_threats_are_told_and_accuse_of_nothing():
     }
     flag = red_flags.broader_threats(found, 8)
     assert flag.status == "pass" and flag.value == 0.0 and "0.0% under shifts by 10%" in flag.explanation
+
+
+def test_changes_are_as_large_as_their_names_say():
+    low, high = np.float32(0.0), np.float32(2.0)
+    images = np.random.default_rng(0).uniform(0, 2, (4, 30, 20, 1)).astype(np.float32)
+    changes = broader._changes(low, high, (30, 20))
+    moved = {kind: [change(images) for change in changes[kind]] for kind in changes}
+    (noisy,), (fainter,) = moved["Gaussian noise of 0.1"], moved["50% of the contrast"]
+    noise = noisy - images
+    assert abs(noise.mean()) < 0.02 and noise.std() == pytest.approx(0.1 * 2.0, rel=0.05)
+    np.testing.assert_allclose(fainter - 1.0, 0.5 * (images - 1.0), atol=1e-6)
+    down, up, right, left = moved["shifts by 10%"]
+    np.testing.assert_allclose(down[:, 3:], images[:, :-3], atol=1e-5)
+    np.testing.assert_allclose(up[:, :-3], images[:, 3:], atol=1e-5)
+    np.testing.assert_allclose(right[:, :, 2:], images[:, :, :-2], atol=1e-5)
+    np.testing.assert_allclose(left[:, :, :-2], images[:, :, 2:], atol=1e-5)
+    # What is shifted in is the pixel at the wall.
+    np.testing.assert_allclose(down[:, :3], np.repeat(images[:, :1], 3, axis=1), atol=1e-5)
+    # A plane turned about the middle is the plane of the turned coordinates, away from the walls.
+    row, column = np.meshgrid(np.arange(31.0) - 15, np.arange(31.0) - 15, indexing="ij")
+    plane = (row + 2 * column)[None, :, :, None].astype(np.float32)
+    inside = row**2 + column**2 < 14**2
+    turned = [change(plane)[0, :, :, 0] for change in changes["rotations by 15 degrees"]]
+    cosine, sine = np.cos(np.deg2rad(15)), np.sin(np.deg2rad(15))
+    both = [cosine * (row + 2 * column) + sign * sine * (column - 2 * row) for sign in (1, -1)]
+    for expected in both:
+        assert min(np.abs(found - expected)[inside].max() for found in turned) < 1e-3
 
 
 def test_no_example_is_no_measurement():

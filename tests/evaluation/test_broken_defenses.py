@@ -31,6 +31,7 @@ KINDS = {
     "binarised": {"step"},
     "purified": {"inner_optimisation"},
     "python": {"callback"},
+    "python_flattened": {"callback"},
     "resized": {"random"},
     "dropped": {"random"},
     "noisy_levels": {"random", "step"},

@@ -39,11 +39,16 @@ def test_several_threats_have_a_record_each_and_one_worst_case(tmp_path):
     result = evaluate(threat=threats, attacks=("pgd20",))
     assert [(record["norm"], record["epsilon"]) for record in result.records] == [("linf", 0.02), ("l2", 0.2)]
     np.testing.assert_array_equal(result.worst_case["robust"], np.abs(LEVELS - 0.5) > 0.1)
+    assert (result.worst_case["norm"], result.worst_case["epsilon"]) == ("union", None)
     assert result.worst_case["threats"] == [{"norm": "linf", "epsilon": 0.02}, {"norm": "l2", "epsilon": 0.2}]
     result.save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"pgd20-linf-0.02.json", "pgd20-l2-0.2.json", "worst_case.json", "results.csv"}
-    assert "l2 0.2" in text(result.table())
+    assert "l2 0.2" in text(result.table()) and "union" in text(result.table())
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["pgd20", "linf", "0.02"], ["pgd20", "l2", "0.2"], ["worst_case", "union", ""],
+    ]  # fmt: skip
 
 
 def text(table):

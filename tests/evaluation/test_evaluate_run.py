@@ -84,7 +84,7 @@ def test_the_worst_case_is_over_all_records_of_the_same_conditions(run, capsys):
     assert worst["attacks"] == ["clean", "fgsm", "pgd:num_steps=3"] == rows(folder)[:-1]
     flags = [written(folder)[name]["robust"] for name in worst["attacks"]]
     assert worst["robust"] == [all(row) for row in zip(*flags, strict=True)] == result.worst_case["robust"]
-    assert "worst case (with clean, fgsm of before)" in " ".join(capsys.readouterr().out.split())
+    assert "worst case (with clean, fgsm of earlier calls)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_records_of_fewer_images_do_not_mix_and_nothing_is_lost(run, capsys):

@@ -95,7 +95,7 @@ def test_worst_cases_damaged_files_and_other_data_are_not_read_as_attacks(tmp_pa
         (record("pgd20", ""), True, "pgd20-linf-0.1"),
         (record("clean", ""), True, "clean"),
         (record("worst_case", ""), True, "worst_case-linf-0.1"),
-        (record("worst_case", "", threats=[{}, {}]), True, "worst_case"),
+        (record("worst_case", "", norm="union", epsilon=None, threats=[{}, {}]), True, "worst_case"),
         (record("corruption:a/b", "", norm="none", epsilon=0.0), True, "corruption:a_b"),
         (record("saved:../../x.npz", ""), False, "saved:.._.._x.npz"),
         (record("../x", ""), False, "_x"),

@@ -9,7 +9,7 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation import Hints, Verdict, judge
-from robustjax.evaluation.verdict import diagnostics, probes, red_flags, trust
+from robustjax.evaluation.verdict import diagnostics, goals, red_flags, trust
 from robustjax.types import InputError, Outputs
 
 # Toy -> flags that have to fire. The honest ones come first: nothing may.
@@ -27,7 +27,9 @@ FIRES = {
     "softmax": {"probabilities": "fail"},
     "nan gradient": {"nonfinite_gradients": "fail", "shattered_gradients": "fail"},
     "misleading": {
-        "shattered_gradients": "fail", "black_box_beats_white_box": "fail", "relaxation_helps": "fail",
+        "shattered_gradients": "fail",
+        "black_box_beats_white_box": "fail",
+        "relaxation_helps": "fail",
     },
     "constant": {"zero_gradients": "fail", "unbounded_attack_fails": "fail"},
     "hill": {"one_step_beats_many": "fail"},
@@ -124,7 +126,7 @@ def test_a_batch_dependent_network_is_told_from_one_that_is_not():
     images, _, _ = toys.linear_examples(16, "linf")
 
     def status(network, *keys):
-        return diagnostics.batch_dependence(probes.as_logits_fn(network), images, (0.0, 1.0), keys).status
+        return diagnostics.batch_dependence(goals.as_logits_fn(network), images, (0.0, 1.0), keys).status
 
     def centred(images):
         return toys.linear(images - jnp.mean(images, axis=0, keepdims=True))

@@ -150,8 +150,8 @@ def text(table):
 
 def test_a_worst_case_over_more_than_is_shown_says_so():
     worst = records.worst_case([CLEAN_RECORD, OTHER, ATTACKED])
-    assert "worst case (with autoattack of before)" in text(tables.of_records([CLEAN_RECORD, OTHER, worst]))
-    assert "of before" not in text(tables.of_records([CLEAN_RECORD, OTHER, ATTACKED, worst]))
+    assert "worst case (with autoattack of earlier calls)" in text(tables.of_records([CLEAN_RECORD, OTHER, worst]))
+    assert "of earlier calls" not in text(tables.of_records([CLEAN_RECORD, OTHER, ATTACKED, worst]))
 
 
 def test_classes_are_shown_with_what_they_are_taken_for():

@@ -4,12 +4,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import trust
+from robustjax.evaluation.verdict import reading, trust
 from robustjax.ops import bpda
+from robustjax.transforms import Finding
 
 
 def network(prepare):
@@ -89,6 +91,66 @@ def test_a_finding_that_hides_nothing_accuses_of_nothing():
     assert [finding.kind for finding in verdict.findings] == ["step"]
     assert verdict.flags["relaxation_helps"].status == "pass"
     assert verdict.remedies[0].hidden == 0
+
+
+def finding(kind, primitive="round", where="net.py:3 (f)"):
+    return Finding(kind, primitive, where, 1, "")
+
+
+def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
+    kinds = ["step", "selection", "step", "detached"]
+    assert reading._groups([finding(kind) for kind in kinds]) == [[0], [1], [2], [3]]
+    eight, nine = (kinds * 3)[:8], (kinds * 3)[:9]
+    assert reading._groups([finding(kind) for kind in eight]) == [[i] for i in range(8)]
+    assert reading._groups([finding(kind) for kind in nine]) == [[0, 2, 4, 6, 8], [1, 5], [3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["step"], [("step", [1], 1.0, "through")]),
+        (["selection"], [("selection", [1], 1.0, "through"), *[("all", [1], t, "through") for t in (0.3, 3.0)]]),
+        (
+            ["step", "detached"],
+            [("step", [1, 0], 1.0, "through"), ("detached", [0, 1], 1.0, "through"), ("all", [1, 1], 1.0, "through")],
+        ),
+        (
+            ["inner_optimisation"],
+            [
+                ("inner_optimisation", [1], 1.0, "through"),
+                ("all", [1], 1.0, "around"),
+                ("all", [1], 1.0, "without"),
+            ],
+        ),
+    ],
+)
+def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
+    findings = [finding(kind) for kind in kinds]
+    plans = list(reading._plans(findings, reading._groups(findings)))
+    assert [(plan.name, plan.strengths.tolist(), plan.temperature, plan.loops) for plan in plans] == expected
+
+
+def test_a_sign_is_relaxed_at_every_temperature_too():
+    findings = [finding("step", "sign")]
+    assert [plan.temperature for plan in reading._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
+
+
+def test_what_was_relaxed_is_said_in_three_lines_at_most():
+    findings = [finding("step", "round", f"net.py:{i} (f)") for i in (1, 2, 2, 3, 4, 5)]
+    plan = reading._Plan("all", np.array([1, 1, 1, 0, 0, 0]), 1.0, "through")
+    assert reading._words(plan, findings) == "round at net.py:1 (f), round at net.py:2 (f)"
+    plan = plan._replace(strengths=np.ones(6))
+    lines = ", ".join(f"round at net.py:{i} (f)" for i in (1, 2, 3))
+    assert reading._words(plan, findings) == f"{lines} and 2 more"
+
+
+def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_side_only():
+    angles = np.deg2rad([0, 59, 61, 180])
+    one = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3.0
+    np.testing.assert_array_equal(reading._turned(one, np.array([[2.0, 0.0]])), [False, False, True, True])
+    nothing, something = np.zeros((1, 2)), np.ones((1, 2))
+    assert reading._turned(nothing, something) and reading._turned(something, nothing)
+    assert not reading._turned(nothing, nothing)
 
 
 @pytest.mark.slow

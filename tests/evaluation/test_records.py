@@ -12,7 +12,7 @@ from scipy import stats
 
 from robustjax import attacks
 from robustjax.attacks import losses
-from robustjax.evaluation.protocol import protocols, records
+from robustjax.evaluation.protocol import protocols, records, specs
 from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.statistics import wilson_interval
@@ -96,7 +96,7 @@ def test_every_attack_of_an_evaluation_has_settings_of_its_own():
     for eot_samples in (0, 20):
         for epsilon in (0.1, 0.2):
             network = {"num_classes": 10, "eot_samples": eot_samples}
-            chosen = protocols.by_name(list(protocols.PROTOCOLS), Threat("linf", epsilon), **network)
+            chosen = protocols.of_specs(specs.parse(list(protocols.PROTOCOLS)), Threat("linf", epsilon), **network)
             found |= {json.dumps(records.resolved(protocol)) for protocol in chosen.values()}
             assert chosen["pgd20"].attack is chosen["pgd100"].attack is not chosen["cw"].attack
             assert all(protocol.options.get("epsilon", epsilon) == epsilon for protocol in chosen.values())

@@ -44,6 +44,7 @@ CASES = {
     "relaxation_helps": [(some(50), some(40)), "fail", (some(40), some(43))],
     "loss_and_margin_disagree": [(RISING, -(RISING - 0.4) ** 2), "warn", (RISING, RISING**3)],
     "silent_success": [(some(50), some(40)), "fail", (some(40), some(50))],
+    "planted_examples_missed": [(some(89),), "fail", (some(90),)],
     "eot_not_converged": [(np.stack([NONE, NONE, some(9)]),), "fail", (np.stack([NONE, some(9), some(9)]),)],
     "frozen_key_resists": [(some(20), some(50)), "fail", (some(50), some(20))],
     "bfloat16_disagrees": [(some(50), some(51)), "warn", (some(50), some(50))],
@@ -161,3 +162,60 @@ def test_rank_correlation_is_that_of_scipy():
     assert red_flags.loss_and_margin_disagree(loss, margin).value == pytest.approx(expected, abs=0.02)
     still = np.zeros((12, 30))
     assert red_flags.loss_and_margin_disagree(still, still).status == "na"
+
+
+# Flag -> the value from which it fires, or below which where attacks should succeed or measures agree.
+THRESHOLDS = {
+    "invalid_perturbation": 0.0,
+    "probabilities": 1.0,
+    "randomness": 1e-4,
+    "batch_dependent": 1e-4,
+    "zero_gradients": 0.01,
+    "nonfinite_gradients": 0.01,
+    "shattered_gradients": 0.9,
+    "one_step_beats_many": 0.002,
+    "more_steps_help": 0.003,
+    "more_restarts_help": 0.003,
+    "step_size_sensitive": 0.03,
+    "accuracy_rises_with_epsilon": 0.0,
+    "unbounded_attack_fails": 0.02,
+    "black_box_beats_white_box": 0.002,
+    "label_only_beats_white_box": 0.002,
+    "unstable_predictions": 0.5,
+    "transfer_beats_white_box": 0.002,
+    "random_search_succeeds": 0.0,
+    "auxiliary_attack_helps": 0.002,
+    "surrogate_helps": 0.002,
+    "relaxation_helps": 0.002,
+    "loss_and_margin_disagree": 0.8,
+    "silent_success": 0.0,
+    "eot_not_converged": 0.005,
+    "frozen_key_resists": 0.002,
+    "bfloat16_disagrees": 0.002,
+}
+
+
+def test_thresholds_are_those_that_verdicts_have_been_compared_by():
+    """A verdict of today means what one of last year meant: whoever moves a threshold moves it here too."""
+    assert {name: call(name, CASES[name][0]).threshold for name in CASES} == THRESHOLDS
+
+
+def test_outputs_vary_by_the_largest_distance_in_units_of_their_size():
+    outputs = np.random.default_rng(3).normal(size=(3, 7, 5))
+    outputs[1:] = outputs[0] + 0.01 * outputs[1:]
+    outputs[:, :, 0] += 9.0  # no other class comes ahead
+    first = outputs[0] - outputs[0].mean(axis=1, keepdims=True)
+    away = np.sqrt([[np.sum((other[i] - outputs[0, i]) ** 2) for i in range(7)] for other in outputs])
+    expected = np.max(away / np.sqrt(np.sum(first**2, axis=1)))
+    assert 1e-3 < expected < 0.1
+    np.testing.assert_allclose(red_flags.randomness(outputs, declared=False).value, expected, rtol=1e-6)
+
+
+def test_steps_below_a_thousandth_of_the_range_above_the_least_are_ties():
+    loss, margin = (np.array([first, 0.3, 1000.3, 500.0])[:, None] for first in (0.7, 0.1))
+    # A hair up and a hair down: both series have the ranks 0, 1, 3, 2 of their order.
+    assert red_flags._rank_correlation(loss, margin) == pytest.approx([1.0])
+    margin[1] = 1.0 + margin[0]  # now a step
+    assert red_flags._rank_correlation(loss, margin) == pytest.approx([1.0])
+    margin[0] = 2.0 + margin[1]
+    assert red_flags._rank_correlation(loss, margin) == pytest.approx([0.8])  # 1 - 6 (1 + 1) / (4 (16 - 1))

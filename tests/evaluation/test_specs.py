@@ -69,7 +69,7 @@ def test_values_are_read_as_the_signature_declares_them(text, options):
 
 def test_lengths_may_be_parts_of_epsilon():
     for text, part in (("epsilon/4", 0.25), ("epsilon", 1.0)):
-        made = protocols.by_name([f"pgd:num_steps=3,step_size={text}"], THREAT, num_classes=10)
+        made = protocols.of_specs(specs.parse([f"pgd:num_steps=3,step_size={text}"]), THREAT, num_classes=10)
         (protocol,) = made.values()
         assert protocol.options["step_size"] == pytest.approx(part * 0.1)
 
@@ -137,14 +137,14 @@ def test_mistakes_are_named_all_at_once(names, causes):
 )
 def test_what_an_attack_refuses_is_said_before_anything_runs(names, eot_samples, causes):
     with pytest.raises(InputError) as caught:
-        protocols.by_name(names, Threat("l1", 0.1), num_classes=10, eot_samples=eot_samples)
+        protocols.of_specs(specs.parse(names), Threat("l1", 0.1), num_classes=10, eot_samples=eot_samples)
     for cause in causes:
         assert cause in str(caught.value)
 
 
 def test_costs_are_those_of_the_attacks():
     def passes(name, **network):
-        (protocol,) = protocols.by_name([name], THREAT, **{"num_classes": 10, **network}).values()
+        (protocol,) = protocols.of_specs(specs.parse([name]), THREAT, **{"num_classes": 10, **network}).values()
         return protocol.passes
 
     assert passes("pgd:num_steps=7") == passes("pgd:num_steps=7,loss=margin") == 21 and passes("fgsm") == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robustjax.data import Dataset
-from robustjax.evaluation.protocol import pictures, protocols, runner, sweeps
+from robustjax.evaluation.protocol import pictures, protocols, runner, specs, sweeps
 from robustjax.evaluation.protocol.protocols import Threat
 from robustjax.runtime import sharding
 from robustjax.types import InputError
@@ -19,7 +19,7 @@ THREAT = Threat("linf", 0.1)
 
 
 def points(kind, *names):
-    chosen = protocols.by_name(list(names), THREAT, num_classes=2)
+    chosen = protocols.of_specs(specs.parse(list(names)), THREAT, num_classes=2)
     return sweeps.points(kind, chosen, threat=THREAT, image_shape=(2, 2, 1))
 
 
@@ -55,7 +55,8 @@ def test_epsilon_goes_from_nothing_to_where_all_images_are_grey():
     at = [point.at for point in swept if point.attack == "pgd20"]
     np.testing.assert_allclose(at, [0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.5])
     (base,) = (point.protocol for point in swept if point.attack == "pgd20" and point.at == 0.1)
-    assert base == protocols.by_name(["pgd20"], THREAT, num_classes=2)["pgd20"]  # shares what was stored of it
+    # It shares what was stored of it.
+    assert base == protocols.of_specs(specs.parse(["pgd20"]), THREAT, num_classes=2)["pgd20"]
     for point in swept:
         options = point.protocol.options
         assert options["epsilon"] == point.at

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robustjax import attacks, evaluation
-from robustjax.evaluation import Hints, Threat, _runs
+from robustjax.evaluation import Hints, Threat, _named
 from robustjax.evaluation.protocol import session, specs
 from robustjax.types import InputError
 
@@ -108,12 +108,12 @@ def test_mistakes_are_named(name, cause):
 
 def test_a_source_is_a_folder_or_a_model(tmp_path):
     (tmp_path / "mine.py").write_text("def network(): return lambda images: images.reshape(len(images), -1)")
-    source, about = _runs.read_source(f"{tmp_path / 'mine.py'}:network")
+    source, about = _named.read_source(f"{tmp_path / 'mine.py'}:network")
     assert source(jnp.ones((2, 3))).shape == (2, 3) and about["framework"] == "jax"
     with pytest.raises(InputError, match="transfer must be from the folder of a run or from a model"):
-        _runs.read_source("nowhere")
+        _named.read_source("nowhere")
     with pytest.raises(InputError, match="workdir must be the folder of a run"):
-        _runs.read_source(str(tmp_path))
+        _named.read_source(str(tmp_path))
 
 
 def test_the_draws_of_an_attack_are_those_of_its_name():

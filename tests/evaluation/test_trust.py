@@ -9,7 +9,9 @@ from rich.console import Console
 
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Acceptance, Verdict
+from robustjax.evaluation.verdict.reading import Remedy
 from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.transforms import Finding, Findings
 
 PROTOCOL = [{"attack": "pgd20", "accuracy": 0.75, "seconds": 1.25}]
 
@@ -82,6 +84,14 @@ def test_markdown_has_a_table_of_each_part():
     assert "| clean | 70.00% (20.00% to 90.00%) | 75.00% (30.00% to 95.00%) | 50.00% (10.00% to 85.00%) | 20 |" in lines
     assert trust.sentence(verdict(**FAILED, **SKIPPED)) in text and trust.CAVEAT in text
     assert all(line.count(" | ") == lines[i - 1].count(" | ") for i, line in enumerate(lines) if "---" in line)
+
+
+def test_a_finding_is_told_with_how_often_it_is_there_and_what_relaxing_it_did():
+    once, often = (Finding("step", "round", f"net.py:{count} (f)", count, "the identity") for count in (1, 2))
+    shown = verdict()._replace(findings=Findings((once, often)), remedies=(Remedy(once, 30, 40, 5, 60),))
+    lines = trust.markdown(shown).splitlines()
+    assert "| step: round | net.py:1 (f) | 30 of 40 images | 5 of 60 that were left | the identity |" in lines
+    assert "| step: round (2 times) | net.py:2 (f) |  |  | the identity |" in lines
 
 
 def test_the_terminal_shows_the_same():

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from robustjax import config, planning
-from robustjax.planning import _plan, chips
+from robustjax.planning import chips, facts, programs
 from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
 def without_compiler(monkeypatch):
     """Plans by our own count alone, on devices of this machine in place of chips."""
     monkeypatch.setattr(chips, "devices", lambda target: jax.devices())
-    monkeypatch.setattr(_plan, "_compiled", lambda lower, minutes: (None, None, f"not within {minutes:g} minutes"))
+    monkeypatch.setattr(programs, "compiled", lambda lower, minutes: (None, None, f"not within {minutes:g} minutes"))
 
 
 def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monkeypatch):
@@ -86,12 +86,12 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
 def test_data_sets_need_not_be_there():
     c = config.cifar10()
     c.data.data_dir = "/nowhere"
-    assert planning._plan.examples(c) == (49_000, (32, 32, 3), 10, 0)
+    assert facts.facts_of(c) == (49_000, (32, 32, 3), 10, 0)
     c.data.name = "imagenet2012"
     with pytest.raises(InputError, match=r"data\.image_size must be set for imagenet2012"):
-        planning._plan.examples(c)
+        facts.facts_of(c)
     c.data.image_size = 224
-    assert planning._plan.examples(c) == (1_280_167, (224, 224, 3), 1000, 0)
+    assert facts.facts_of(c) == (1_280_167, (224, 224, 3), 1000, 0)
 
 
 def test_chips_share_a_batch_or_it_is_refused(without_compiler):

@@ -92,3 +92,8 @@ def test_defenses_at_chosen_sites_are_loaded_and_joined_by_others(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     old = config_file.read(tmp_path)
     assert old.defense.sites is None and config.defense_options(old) == [("cas", {})]
+
+
+def test_nothing_is_said_while_a_run_is_loaded(workdir, caplog, capfd):
+    runs.load(workdir)
+    assert caplog.text == "" and capfd.readouterr().err == ""

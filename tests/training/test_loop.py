@@ -12,6 +12,7 @@ from robustjax import build, config
 from robustjax.runs._train import run
 from robustjax.runs.claim import claim
 from robustjax.training import loop, validation
+from robustjax.training import pace as pace_lib
 from robustjax.types import InputError
 
 
@@ -117,8 +118,8 @@ def test_epoch_lines_say_what_is_left(tmp_path, capsys):
 
 def test_what_is_left_goes_by_all_that_was_done_since_compilation(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    pace = loop.Pace(most=100)
+    monkeypatch.setattr(pace_lib.time, "monotonic", lambda: now[0])
+    pace = pace_lib.Pace(most=100)
     assert pace.seconds(10) == 0.0
     pace.record(1, 60.0)  # compiles
     assert pace.seconds(10) == 0.0

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import QUICKLY
 
 from robustjax import attacks, build, config, data, defenses, models, runs
 from robustjax.models.resnet import PreActResNet
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import sharding
-from robustjax.training import loop, step
+from robustjax.training import step, validation
+from robustjax.training.pace import Pace
 from robustjax.types import InputError
 
 HERE = Path(__file__).parent
@@ -84,7 +86,8 @@ def test_several_devices_compute_what_one_does():
 
 def test_eight_devices_compute_what_one_does():
     # In a process of its own: the devices of this one are counted.
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+    path = f"{HERE}:{HERE.parent}:{HERE.parents[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": path} | QUICKLY
     code = "import test_step; test_step.compare_devices(8)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -217,7 +220,9 @@ def test_sns_holds_the_neurons_still_that_it_selected():
     assert movement[20.0] < 0.5 * movement[0.0]
 
 
-def test_a_run_begins_with_the_weights_of_another(tmp_path):
+def test_a_run_begins_with_the_weights_of_another(tmp_path, monkeypatch):
+    accuracies = {"clean_accuracy": 0.9, "fgsm_accuracy": 0.5, "pgd_accuracy": 0.5}
+    monkeypatch.setattr(validation, "make_validation", lambda *args, **options: lambda *_: accuracies)
     plain = make_config(train__num_epochs=1)
     runs.train(plain, tmp_path / "plain")
     guarded = make_config(defense__name="cifs")
@@ -257,7 +262,7 @@ def test_batch_norm_policies_differ_where_they_should(monkeypatch):
 
 
 def test_pace_grows_to_a_dispatch_of_a_second_and_no_further_than_a_line():
-    pace = loop.Pace(most=50)
+    pace = Pace(most=50)
     assert pace.steps() == 1
     pace.record(1, 30.0)  # compilation
     assert pace.steps() == 1

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
-from processes import finish, start
+from processes import QUICKLY, finish, start
 
 from robustjax import build, config
 from robustjax.runs._train import run
@@ -122,7 +122,8 @@ def test_two_processes_read_their_own_parts_and_compute_what_one_does(directory,
     }
     arguments = [f"--config.{name}={value}" for name, value in changes.items()]
     launcher = [ROOT / "launch/local_multiprocess.sh", 2, "--", "robustjax.train"]
-    done = finish(start([*launcher, f"--config={tmp_path / 'base.py'}", *arguments, f"--workdir={tmp_path / 'run'}"]))
+    arguments = [f"--config={tmp_path / 'base.py'}", *arguments, f"--workdir={tmp_path / 'run'}"]
+    done = finish(start([*launcher, *arguments], **QUICKLY))
     assert done.returncode == 0, done.stderr
     ours, theirs = metrics.read(tmp_path / "run"), metrics.read(streamed[1])
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]

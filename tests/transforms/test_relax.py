@@ -1,5 +1,7 @@
 """Relaxed derivatives, each against its formula; values that stay what they are; and attacks that find their way."""
 
+import functools
+
 import hidden
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,18 @@ X = jnp.asarray(hidden.IMAGES)
 DIRECTION = jnp.asarray(np.random.default_rng(4).normal(size=X.shape), jnp.float32)
 
 
+def gradient_of(function):
+    """Of a weighted sum of all outputs, compiled."""
+
+    def total(x):
+        outputs = function(x)
+        return jnp.sum(outputs @ jnp.arange(1.0, 1.0 + outputs.shape[-1]))
+
+    return jax.jit(jax.grad(total))
+
+
 def gradient(function, x=X):
-    """Of a weighted sum of all outputs."""
-    return jax.jit(jax.grad(lambda x: jnp.sum(function(x) @ jnp.arange(1.0, 1.0 + function(x).shape[-1]))))(x)
+    return gradient_of(function)(x)
 
 
 @pytest.mark.parametrize("name", hidden.HIDES)
@@ -125,6 +136,45 @@ def test_a_loop_is_differentiated_through_its_turns_or_around_it():
     np.testing.assert_allclose(gradient(relax(function, loops="around")), gradient(hidden.linear), rtol=1e-5)
 
 
+def in_python(function, shape):
+    """A function of NumPy in the program; the shape of its results, but for the first axis."""
+
+    def call(x):
+        rows = jax.ShapeDtypeStruct((len(x), *shape), jnp.float32)
+        return jax.pure_callback(lambda x: np.float32(function(np.asarray(x))), rows, x, vmap_method="sequential")
+
+    return call
+
+
+def test_calls_whose_results_have_another_shape_are_differentiated_by_differences():
+    """Of one pixel the two signs are all directions there are: the central difference itself, of each row its own."""
+    x = jnp.asarray([[0.2], [0.5], [0.8]])
+    cubed = relax(in_python(lambda x: np.concatenate([x**3, 2.0 * x], axis=1), (2,)))
+    found = jax.jit(jax.grad(lambda x: jnp.sum(cubed(x) @ jnp.asarray([1.0, 10.0]))))(x)
+    reach = 0.1 * x
+    np.testing.assert_allclose(found, ((x + reach) ** 3 - (x - reach) ** 3) / (2 * reach) + 20.0, rtol=1e-4)
+    # In forward mode the same, and a temperature that is traced.
+    ahead = jax.jvp(lambda x: cubed(x) @ jnp.asarray([1.0, 10.0]), (x,), (jnp.ones_like(x),))[1]
+    np.testing.assert_allclose(ahead, found[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(cubed(x)[:, 0], x[:, 0] ** 3, rtol=1e-6)
+
+
+def test_differences_are_right_in_the_mean_and_see_beyond_a_step():
+    images = jnp.asarray(np.random.default_rng(0).uniform(0.3, 0.7, (64, 4)), jnp.float32)
+    weights = np.asarray([[1.0, -2.0, 3.0, 0.5]], np.float32).T
+    linear = relax(in_python(lambda x: x @ weights, (1,)))
+    found = jax.grad(lambda x: jnp.sum(linear(x)))(images)
+    # Each row has its own directions; the error of the mean over 64 rows of 32 is a few hundredths.
+    np.testing.assert_allclose(np.mean(found, axis=0), weights[:, 0], atol=0.35)
+    # With the identity instead a call that swaps pixels is misread; differences see where each one goes.
+    swapped = in_python(lambda x: np.round(16.0 * x[:, ::-1]) / 16.0, (4,))
+    slope = lambda **options: np.mean(  # noqa: E731
+        jax.grad(lambda x: jnp.sum(relax(swapped, **options)(x) @ weights))(images), axis=0
+    )
+    np.testing.assert_allclose(slope(), weights[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(slope(callbacks="differences", temperature=2.0), weights[::-1, 0], atol=0.7)
+
+
 def test_saturated_sigmoids_have_the_derivative_of_smaller_numbers():
     def function(x):
         return jax.nn.sigmoid(1000.0 * hidden.linear(x))
@@ -136,12 +186,16 @@ def test_saturated_sigmoids_have_the_derivative_of_smaller_numbers():
     np.testing.assert_allclose(gradient(relax(function)), gradient(smaller), rtol=1e-4)
 
 
+@functools.cache
+def gradient_of_finite_pixels(name):
+    return gradient_of(relax(lambda x: hidden.HIDES[name][0](jnp.where(jnp.isfinite(x), x, 1.0))))
+
+
 @pytest.mark.parametrize("value", [0.0, 1e30, -1e30, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["threshold", "mask", "thermometer", "cast", "saturated", "one-hot", "winners"])
 def test_tails_give_no_gradient_that_is_not_a_number(name, value):
     x = X.at[0, 0, 0, 0].set(value).at[1].set(0.25)
-    relaxed = relax(lambda x: hidden.HIDES[name][0](jnp.where(jnp.isfinite(x), x, 1.0)))
-    assert np.all(np.isfinite(gradient(relaxed, x)))
+    assert np.all(np.isfinite(gradient_of_finite_pixels(name)(x)))
 
 
 @pytest.mark.parametrize("name", ["round", "threshold", "one-hot", "chosen column", "winners", "sign in vmap"])
@@ -200,5 +254,7 @@ def test_mistakes_are_named():
         relax(hidden.linear, kinds="steps")
     with pytest.raises(InputError, match="loops must be through or around, got 'over'"):
         relax(hidden.linear, loops="over")
+    with pytest.raises(InputError, match="callbacks must be identity or differences, got 'none'"):
+        relax(hidden.linear, callbacks="none")
     with pytest.raises(InputError, match="temperature must be above 0"):
         relax(hidden.linear, temperature=0)

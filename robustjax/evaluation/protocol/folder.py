@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robustjax.evaluation.protocol import records, tables
-from robustjax.evaluation.protocol.threats import Threat
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat
 from robustjax.runtime import files
 
 # The key of a record under which its conditions are named.
@@ -51,7 +51,7 @@ def file_name(name: str) -> str:
 
 def record_name(record: Mapping[str, Any], *, several: bool) -> str:
     """The name of a record's file; of several threats it ends in its own, where it has one."""
-    of_all = record.get("threats") or record["norm"] == tables.NO_BALL or record["attack"] == "clean"
+    of_all = record.get("threats") or record["norm"] == NO_BALL or record["attack"] == "clean"
     threat = f"-{record['norm']}-{record['epsilon']:.9g}" if several and not of_all else ""
     return file_name(record["attack"]) + threat
 
@@ -78,7 +78,7 @@ def read(folder: str | Path, own: str) -> list[dict[str, Any]]:
         if record.get(MARK) == own
         and "robust" in record
         and record.get("attack", "worst_case") != "worst_case"
-        and record["norm"] != tables.NO_BALL
+        and record["norm"] != NO_BALL
     ]
 
 

@@ -80,7 +80,6 @@ def pgd(
     *,
     num_steps: int,
     loss: LossFn = losses.cross_entropy,
-    num_classes: int = 0,
     eot_samples: int = 0,
 ) -> Protocol:
     """Steps of epsilon / 10 from the image itself, as the evaluated papers share them; C&W is PGD on the margin."""
@@ -94,10 +93,10 @@ def pgd(
     )
 
 
-# The attacks whose every option is settled: name -> (threat, num_classes, eot_samples) -> protocol. With `eot_samples`
+# The attacks whose every option is settled: name -> (threat, eot_samples) -> protocol. With `eot_samples`
 # >= 1 the network is stochastic, and attacks average over so many draws.
 PROTOCOLS = {
-    "clean": lambda threat, **network: CLEAN,
+    "clean": lambda threat, eot_samples: CLEAN,
     "pgd20": partial(pgd, num_steps=20),
     "cw": partial(pgd, num_steps=30, loss=CW_MARGIN),
     "pgd100": partial(pgd, num_steps=100),
@@ -106,31 +105,28 @@ PROTOCOLS = {
 ADAPTIVE = "adaptive"
 
 
-def by_name(names: Sequence[str], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
-    """The attacks of an evaluation by name, in the given order; "adaptive" is none of them, but ``evaluation.judge``.
+def of_specs(chosen: Sequence[Spec], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
+    """The attacks that are named, under a threat; those without a protocol, as "adaptive", are left out.
 
     Args:
-        names: attacks with their options, see :func:`specs.parse`.
+        chosen: attacks with their options, of :func:`specs.parse`.
         threat: that the network is to withstand.
         num_classes: K.
         eot_samples: draws over which attacks average a stochastic network; 0 for a deterministic one.
 
+    Returns:
+        Their spelling -> protocol, in the order given.
+
     Raises:
-        InputError: naming every unknown attack and option, and every value that an attack refuses.
+        InputError: naming every value that an attack refuses.
     """
-    return of_specs(specs.parse(names), threat, num_classes=num_classes, eot_samples=eot_samples)
-
-
-def of_specs(chosen: Sequence[Spec], threat: Threat, *, num_classes: int, eot_samples: int = 0) -> dict[str, Protocol]:
-    """:func:`by_name` of what is read already; given images are left out."""
-    network = {"num_classes": num_classes, "eot_samples": eot_samples}
     found, problems = {}, []
     for spec in chosen:
         try:
             if spec.name in PROTOCOLS:
-                found[spec.spelling] = PROTOCOLS[spec.name](threat, **network)
+                found[spec.spelling] = PROTOCOLS[spec.name](threat, eot_samples=eot_samples)
             elif spec.name in specs.ATTACKS:
-                found[spec.spelling] = _public(spec, threat, **network)
+                found[spec.spelling] = _public(spec, threat, num_classes=num_classes, eot_samples=eot_samples)
         except InputError as error:
             problems.append(f"{spec.spelling}: {error}")
     if problems:

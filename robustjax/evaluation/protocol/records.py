@@ -21,6 +21,7 @@ from robustjax import version
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import GIVEN_TO_DRIVERS, Protocol
+from robustjax.evaluation.protocol.threats import UNION
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 
@@ -183,7 +184,8 @@ OF_ATTACK = (
 def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The record of an adversary who picks the best attack for each example: robust only where every attack fails.
 
-    Of a stochastic network each example counts with the fewest draws in which it was right against any attack.
+    Of a stochastic network each example counts with the fewest draws in which it was right against any attack. Over
+    several threats its ``norm`` is "union", its ``epsilon`` None, and ``threats`` lists theirs.
     """
     num_draws = records[0].get("num_draws", 1)
     every = np.array([record["right_draws" if num_draws > 1 else "robust"] for record in records], int)
@@ -197,11 +199,7 @@ def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     num_classes = len(shared["confusion"])
     return {
         **shared,
-        **(
-            {"threats": [dict(zip(("norm", "epsilon"), threat, strict=True)) for threat in threats]}
-            if len(threats) > 1
-            else {}
-        ),
+        **(_union(threats) if len(threats) > 1 else {}),
         "attack": "worst_case",
         "attacks": list(dict.fromkeys(record["attack"] for record in records)),
         "num_steps": max(record["num_steps"] for record in records),
@@ -216,6 +214,12 @@ def worst_case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             class_names=[names.get(label, str(label)) for label in range(num_classes)] if names else None,
         ),
     }
+
+
+def _union(threats: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """What a record says of several threats in place of one."""
+    listed = [{"norm": norm, "epsilon": epsilon} for norm, epsilon in threats]
+    return {"norm": UNION, "epsilon": None, "threats": listed}
 
 
 def resolved(protocol: Protocol) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Requirement(NamedTuple):
         low, high = record["interval_95"]
         short = 100 * (self.bound - record["accuracy"])
         inside = "; the bound is inside it" if low <= self.bound <= high else ""
-        threat = f" under {record['norm']} epsilon {record['epsilon']:.4g}" if several else ""
+        threat = f" under {' or '.join(threats.of_record(record))}" if several else ""
         return (
             f"{self.text} does not hold{threat}: accuracy is {record['accuracy']:.2%}, {abs(short):.2f} points too "
             f"{'low' if self.comparison.startswith('>') else 'high'} "

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from robustjax.evaluation.protocol.threats import NO_BALL, UNION
+
 WIDEST = 200
-# The norm of a record whose images are within no ball around those of the data set.
-NO_BALL = "none"
 
 
 def of_records(entries: Sequence[Mapping[str, Any]]) -> Table:
@@ -91,8 +91,7 @@ def csv_text(entries: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     for entry in entries:
         low, high = entry["interval_95"]
-        union = {"norm": "", "epsilon": ""} if entry.get("threats") else {}
-        writer.writerow({**entry, "network": network_name(entry), "low_95": low, "high_95": high, **union})
+        writer.writerow({**entry, "network": network_name(entry), "low_95": low, "high_95": high})
     return text.getvalue()
 
 
@@ -143,12 +142,12 @@ def _table(conditions: Mapping[str, Any], headings: Sequence[str], several: bool
 
 
 def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
-    """A record's name; of a worst case also the attacks of before that it is over besides."""
+    """A record's name; of a worst case also the attacks of earlier calls that it is over besides."""
     if entry["attack"] != "worst_case":
         return entry["attack"]
     shown = {other["attack"] for other in entries}
     before = [name for name in entry["attacks"] if name not in shown]
-    return "worst case" + (f" (with {', '.join(before)} of before)" if before else "")
+    return "worst case" + (f" (with {', '.join(before)} of earlier calls)" if before else "")
 
 
 def network_name(conditions: Mapping[str, Any]) -> str:
@@ -158,9 +157,9 @@ def network_name(conditions: Mapping[str, Any]) -> str:
 
 
 def _threat(entry: Mapping[str, Any]) -> str:
-    if entry.get("threats"):
-        return "all"
-    return "no ball" if entry["norm"] == NO_BALL else f"{entry['norm']} {entry['epsilon']:.4g}"
+    if entry["norm"] in (NO_BALL, UNION):
+        return {NO_BALL: "no ball", UNION: "union"}[entry["norm"]]
+    return f"{entry['norm']} {entry['epsilon']:.4g}"
 
 
 def _interval(entry: Mapping[str, Any]) -> str:

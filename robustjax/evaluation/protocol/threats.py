@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from robustjax.attacks.geometry import GEOMETRIES
 from robustjax.types import InputError, nearest
+
+# The norm of a record whose images are within no ball around those of the data set, and of one over several threats,
+# which lists them as ``threats``.
+NO_BALL, UNION = "none", "union"
 
 
 class Threat(NamedTuple):
@@ -61,6 +65,17 @@ def radius(name: str, value: str | float) -> float:
         wanted = "a number >= 0 in the units of the pixels"
         raise InputError(f"{name} must be {wanted}, got {value!r}; give for example 8/255")
     return radius
+
+
+def of_record(record: Mapping[str, Any]) -> list[str]:
+    """The threats that a record is of, in words: several of a union, none of images within no ball.
+
+    Example:
+        >>> of_record({"norm": "linf", "epsilon": 0.1})
+        ['linf epsilon 0.1']
+    """
+    threats = [] if record["norm"] == NO_BALL else record.get("threats") or [record]
+    return [f"{threat['norm']} epsilon {threat['epsilon']:.4g}" for threat in threats]
 
 
 def parse(entries: str | Sequence[str], bounds: tuple[float, float] = (0.0, 1.0)) -> list[Threat]:

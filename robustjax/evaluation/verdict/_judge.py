@@ -16,12 +16,13 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import batteries, diagnostics, probes, reading, red_flags, shown, trust
+from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, reading, red_flags, shown, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.examples import Decision
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.hints import Hints
-from robustjax.evaluation.verdict.probes import Networks
 from robustjax.evaluation.verdict.red_flags import Flag
-from robustjax.evaluation.verdict.trial import Decision, Trial
+from robustjax.evaluation.verdict.trial import Trial
 from robustjax.runtime import compiler
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
@@ -112,9 +113,8 @@ def judge(
     averaging over a stochastic network's draws; and, undeclared, through the network with other derivatives, made from
     its own program, where :func:`robustjax.transforms.inspect` finds something that hides them. Every image that an
     attack returns is verified: checked against ball and box, and classified in a float32 forward pass apart from the
-    attack. A stochastic network's examples go on being
-    attacked until they are misclassified beyond doubt, and the verdict is by majority of fresh draws. This is a driver
-    on the host and compiles by itself: call it outside ``jit``.
+    attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
+    by majority of fresh draws. This is a driver on the host and compiles by itself: call it outside ``jit``.
 
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs with a field ``logits``, in inference mode; with
@@ -161,20 +161,20 @@ def judge(
     keys = (key,) if checked_hints(hints).stochastic else ()
     outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
-    findings = reading.read(probes.as_logits_fn(logits_fn), images[:2], keys)
+    findings = reading.read(goals.as_logits_fn(logits_fn), images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
     flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
     flags["batch_dependent"] = (
         Flag.not_applicable("outputs vary from call to call in any batch")
         if flags["randomness"].status == "fail"
-        else diagnostics.batch_dependence(probes.as_logits_fn(logits_fn), few, bounds, keys)
+        else diagnostics.batch_dependence(goals.as_logits_fn(logits_fn), few, bounds, keys)
     )
     networks = Networks(
         direct,
-        probes.as_logits_fn(hints.surrogate_fn),
+        goals.as_logits_fn(hints.surrogate_fn),
         inputs.as_pytree(hints.auxiliary_fn),
-        probes.as_logits_fn(hints.undefended_fn),
-        probes.as_logits_fn(hints.trained_fn),
+        goals.as_logits_fn(hints.undefended_fn),
+        goals.as_logits_fn(hints.trained_fn),
     )
     if quicken:
         networks = Networks(*(None if network is None else transforms.quicken(network) for network in networks))
@@ -209,9 +209,11 @@ def judge(
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
     left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
-    relaxed = reading.attack(trial, probes.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
+    relaxed = reading.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
     label_only = batteries.black_box(trial, measured)
     spent("adaptive")
+    flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
+    spent("active test")
     flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, relaxed, label_only)
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
@@ -264,7 +266,7 @@ def check_functions(
             raise InputError(f"{name} must be a function, got {type(function).__name__}")
         _check_arguments(name, function, images, keys)
     outputs = jax.eval_shape(logits_fn, images, *keys)
-    expected = jax.eval_shape(probes.float_logits, outputs).shape
+    expected = jax.eval_shape(goals.float_logits, outputs).shape
     if expected[0] != len(images):
         raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
     inputs.labels_in_range(labels, expected[1])
@@ -301,13 +303,13 @@ def _check_arguments(name: str, function: LogitsFn, images: np.ndarray, keys: tu
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:
     """The network, and why JAX cannot differentiate it, if so: it then counts as one whose gradient is zero."""
-    total = lambda points: jnp.sum(probes.float_logits(logits_fn(points, *keys)))  # noqa: E731
+    total = lambda points: jnp.sum(goals.float_logits(logits_fn(points, *keys)))  # noqa: E731
     try:
         jax.eval_shape(jax.grad(total), images)
     except (TypeError, ValueError, NotImplementedError) as error:
         constant = lambda points, *keys: logits_fn(jax.lax.stop_gradient(points), *keys)  # noqa: E731
-        return probes.as_logits_fn(constant), str(error).splitlines()[0]
-    return probes.as_logits_fn(logits_fn), ""
+        return goals.as_logits_fn(constant), str(error).splitlines()[0]
+    return goals.as_logits_fn(logits_fn), ""
 
 
 def _misclassified_by(trial: Trial, decision: Decision) -> dict[str, np.ndarray]:

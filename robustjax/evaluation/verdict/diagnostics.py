@@ -11,7 +11,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.verify import is_misclassified
-from robustjax.evaluation.verdict import broader, comparisons, probes, red_flags
+from robustjax.evaluation.verdict import broader, comparisons, goals, probes, red_flags
 from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid, label_only_missing
 from robustjax.evaluation.verdict.reading import Reading
 from robustjax.evaluation.verdict.red_flags import Flag
@@ -28,7 +28,7 @@ def randomness(logits_fn: LogitsFn, key: Key, images: Array, *, stochastic: bool
     """The flag of outputs that vary without being declared to; traced anew, because a trace freezes Python's draws."""
 
     def calls(*keys: tuple) -> np.ndarray:
-        traced = jax.jit(lambda images, *key: probes.float_logits(logits_fn(images, *key)))
+        traced = jax.jit(lambda images, *key: goals.float_logits(logits_fn(images, *key)))
         return np.stack([np.asarray(traced(images, *key)) for key in keys])
 
     if not stochastic:
@@ -48,7 +48,7 @@ def batch_dependence(network: object, images: np.ndarray, bounds: geometry.Bound
     network, which may depend on both, is the same too.
 
     Args:
-        network: as in :class:`probes.Networks`.
+        network: as in :class:`goals.Networks`.
         images: float32 [n, H, W, C].
         bounds: of valid pixels.
         keys: the network's arguments after the images.
@@ -227,6 +227,6 @@ def bfloat16(trial: Trial, bfloat16_fn: LogitsFn | None, adversarial: np.ndarray
     every = np.arange(len(trial.images))
     robust, other = (
         ~is_misclassified(trial.classified(every, adversarial, network=network)[1])
-        for network in (trial.networks.direct, probes.as_logits_fn(bfloat16_fn))
+        for network in (trial.networks.direct, goals.as_logits_fn(bfloat16_fn))
     )
     return red_flags.bfloat16_disagrees(robust, other)

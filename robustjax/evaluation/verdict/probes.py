@@ -1,13 +1,12 @@
 """Jitted attacks and gradient probes; what varies between calls is a traced argument.
 
-A :class:`Goal` says which network's gradient an attack follows and on which loss, as traced numbers: a sweep over the
-weight of auxiliary heads compiles APGD once, a grid of radii, step sizes, steps and draws compiles PGD once.
+A :class:`.goals.Goal` says which network's gradient an attack follows and on which loss, as traced numbers: a sweep
+over the weight of auxiliary heads compiles APGD once, a grid of radii, step sizes, steps and draws compiles PGD once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import jax
@@ -15,79 +14,17 @@ import jax.numpy as jnp
 
 from robustjax import attacks
 from robustjax.attacks import geometry, losses
-from robustjax.attacks.engine import inputs, verify
+from robustjax.attacks.engine import verify
 from robustjax.attacks.engine.best import Best
+from robustjax.evaluation.verdict.goals import Goal, Networks, goal_loss, view_outputs
 from robustjax.types import Array, ArrayT, Key
 
-LOSSES = ("ce", "margin", "dlr", "targeted")
 # The most steps of a recorded PGD.
 MAX_STEPS = 160
 # Random directions along which derivatives are compared with differences.
 NUM_DIRECTIONS = 16
 # Random points near an image at which its margin is compared.
 NUM_NEARBY = 100
-
-
-class Networks(NamedTuple):
-    """Networks whose gradients an attack may follow, as pytrees (:func:`as_pytree`), or None.
-
-    Each maps images, or (images, key), to logits [B, K].
-
-    Attributes:
-        direct: the network under evaluation.
-        surrogate: the same outputs with useful gradients.
-        auxiliary: auxiliary heads, images -> [S, B, K]; attacked jointly with the surrogate's logits, or the network's
-            own where there is no surrogate.
-        undefended: the same network with its defense switched off.
-        trained: another network, to transfer from.
-    """
-
-    direct: Any
-    surrogate: Any = None
-    auxiliary: Any = None
-    undefended: Any = None
-    trained: Any = None
-
-    def views(self) -> tuple[str, ...]:
-        """The names that ``Goal.view`` indexes; "auxiliary" stands for logits and heads together.
-
-        Without ``direct`` that is the only one.
-        """
-        if self.direct is None:
-            return ("auxiliary",)
-        return tuple(name for name, network in self._asdict().items() if network is not None)
-
-    def only(self, view: str) -> Networks:
-        """What one view needs: the derivative of a choice between networks would cost as much as those of all."""
-        if view == "auxiliary":
-            surrogate = self.direct if self.surrogate is None else self.surrogate
-            return Networks(None, surrogate=surrogate, auxiliary=self.auxiliary)
-        return Networks(getattr(self, view))
-
-
-class Goal(NamedTuple):
-    """What an attack maximizes: a weighted sum of the loss of the logits and the mean loss of the auxiliary heads.
-
-    Attributes:
-        view: int32, index into ``Networks.views()``.
-        loss: int32, index into ``LOSSES``.
-        logits_weight, heads_weight: float32.
-        targets: integers [B], the target classes of the targeted loss.
-    """
-
-    view: Array
-    loss: Array
-    logits_weight: Array
-    heads_weight: Array
-    targets: Array
-
-
-class ViewOutputs(NamedTuple):
-    """Logits [B, K] and auxiliary logits [S, B, K] of a view, both float32, and the goal they are computed for."""
-
-    logits: Array
-    heads: Array
-    goal: Goal
 
 
 class RecordedPGD(NamedTuple, Generic[ArrayT]):
@@ -103,41 +40,6 @@ class RecordedPGD(NamedTuple, Generic[ArrayT]):
     misclassified: ArrayT
     loss: ArrayT
     margin: ArrayT
-
-
-def view_outputs(networks: Networks, goal: Goal, images: Array, *key: Key) -> ViewOutputs:
-    """Logits and heads of the view that a goal names; the heads are zeros except in the view "auxiliary"."""
-    shape = (0, 0, 0) if networks.auxiliary is None else jax.eval_shape(networks.auxiliary, images, *key).shape
-
-    def alone(network: Any) -> Callable[[Array], tuple[Array, Array]]:
-        return lambda points: (network(points, *key), jnp.zeros(shape, jnp.float32))
-
-    def joint(points: Array) -> tuple[Array, Array]:
-        network = networks.direct if networks.surrogate is None else networks.surrogate
-        return network(points, *key), networks.auxiliary(points, *key).astype(jnp.float32)
-
-    branches = [joint if name == "auxiliary" else alone(getattr(networks, name)) for name in networks.views()]
-    logits, heads = branches[0](images) if len(branches) == 1 else jax.lax.switch(goal.view, branches, images)
-    return ViewOutputs(logits, heads, goal)
-
-
-def goal_loss(outputs: ViewOutputs, labels: Array) -> Array:
-    """The loss of a goal, [B]. With too few classes for the DLR the margin takes its place."""
-    logits, heads, goal = outputs
-    num_heads = heads.shape[0]
-    every = jnp.concatenate([logits, *heads]) if num_heads else logits
-    repeated = [jnp.tile(classes, 1 + num_heads) for classes in (labels, goal.targets)]
-    dlr = losses.dlr if logits.shape[1] >= 3 else losses.margin
-    targeted = losses.targeted_dlr if logits.shape[1] >= 4 else losses.targeted_margin
-    branches = [
-        lambda z, y, t: losses.cross_entropy(z, y),
-        lambda z, y, t: losses.margin(z, y),
-        lambda z, y, t: dlr(z, y),
-        targeted,
-    ]
-    values = jax.lax.switch(goal.loss, branches, every, *repeated).reshape(1 + num_heads, -1)
-    total = goal.logits_weight * values[0]
-    return total + goal.heads_weight * jnp.mean(values[1:], axis=0) if num_heads else total
 
 
 def example_keys(key: Key, rows: Array) -> Key:
@@ -341,27 +243,49 @@ def random_search(
     return jax.lax.fori_loop(0, num_draws, draw, Best.none(images)).images
 
 
+@functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
+def plant_candidates(
+    network: Any, key: Key, images: Array, weights: Array, epsilon: Array, num_points: Array,
+    *, stochastic: bool, norm: str, bounds: geometry.Bounds,
+) -> tuple[Array, Array]:  # fmt: skip
+    r"""Points of the ball where ``weights * logits`` is large, by values of the network alone; each like images.
+
+    Returns:
+        The best of ``num_points`` random points of the ball's surface (in linf, of its corners), and the point in the
+        direction that they suggest together, :math:`\sum_i (v_i - \bar v)\, u_i` of values v and points u.
+    """
+    ball = geometry.get(norm)
+
+    def draw(i: Array, state: tuple) -> tuple:
+        best, total, products, deltas = state
+        key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
+        inside = ball.random_start(key_delta, images, epsilon)
+        if norm == "linf":
+            outside = epsilon * jnp.sign(inside)
+        else:
+            outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
+        points = ball.project(images, images + outside, epsilon, bounds)
+        logits = network(points, key_network) if stochastic else network(points)
+        value = jnp.nan_to_num(jnp.sum(weights * logits, axis=1))
+        return (
+            best.or_better(points, jnp.zeros_like(value), value),
+            total + value,
+            products + geometry.per_example(value, images) * (points - images),
+            deltas + (points - images),
+        )
+
+    zeros = jnp.zeros_like(images)
+    state = (Best.none(images), jnp.zeros(len(images), jnp.float32), zeros, zeros)
+    with jax.default_matmul_precision("float32"):
+        best, total, products, deltas = jax.lax.fori_loop(0, num_points, draw, state)
+    direction = products - geometry.per_example(total / num_points.astype(jnp.float32), images) * deltas
+    length = geometry.per_example(jnp.broadcast_to(epsilon, total.shape), images)
+    suggested = images + length * ball.steepest(direction, images, bounds)
+    return best.images, ball.project(images, suggested, epsilon, bounds)
+
+
 @jax.jit
 def compute_logits(network: Any, images: Array, *key: Key) -> Array:
     """Logits float32 [B, K], computed in full float32."""
     with jax.default_matmul_precision("float32"):
         return network(images, *key)
-
-
-def as_logits_fn(network: Any) -> Any:
-    """The network as a pytree whose outputs are read by :func:`float_logits`; None stays None."""
-    return None if network is None else jax.tree_util.Partial(_float_logits_of, inputs.as_pytree(network))
-
-
-def _float_logits_of(network: Any, images: Array, *key: Key) -> Array:
-    return float_logits(network(images, *key))
-
-
-def float_logits(outputs: Any) -> Array:
-    """Logits float32 [B, K] of a network's outputs, which are logits or have a field ``logits``.
-
-    Raises:
-        InputError: they are not logits of at least two classes.
-    """
-    shape = getattr(getattr(outputs, "logits", outputs), "shape", ())
-    return inputs.logits_of(outputs, shape[0] if shape else 0).astype(jnp.float32)

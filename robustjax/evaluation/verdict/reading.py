@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import transforms
-from robustjax.evaluation.verdict import probes
-from robustjax.evaluation.verdict.probes import Goal, Networks
+from robustjax.evaluation.verdict import goals
+from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
 from robustjax.transforms._relax import RELAXABLE, relaxed
@@ -27,7 +27,7 @@ TEMPERATURES = (1.0, 0.3, 3.0)
 MOST_ALONE = 8
 # A gradient at less than this cosine to another has another direction.
 LEAST_COSINE = 0.5
-LOOPS = "inner_optimisation"
+LOOPS, CALLBACK = "inner_optimisation", "callback"
 
 
 class Remedy(NamedTuple):
@@ -56,21 +56,25 @@ class Reading(NamedTuple):
         remedies: of each finding that can be relaxed, in their order.
         share: float32 [N], the largest share of draws misclassified under any of the attacks; None where none ran.
         helped: what was relaxed by the attack that succeeded most often, in words.
+        networks: the network relaxed as that attack had it, or in all places; None where nothing can be relaxed.
     """
 
     findings: Findings
     remedies: tuple[Remedy, ...] = ()
     share: np.ndarray | None = None
     helped: str = ""
+    networks: Networks | None = None
 
 
 class _Plan(NamedTuple):
-    """One trial: how much of each finding is relaxed, float32 [F], the temperature, and the way through loops."""
+    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, and whether
+    all calls into Python have derivatives by differences."""
 
     name: str
     strengths: np.ndarray
     temperature: float
     loops: str
+    differences: bool = False
 
 
 def read(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
@@ -85,25 +89,26 @@ def attack(
 
     Args:
         trial: the examples.
-        network: under evaluation, as :func:`probes.as_logits_fn` returns it.
+        network: under evaluation, as :func:`goals.as_logits_fn` returns it.
         findings: of its program.
         rows: the examples to attack.
         measured: examples on which hidden gradients are counted.
         quicken: run the relaxed network by :func:`robustjax.transforms.quicken`.
     """
     relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
-    if not relaxable or not len(rows):
+    if not relaxable or not len(trial.images):
         return Reading(findings)
 
     def networks(plan: _Plan) -> Networks:
-        relaxed = jax.tree_util.Partial(
-            _Relaxed(relaxable, plan.loops), network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature)
-        )
+        static = _Relaxed(relaxable, plan.loops, plan.differences)
+        relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
     every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
-    if not _differentiable(networks(every).direct, trial, rows[:1]):
+    if not _differentiable(networks(every).direct, trial, np.arange(1)):
         return Reading(findings)
+    if not len(rows):
+        return Reading(findings, networks=networks(every))
     groups = _groups(relaxable)
     hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
     shares = np.zeros(len(trial.images), np.float32)
@@ -111,7 +116,7 @@ def attack(
     def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
         share = trial.apgd(
             f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=-(-trial.eot_samples // 2),
+            num_draws=draws_of(trial),
         )  # fmt: skip
         np.maximum(shares, share, out=shares)
         return share
@@ -135,19 +140,25 @@ def attack(
         for i in some
     )
     helped = _words(best[0][1], relaxable) if shares.any() else ""
-    return Reading(findings, remedies, shares, helped)
+    return Reading(findings, remedies, shares, helped, networks(best[0][1]))
+
+
+def draws_of(trial: Trial) -> int:
+    """Draws in a gradient of the relaxed network, of a stochastic network: half of those that others take."""
+    return -(-trial.eot_samples // 2)
 
 
 class _Relaxed(NamedTuple):
-    """Static part of a relaxed network: which findings may be relaxed."""
+    """Static part of a relaxed network: which findings may be relaxed, and how."""
 
     findings: tuple[Finding, ...]
     loops: str
+    differences: bool
 
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops, False, images, *key)
+        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, images, *key)
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -159,7 +170,8 @@ def _groups(findings: Sequence[Finding]) -> list[list[int]]:
 
 
 def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
-    """Each group alone, in their order; then all of them at every temperature, and around loops where there are any."""
+    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, and
+    with differences where there are calls into Python."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
     # Images of the network without its loops are transferred to it as it is.
@@ -169,6 +181,9 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
         for temperature in TEMPERATURES if graded else TEMPERATURES[:1]:
             if len(groups) > 1 or (loops, temperature) != ("through", TEMPERATURES[0]):
                 yield _Plan("all", np.ones(len(findings), np.float32), temperature, loops)
+    if any(finding.kind == CALLBACK for finding in findings):
+        for temperature in TEMPERATURES:
+            yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
 
 
 def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:
@@ -223,7 +238,7 @@ def _hidden(
 @jax.jit
 def _gradient(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> Array:
     def total(points: Array) -> Array:
-        return jnp.sum(probes.goal_loss(probes.view_outputs(networks, goal, points, *key), labels))
+        return jnp.sum(goals.goal_loss(goals.view_outputs(networks, goal, points, *key), labels))
 
     with jax.default_matmul_precision("float32"):
         gradient = jax.grad(total)(images)

@@ -42,6 +42,7 @@ NAMES = (
     "surrogate_helps",
     "relaxation_helps",
     "silent_success",
+    "planted_examples_missed",
     *STOCHASTIC,
     "bfloat16_disagrees",
     "broader_threats",
@@ -260,6 +261,25 @@ def unbounded_attack_fails(misclassified: np.ndarray) -> Flag:
         f"attacks that may change everything succeed on all but {robust} of {n} examples" if status == "pass" else
         f"accuracy stays at {accuracy:.2%} where an attack may change the image into any other: it is the attack that "
         "fails, so gradients are masked",
+    )  # fmt: skip
+
+
+def planted_examples_missed(found: np.ndarray) -> Flag:
+    """Whether attacks found the adversarial examples that were planted for them, bool [n] (Zimmermann et al. 2022).
+
+    Fails where fewer than nine in ten are found, and more than one is missed.
+
+    Example:
+        >>> planted_examples_missed(np.array([True] * 30 + [False] * 20)).status
+        'fail'
+    """
+    n, count = len(found), int(np.sum(found))
+    what = f"gradient-based attacks find {count} of {n} adversarial examples that were planted for them"
+    fired = count < 0.9 * n and n - count > 1
+    return Flag(
+        "fail" if fired else "pass", count / n, 0.9, n,
+        f"{what}, so they would not have noticed the others: the figure says more of them than of the network; "
+        "declare a surrogate_fn" if fired else what,
     )  # fmt: skip
 
 

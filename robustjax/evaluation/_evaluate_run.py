@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from robustjax import interop
 from robustjax.attacks.engine import inputs
-from robustjax.evaluation import _evaluate, _options, _runs
-from robustjax.evaluation._evaluation import Evaluation, by_threat, worst_case
+from robustjax.evaluation import _evaluate, _named, _options
 from robustjax.evaluation._options import Options
-from robustjax.evaluation._subject import Subject, of_function
+from robustjax.evaluation._result import Evaluation, by_threat, worst_case
+from robustjax.evaluation._subject import Subject
 from robustjax.evaluation.protocol import (
     card,
     folder,
@@ -29,9 +27,8 @@ from robustjax.evaluation.protocol import (
 )
 from robustjax.evaluation.protocol.runner import floats
 from robustjax.evaluation.protocol.specs import Spec
-from robustjax.evaluation.protocol.threats import Threat
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat
 from robustjax.evaluation.verdict import trust
-from robustjax.evaluation.verdict.hints import Hints
 from robustjax.runtime import files, hosts
 from robustjax.types import InputError
 
@@ -46,8 +43,11 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     as fewer images or another threat, are put aside in ``earlier/`` and come back when they are evaluated again. The
     worst case of a run is over all records of its conditions, also those of calls before.
 
+    Args:
+        options: an :class:`Options`, whose attributes are the flags of the command.
+
     Returns:
-        The evaluation, or the sweep as it is written.
+        An :class:`Evaluation`; of a sweep the dict that is written.
 
     Raises:
         InputError: options that contradict each other, no such run, checkpoint, model or data, unknown attacks, a
@@ -70,9 +70,9 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     chosen = specs.parse(default if options.attacks is None else options.attacks)
     requirements.parse(options.require, [spec.spelling for spec in chosen])
     if options.workdir is not None:
-        subject, trained, place = _runs.of_run(options)
+        subject, trained, place = _named.of_run(options)
     else:
-        subject, trained, place = _of_model(options), None, Path(options.output) if options.output else None
+        subject, trained, place = _named.of_model(options), None, Path(options.output) if options.output else None
     threats = _options.threats_of(options, trained)
     _refuse(options, chosen, threats)
     if any(threat.bounds != (0.0, 1.0) for threat in threats):
@@ -94,7 +94,9 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
             settled = True
         records.write(place, folder.record_name(record, several=several), record)
 
-    evaluation = _evaluate.run(subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record)
+    evaluation = _evaluate.evaluate_subject(
+        subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record
+    )
     if not hosts.is_first():
         return evaluation
     before = _of_before(evaluation, place, own, several=several) if options.workdir is not None and place else []
@@ -103,48 +105,6 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         evaluation = evaluation._replace(worst_case=worst_case(every), by_threat=by_threat(every))
     _write(evaluation, before, subject, options, place)
     return evaluation
-
-
-def _of_model(options: Options) -> Subject:
-    """Somebody's network on the images that are named."""
-    spec = options.data
-    assert options.model is not None and spec is not None  # as `check` has made sure
-    images = hosts.together(lambda: _runs.read(options, spec, size=options.image_size))
-    network = interop.load_network(options.model, weights=options.weights, **_options.constants(options))
-    few = floats(images.images[:2])
-    try:
-        inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
-    except InputError as error:
-        raise InputError(f"model {options.model}: {error}") from error
-    except Exception as error:  # anyone's code
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {options.model} must take images {list(few.shape[1:])}, got {type(error).__name__}: {reason}; give "
-            "the --data or the --image_size that it is for"
-        ) from error
-    hints = Hints()
-    if options.transfer_from:
-        hints = hints._replace(trained_fn=_runs.without_draws(options.transfer_from))
-    return of_function(
-        network.logits_fn,
-        jax.random.key(options.seed),
-        images.images,
-        images.labels,
-        hints=hints,
-        batch_size=options.batch_size,
-        conditions={
-            "network": network.about,
-            "dataset": spec,
-            "split": images.about.get("split"),
-            "data": images.about,
-            "seed": options.seed,
-        },
-        class_names=images.class_names,
-        read_others=lambda spec: _runs.read(options, spec, size=options.image_size),
-        read_source=_runs.read_source,
-        keep_images=options.save_images is not None,
-        quicken=options.quicken,
-    )
 
 
 def _refuse(options: Options, chosen: Sequence[Spec], threats: Sequence[Threat]) -> None:
@@ -256,7 +216,7 @@ def _save_picture(evaluation: Evaluation, subject: Subject, place: Path) -> Path
     attacks = [
         (record, outcome)
         for record, outcome in zip(evaluation.records, evaluation.outcomes, strict=True)
-        if record["attack"] != "clean" and record["norm"] != tables.NO_BALL
+        if record["attack"] != "clean" and record["norm"] != NO_BALL
     ]
     if not attacks:
         return None

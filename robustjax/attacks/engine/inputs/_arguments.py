@@ -1,18 +1,11 @@
-"""The one check of what attacks are given, and the conversion between the images' dtype and float32.
-
-Every public attack, :func:`robustjax.attacks.autoattack` and ``evaluation.judge`` use it. What is concrete is checked
-by value. Under ``jit``, ``vmap`` and ``shard_map`` values are not known, so shapes and dtypes are checked alone;
-nothing here waits for a device inside traced code. All errors are :class:`robustjax.types.InputError`, one line each:
-"name must be X, got Y; mend".
-"""
+"""Checks of single arguments, each of which raises an :class:`robustjax.types.InputError` of one line."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,140 +13,11 @@ import numpy as np
 from jax.core import Tracer
 
 from robustjax.attacks import geometry, losses
-from robustjax.ops import straight_through
 from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 
 # Losses that take logits and integer labels. `losses.kl` also takes distributions as labels.
 INTEGER_LABEL_LOSSES = (losses.cross_entropy, losses.margin, losses.dlr)
 LIBRARY_LOSSES = (*INTEGER_LABEL_LOSSES, losses.kl)
-
-
-class Inputs(NamedTuple):
-    """What an attack works on, checked.
-
-    Attributes:
-        logits_fn: takes float32 points and calls the network on them in the dtype of the images that were given.
-        images: float32 [B, ...].
-        labels: int32 [B]; with a loss of the user's own whatever it takes.
-        bounds: a pair of floats, or of tuples of floats, one for each channel; hashable.
-        loss: (outputs, labels) -> [B]; a loss of this library reads ``outputs.logits`` where there is such a field.
-        given: the images as they were given.
-    """
-
-    logits_fn: LogitsFn
-    images: Array
-    labels: Array
-    bounds: geometry.Bounds
-    loss: LossFn
-    given: Array
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no image: attacks then return the images at once."""
-        return self.images.shape[0] == 0
-
-    def returned(self, points: Array) -> Array:
-        """Float32 points in the dtype of the images that were given."""
-        return in_dtype_of(self.given, points, self.bounds)
-
-
-def check(
-    logits_fn: LogitsFn,
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    norm: str,
-    bounds: geometry.Bounds,
-    radii: Mapping[str, Any] | None = None,
-    loss: LossFn = losses.cross_entropy,
-    eot_samples: int = 0,
-    keys_per_example: bool = False,
-    allow_infinite: bool = False,
-    num_axes: int | None = None,
-) -> Inputs:
-    """Checks what an attack is given.
-
-    Args:
-        logits_fn, key, images, labels, norm, bounds, eot_samples: as the attack was given them.
-        radii: name -> value of the options that are numbers >= 0, or one for each example, such as epsilon.
-        loss: (outputs, labels) -> [B]. With one of the user's own, outputs may be any pytree and labels anything.
-        keys_per_example: whether ``key`` may also be one key for each example [B].
-        allow_infinite: whether ``radii`` may be infinite.
-        num_axes: axes that images must have; by default any number from 2.
-
-    Returns:
-        An :class:`Inputs`.
-
-    Raises:
-        InputError: for whatever is wrong.
-    """
-    geometry.get(norm)
-    at_least(0, eot_samples=eot_samples)
-    given = jnp.asarray(_images(images, num_axes))
-    bounds = box(bounds, given.shape[-1])
-    _in_box(given, bounds)
-    num_examples = given.shape[0]
-    _key(key, num_examples if keys_per_example else None)
-    for name, value in (radii or {}).items():
-        _radius(name, value, num_examples, allow_infinite=allow_infinite)
-    library_loss = _unwrapped(loss) in LIBRARY_LOSSES
-    labels = _labels(labels, num_examples, loss=loss)
-    if library_loss:
-        loss = functools.partial(_of_logits, loss)
-    if num_examples:
-        _outputs(logits_fn, key, given, labels, loss, eot_samples=eot_samples, library_loss=library_loss)
-
-    def network(points: Array, *keys: Key) -> Any:
-        return logits_fn(in_dtype_of(given, points, bounds), *keys)
-
-    plain = given.dtype == jnp.float32
-    return Inputs(logits_fn if plain else network, given.astype(jnp.float32), labels, bounds, loss, given)
-
-
-def on_host(
-    images: AnyArray,
-    labels: AnyArray,
-    epsilon: AnyArray | float,
-    norm: str,
-    bounds: geometry.Bounds,
-    *,
-    keep_dtype: bool = False,
-    allow_empty: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Checks what a driver on the host is given, by value.
-
-    Args:
-        images: float [N, H, W, C] inside bounds.
-        labels: integers [N], at least 0. The driver compares them with the number of logits.
-        epsilon: a number >= 0, or one for each image [N].
-        norm: "linf", "l2" or "l1".
-        bounds: the box.
-        keep_dtype: leave images in the dtype that JAX has for theirs, rather than make them float32.
-        allow_empty: whether there may be no image.
-
-    Returns:
-        NumPy arrays: images, labels int32 [N], epsilon float32 [N].
-
-    Raises:
-        InputError: for whatever is wrong.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> on_host(jnp.full((1, 2, 2, 1), 0.5), jnp.array([3]), 0.1, "linf", (0.0, 1.0))[1:]
-        (array([3], dtype=int32), array([0.1], dtype=float32))
-    """
-    geometry.get(norm)
-    images = _images(images, 4)
-    _in_box(images, box(bounds, images.shape[-1]))
-    if not (len(images) or allow_empty):
-        raise InputError("images must be at least one, got none; give some")
-    labels = _labels(labels, len(images), loss=losses.cross_entropy)
-    labels_in_range(labels, None)
-    _radius("epsilon", epsilon, len(images), allow_infinite=False)
-    dtype = jax.dtypes.canonicalize_dtype(images.dtype) if keep_dtype else np.float32
-    radius = np.broadcast_to(np.asarray(epsilon, np.float32), images.shape[:1])
-    return np.asarray(images).astype(dtype), np.asarray(labels), radius
 
 
 def at_least(least: int, **counts: Any) -> None:
@@ -198,9 +62,15 @@ def box(bounds: Any, num_channels: int) -> geometry.Bounds:
     return low, high
 
 
-def check_key(key: Key) -> None:
-    """Refuses all but one typed key."""
-    _key(key, None)
+def check_key(key: Any, num_examples: int | None = None) -> None:
+    """Refuses all but one typed key or, where their number is given, one for each example."""
+    wanted = "a typed key" + ("" if num_examples is None else f", or one for each of {num_examples} examples")
+    mend = "make one by jax.random.key(seed), or by jax.random.wrap_key_data(key) of a key of the old kind"
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        got = f"{key.dtype} {list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
+        raise InputError(f"key must be {wanted}, got {got}; {mend}")
+    if key.shape != () and (num_examples is None or key.shape != (num_examples,)):
+        raise InputError(f"key must be {wanted}, got keys {list(key.shape)}; split or index them")
 
 
 def labels_in_range(labels: AnyArray, num_classes: int | None) -> None:
@@ -212,21 +82,6 @@ def labels_in_range(labels: AnyArray, num_classes: int | None) -> None:
     if least < 0 or (num_classes is not None and most >= num_classes):
         to = "" if num_classes is None else f" to {num_classes - 1}, as there are logits"
         raise InputError(f"labels must be classes 0{to}, got {least} to {most}; number the classes from 0")
-
-
-@overload
-def as_pytree(function: None) -> None: ...
-@overload
-def as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial: ...
-def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | None:
-    """A function as a pytree that jitted functions take as an argument; None stays None.
-
-    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new.
-    """
-    if function is None or isinstance(function, jax.tree_util.Partial):
-        return function
-    # A callable object may hold arrays and lack a hash, which jit needs; a function around it has one.
-    return jax.tree_util.Partial(function if inspect.isfunction(function) else lambda *arguments: function(*arguments))
 
 
 def logits_of(outputs: Any, num_examples: int) -> Array:
@@ -249,38 +104,7 @@ def logits_of(outputs: Any, num_examples: int) -> Array:
     return logits
 
 
-def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:
-    """Float32 points in the dtype of the images they belong to, no further from them; differentiable as a cast.
-
-    In float16 and bfloat16 each pixel is rounded towards the image, so that what was inside ball and box stays there.
-    In float64 the change of each pixel is added to the image, so that what did not change is exactly the image.
-
-    Args:
-        given: the images, of any float dtype.
-        points: float32, like them.
-        bounds: the box, which float64 points are clipped to.
-
-    Returns:
-        An array like ``given``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> in_dtype_of(jnp.zeros(1, jnp.bfloat16), jnp.array([0.3]), (0.0, 1.0))  # its neighbours: 0.2988 and 0.3008
-        Array([0.298828], dtype=bfloat16)
-    """
-    if given.dtype == jnp.float32:
-        return points
-    images = given.astype(jnp.float32)
-    if jnp.finfo(given.dtype).bits > 32:
-        low, high = geometry.walls(bounds, given)
-        return jnp.clip(given + (points - images).astype(given.dtype), low, high)
-    nearest = points.astype(given.dtype)
-    constant = jax.lax.stop_gradient(nearest)
-    too_far = jnp.abs(constant.astype(jnp.float32) - images) > jnp.abs(jax.lax.stop_gradient(points) - images)
-    return straight_through(jnp.where(too_far, jnp.nextafter(constant, given), constant), nearest)
-
-
-def _images(images: Any, num_axes: int | None) -> AnyArray:
+def as_images(images: Any, num_axes: int | None) -> AnyArray:
     """Images as an array of JAX or NumPy; refused by rank and dtype."""
     if not hasattr(images, "dtype"):
         images = np.asarray(images)
@@ -297,7 +121,7 @@ def _images(images: Any, num_axes: int | None) -> AnyArray:
     return images
 
 
-def _in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
+def check_in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
     """Refuses concrete images outside the box, or not finite."""
     if not _is_concrete(images) or images.size == 0:
         return
@@ -317,20 +141,10 @@ def _in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
         )
 
 
-def _key(key: Any, num_examples: int | None) -> None:
-    wanted = "a typed key" + ("" if num_examples is None else f", or one for each of {num_examples} examples")
-    mend = "make one by jax.random.key(seed), or by jax.random.wrap_key_data(key) of a key of the old kind"
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        got = f"{key.dtype} {list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
-        raise InputError(f"key must be {wanted}, got {got}; {mend}")
-    if key.shape != () and (num_examples is None or key.shape != (num_examples,)):
-        raise InputError(f"key must be {wanted}, got keys {list(key.shape)}; split or index them")
-
-
-def _labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
+def as_labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
     """Labels as an array; int32 where they are integers."""
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-    kind = _unwrapped(loss)
+    kind = unwrapped(loss)
     integers = jnp.issubdtype(labels.dtype, jnp.integer)
     if kind in INTEGER_LABEL_LOSSES or (kind is losses.kl and integers):
         fine, wanted = integers and labels.shape == (num_examples,), f"integers [{num_examples}]"
@@ -355,7 +169,8 @@ def _fits_int32(labels: Any) -> None:
         raise InputError(f"labels must be classes, got {int(np.asarray(labels).max())}; number the classes from 0")
 
 
-def _radius(name: str, value: Any, num_examples: int, *, allow_infinite: bool) -> None:
+def check_radius(name: str, value: Any, num_examples: int, *, allow_infinite: bool) -> None:
+    """Refuses all but one number >= 0, or one for each example; values where they are concrete."""
     given = value if hasattr(value, "dtype") else np.asarray(value)
     wanted = f"a number >= 0, or one for each of {num_examples} examples"
     number = jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)
@@ -370,7 +185,7 @@ def _radius(name: str, value: Any, num_examples: int, *, allow_infinite: bool) -
         raise InputError(f"{name} must be {wanted}, got {wrong.flat[0]:g}; give it in the units of the pixels")
 
 
-def _outputs(
+def check_outputs(
     logits_fn: LogitsFn, key: Key, images: Array, labels: Array, loss: LossFn, *, eot_samples: int, library_loss: bool
 ) -> None:
     """Refuses outputs that a loss cannot use, by one abstract evaluation, and labels beyond the logits."""
@@ -399,11 +214,7 @@ def _are_logits(logits: Any, num_examples: int) -> bool:
     return len(shape) == 2 and shape[0] == num_examples and shape[1] >= 2 and jnp.issubdtype(logits.dtype, jnp.floating)
 
 
-def _of_logits(loss: LossFn, outputs: Any, labels: Array) -> Array:
-    return loss(getattr(outputs, "logits", outputs), labels)
-
-
-def _unwrapped(loss: Any) -> Callable:
+def unwrapped(loss: Any) -> Callable:
     """The function under ``functools.partial``."""
     while isinstance(loss, functools.partial):
         loss = loss.func

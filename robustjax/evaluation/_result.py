@@ -13,7 +13,7 @@ from robustjax import data
 from robustjax.evaluation.protocol import card, folder, protocols, records, requirements, tables
 from robustjax.evaluation.protocol.deciding import Deciding
 from robustjax.evaluation.protocol.outcome import Outcome
-from robustjax.evaluation.protocol.threats import Threat
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Verdict
 from robustjax.types import InputError
@@ -28,7 +28,8 @@ class Evaluation(NamedTuple):
             what else describes the measurement. Predictions are those of the image that decides: the attack's, or the
             image as it is where that is misclassified already.
         worst_case: the record of an adversary who picks the best of all attacks for each image; of several threats
-            under any of them, their union. Images of other data sets (``corruption:``) are no part of it.
+            under any of them: its ``norm`` is then ``"union"``, its ``epsilon`` None, and ``threats`` lists them.
+            Images of other data sets (``corruption:``) are no part of it.
         outcomes: of each record, the predictions and the first adversarial images.
         conditions: what all records share.
         verdict: of the adaptive attacks under the last threat, where they were asked for.
@@ -80,7 +81,7 @@ class Evaluation(NamedTuple):
 
     def class_table(self) -> Table:
         """A row for each class: accuracy under each attack, and what its images are mostly taken for."""
-        return tables.of_classes([record for record in self.rows if record["norm"] != tables.NO_BALL])
+        return tables.of_classes([record for record in self.rows if record["norm"] != NO_BALL])
 
     def unmet(self, expressions: Sequence[str]) -> list[str]:
         """A line for each requirement that does not hold: by how much, and the interval.
@@ -129,7 +130,7 @@ class Evaluation(NamedTuple):
         """
         if self.deciding is None or self.labels is None:
             raise InputError("images must have been kept, got an evaluation without; give keep_images=True")
-        about = {"norm": self.worst_case["norm"], "epsilon": self.worst_case["epsilon"], **self.conditions}
+        threat = {name: self.worst_case[name] for name in ("norm", "epsilon", "threats") if name in self.worst_case}
         data.save_images(
             path,
             self.deciding.images,
@@ -138,7 +139,7 @@ class Evaluation(NamedTuple):
             predictions=self.deciding.predictions,
             clean_predictions=self.deciding.clean_predictions,
             robust=self.deciding.robust,
-            about=about,
+            about={**threat, **self.conditions},
         )
 
     @property
@@ -155,13 +156,13 @@ class Evaluation(NamedTuple):
 
 def worst_case(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The worst case over the records of images inside a ball."""
-    return records.worst_case([entry for entry in entries if entry["norm"] != tables.NO_BALL])
+    return records.worst_case([entry for entry in entries if entry["norm"] != NO_BALL])
 
 
 def by_threat(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of several threats and attacks the worst case under each threat."""
     threats, found = _threats(entries), []
-    attacks = {entry["attack"] for entry in entries if entry["norm"] != tables.NO_BALL} - {"clean"}
+    attacks = {entry["attack"] for entry in entries if entry["norm"] != NO_BALL} - {"clean"}
     for norm, epsilon in threats if min(len(threats), len(attacks)) > 1 else ():
         own = [
             entry
@@ -174,5 +175,5 @@ def by_threat(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _threats(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    balls = [(entry["norm"], entry["epsilon"]) for entry in entries if entry["norm"] != tables.NO_BALL]
+    balls = [(entry["norm"], entry["epsilon"]) for entry in entries if entry["norm"] != NO_BALL]
     return list(dict.fromkeys(balls))

@@ -1,4 +1,4 @@
-"""The network of a run on images, as an evaluation takes it, with what its defense declares."""
+"""What options name, as an evaluation takes it: the network of a run or somebody's model, and images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import jax
 
 from robustjax import build, data, interop, runs
 from robustjax import config as config_lib
+from robustjax.attacks.engine import inputs
 from robustjax.defenses import composition
-from robustjax.evaluation._options import Options
-from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject
+from robustjax.evaluation._options import Options, constants
+from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.folder import file_name
+from robustjax.evaluation.protocol.runner import floats
 from robustjax.evaluation.protocol.threats import Threat
-from robustjax.evaluation.verdict.hints import hints_of
+from robustjax.evaluation.verdict.hints import Hints, hints_of
 from robustjax.interop.networks import FORMS
 from robustjax.runs import network
 from robustjax.runtime import hosts, sharding
@@ -90,6 +92,52 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
     # Records of other images must not mix with those of the test images.
     parts += [f"split={options.split}"] if options.split != "test" else []
     return subject, Threat(run.config.attack.norm, run.config.attack.epsilon), evaluations.joinpath(*parts)
+
+
+def of_model(options: Options) -> Subject:
+    """Somebody's network on the images that are asked for.
+
+    Raises:
+        InputError: no such model or data, or the network does not take the images.
+    """
+    spec = options.data
+    assert options.model is not None and spec is not None  # as `check` has made sure
+    images = hosts.together(lambda: read(options, spec, size=options.image_size))
+    network = interop.load_network(options.model, weights=options.weights, **constants(options))
+    few = floats(images.images[:2])
+    try:
+        inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
+    except InputError as error:
+        raise InputError(f"model {options.model}: {error}") from error
+    except Exception as error:  # anyone's code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {options.model} must take images {list(few.shape[1:])}, got {type(error).__name__}: {reason}; give "
+            "the --data or the --image_size that it is for"
+        ) from error
+    hints = Hints()
+    if options.transfer_from:
+        hints = hints._replace(trained_fn=without_draws(options.transfer_from))
+    return of_function(
+        network.logits_fn,
+        jax.random.key(options.seed),
+        images.images,
+        images.labels,
+        hints=hints,
+        batch_size=options.batch_size,
+        conditions={
+            "network": network.about,
+            "dataset": spec,
+            "split": images.about.get("split"),
+            "data": images.about,
+            "seed": options.seed,
+        },
+        class_names=images.class_names,
+        read_others=lambda spec: read(options, spec, size=options.image_size),
+        read_source=read_source,
+        keep_images=options.save_images is not None,
+        quicken=options.quicken,
+    )
 
 
 def without_draws(workdir: str) -> LogitsFn:

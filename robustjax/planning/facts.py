@@ -1,0 +1,47 @@
+"""What a plan has to know of a data set, which need not be there if it is one of the usual ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from robustjax import build
+from robustjax.data.known import KNOWN
+from robustjax.types import Config, InputError
+
+# What the training split has of data sets that need not be there to plan for them.
+TRAINING_EXAMPLES = {
+    "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257,
+    "imagenet2012": 1_281_167,
+}  # fmt: skip
+_IMAGENET_CLASSES = 1000
+
+
+class Facts(NamedTuple):
+    """What a plan has to know of a data set."""
+
+    num_examples: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_extra: int = 0  # further images that lie on the devices
+
+
+def facts_of(config: Config) -> Facts:
+    """Size, shape and classes of a config's training data, which of the usual data sets need not be there."""
+    if config.data.extra is not None and config.data.pipeline == "memory":
+        train, _ = build.datasets(config)
+        extra = build.extra_dataset(config, train)
+        return Facts(train.num_examples, train.image_shape, train.num_classes, extra.num_examples if extra else 0)
+    name = config.data.name
+    known = name.partition(":")[0]
+    if known in TRAINING_EXAMPLES:
+        size = config.data.image_size
+        shape = KNOWN[known].image_shape if known in KNOWN else None
+        if size is not None:
+            shape = (size, size, 3 if shape is None else shape[2])
+        if shape is None:
+            raise InputError(f"data.image_size must be set for {name}, whose images are of many sizes, got None")
+        classes = len(KNOWN[known].class_names["label"]) if known in KNOWN else _IMAGENET_CLASSES
+        total = TRAINING_EXAMPLES[known] - config.data.validation_examples
+        return Facts(min(total, config.data.train_examples or total), shape, classes)
+    train, _ = build.datasets(config)
+    return Facts(train.num_examples, train.image_shape, train.num_classes)

@@ -1,0 +1,114 @@
+"""The parts under AutoAttack, one by one: sizes of attacks and batches, steps, calls in the background."""
+
+import inspect
+import threading
+import time
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.attacks import _autoattack as autoattack_lib
+from robustjax.attacks import autoattack
+from robustjax.attacks.engine import lanes
+from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.search import Search, advance
+from robustjax.attacks.engine.threads import Background
+
+
+class State(NamedTuple):
+    """Steps taken, the data of their keys, and the best points."""
+
+    count: jax.Array
+    drawn: jax.Array
+    best: Best
+
+
+# (norm, version) -> attack -> evaluations, targets, restarts, passes of each evaluation. APGD evaluates its start, in
+# l1 that of each of three phases; a gradient counts as two passes; FAB of 9 wrong classes takes the gradients of all.
+PUBLISHED = {
+    ("linf", "standard"): {
+        "apgd-ce": (101, 1, 1, 3), "apgd-t": (101, 9, 1, 3), "fab-t": (100, 9, 1, 4), "square": (5000, 1, 1, 1),
+    },
+    ("l1", "standard"): {
+        "apgd-ce": (103, 1, 5, 3), "apgd-t": (103, 5, 1, 3), "fab-t": (100, 9, 1, 4), "square": (5000, 1, 1, 1),
+    },
+    ("l2", "plus"): {
+        "apgd-ce": (101, 1, 5, 3), "apgd-dlr": (101, 1, 5, 3), "fab": (100, 1, 5, 20), "square": (5000, 1, 1, 1),
+        "apgd-t": (101, 9, 1, 3), "fab-t": (100, 9, 1, 4),
+    },
+    ("linf", "rand"): {"apgd-ce": (101, 1, 1, 60), "apgd-dlr": (101, 1, 1, 60)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("norm", "version"), PUBLISHED)
+def test_every_attack_of_a_version_has_the_published_size(norm, version):
+    eot_samples = 20 if version == "rand" else 0
+    found = {}
+    for name in autoattack_lib.attack_names(version):
+        stage = autoattack_lib._stage(name, norm, version, (0.0, 1.0), eot_samples, 9)
+        found[name] = (stage.search.num_steps, stage.num_targets, stage.num_restarts, stage.cost)
+        options = stage.search.options
+        assert (options.norm, options.eot_samples, options.targeted) == (norm, eot_samples, name == "fab-t")
+    assert found == PUBLISHED[norm, version] and list(found) == list(PUBLISHED[norm, version])
+    # With three classes there are two to aim at.
+    assert autoattack_lib._stage("apgd-t", norm, version, (0.0, 1.0), 0, 2).num_targets == 2
+
+
+def test_a_batch_has_the_largest_size_of_which_fewer_slots_stay_empty_than_the_next_one_has():
+    for num_lanes, counts in ((1, (64, 49, 48, 13, 12, 1)), (2, (128, 97, 96, 25, 24, 1))):
+        driver = SimpleNamespace(sizes=(64, 16, 4), num_lanes=num_lanes)
+        assert [lanes.Driver._size(driver, count) for count in counts] == [64, 64, 16, 16, 4, 4]
+
+
+def test_a_stochastic_network_is_judged_by_draws_and_gradients_of_the_documented_numbers():
+    assert inspect.signature(autoattack).parameters["num_draws"].default == 200
+    assert autoattack_lib.RAND_EOT_SAMPLES == 20
+
+
+@pytest.mark.parametrize(("stops_early", "taken"), [(False, 5), (True, 2)])
+def test_so_many_steps_are_taken_each_with_a_key_of_its_own(stops_early, taken):
+    """Both examples are misclassified from the second step on."""
+    key = jax.random.key(3)
+
+    def step(options, logits_fn, key, problem, state):
+        count = state.count + 1
+        drawn = state.drawn.at[state.count].set(jax.random.key_data(key))
+        share = jnp.where(count >= jnp.array([1, 2]), 1.0, 0.5)
+        return State(count, drawn, state.best._replace(share=share))
+
+    state = State(jnp.int32(0), jnp.zeros((7, 2), jnp.uint32), Best.none(jnp.zeros((2, 1, 1, 1))))
+    search = Search(None, step, 5, None, stops_early)
+    state = advance(search, None, key, None, state, 5)
+    expected = np.zeros((7, 2), np.uint32)
+    expected[:taken] = [jax.random.key_data(jax.random.fold_in(key, i)) for i in range(taken)]
+    assert state.count == taken
+    np.testing.assert_array_equal(state.drawn, expected)
+
+
+def test_a_look_at_calls_in_the_background_waits_for_nothing_and_what_never_began_is_no_error():
+    held, called = threading.Event(), []
+    with Background() as background:
+        background.begin(held.wait, 20.0)
+        background.begin(called.append, "never")
+        began = time.monotonic()
+        background.check()
+        assert time.monotonic() - began < 5.0
+        timer = threading.Timer(0.2, held.set)
+        timer.start()
+    timer.join()
+    assert held.is_set() and not called
+
+
+def test_what_a_call_in_the_background_raised_is_raised_by_a_look_or_in_the_end():
+    def fails():
+        raise ValueError("of the call")
+
+    background = Background()
+    with pytest.raises(ValueError, match="of the call"), background:
+        background.begin(fails)
+    with pytest.raises(ValueError, match="of the call"):
+        background.check()

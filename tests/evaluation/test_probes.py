@@ -1,0 +1,314 @@
+"""What a verdict measures by, against NumPy: recorded PGD, goals, gradients; and which attacks run on what."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import verdict_toys as toys
+
+from robustjax.attacks import geometry
+from robustjax.evaluation.verdict import _judge, batteries, diagnostics, probes
+from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
+from robustjax.evaluation.verdict.probes import Goal, Networks, RecordedPGD
+from robustjax.evaluation.verdict.trial import Decision, Trial
+from robustjax.ops import straight_through
+
+IMAGES, LABELS, DISTANCES = toys.linear_examples(16, "linf")
+WEIGHTS = toys.linear_weights().astype(np.float64)
+EPSILON = float(np.median(DISTANCES))
+ROWS = np.arange(16)
+# The first two classes alone: what gradients find of them is exact, also in one step. Half are within reach.
+TWO = WEIGHTS[:, :2]
+LEADS = (IMAGES.reshape(16, -1).astype(np.float64) - 0.5) @ (TWO[:, 1] - TWO[:, 0])
+OF_TWO, APART = (LEADS > 0).astype(np.int32), np.abs(LEADS) / np.abs(TWO[:, 1] - TWO[:, 0]).sum()
+BETWEEN = float(np.median(APART))
+
+
+def linear(weights, images):
+    return (images.reshape(images.shape[0], -1) - 0.5) @ weights
+
+
+def network(weights=WEIGHTS):
+    return jax.tree_util.Partial(linear, jnp.asarray(weights, jnp.float32))
+
+
+def trial_of(networks=None, *, stochastic=False, epsilon=EPSILON, images=IMAGES, labels=LABELS, **budget):
+    return Trial(
+        Networks(network()) if networks is None else networks, toys.KEY, images, labels, epsilon=epsilon, norm="linf",
+        bounds=(0.0, 1.0), stochastic=stochastic, budget=BUDGETS["quick"]._replace(**budget), batch_size=8,
+        report=lambda line: None,
+    )  # fmt: skip
+
+
+def scores(points):
+    return (points.reshape(len(points), -1) - 0.5) @ WEIGHTS
+
+
+def ce(logits, labels):
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+
+
+def margin(logits, labels):
+    others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
+    return others.max(1) - logits[np.arange(len(labels)), labels]
+
+
+def softmax_gradient(points, labels):
+    logits = scores(points)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return ((shares - np.eye(4)[labels]) @ WEIGHTS.T).reshape(points.shape)
+
+
+def test_recorded_pgd_is_that_of_numpy_and_repeats_its_last_iterate():
+    steps, columns = 6, probes.MAX_STEPS + 1
+    goal = trial_of().goal(ROWS, view="direct", loss="ce")
+    record = probes.recorded_pgd(
+        Networks(network()), toys.KEY, IMAGES, LABELS, goal, np.float32(EPSILON), np.float32(0.25 * EPSILON),
+        np.int32(steps), np.int32(1), np.bool_(False), stochastic=False, norm="linf", bounds=(0.0, 1.0),
+    )  # fmt: skip
+    points, best, ranks = IMAGES.astype(np.float64), IMAGES.copy(), [(-1.0, -np.inf)] * 16
+    misclassified, loss, margins = np.zeros((3, columns, 16))
+    for i in range(columns):
+        logits = scores(points)
+        loss[i], margins[i] = ce(logits, LABELS), margin(logits, LABELS)
+        for j, rank in enumerate(zip(margins[i] >= 0, loss[i], strict=True)):
+            if rank > ranks[j]:
+                ranks[j], best[j] = rank, points[j]
+        misclassified[i] = [share for share, _ in ranks]
+        if i < steps:
+            points = points + 0.25 * EPSILON * np.sign(softmax_gradient(points, LABELS))
+            points = np.clip(points, np.maximum(IMAGES - EPSILON, 0), np.minimum(IMAGES + EPSILON, 1))
+    assert 2 < misclassified[-1].sum() < 14 and np.all(misclassified[0] == 0)
+    np.testing.assert_array_equal(record.misclassified, misclassified.T)
+    np.testing.assert_allclose(record.loss, loss.T, atol=1e-4)
+    np.testing.assert_allclose(record.margin, margins.T, atol=1e-4)
+    np.testing.assert_allclose(record.images, best, atol=1e-5)
+
+
+def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(64, 4)) for name in ("direct", "surrogate", "undefended", "trained", "1", "2")}
+    made = {name: network(value) for name, value in weights.items()}
+    heads = lambda images: jnp.stack([made["1"](images), made["2"](images)])  # noqa: E731
+    networks = Networks(made["direct"], made["surrogate"], heads, made["undefended"], made["trained"])
+    expected = {name: linear(value, IMAGES.astype(np.float64)) for name, value in weights.items()}
+    targets = ((LABELS + 1 + np.arange(16) % 3) % 4).astype(np.int32)
+    rows = np.arange(16)
+
+    def dlr(z):
+        ordered = np.sort(z, axis=1)
+        return margin(z, LABELS) / (ordered[:, -1] - ordered[:, -3])
+
+    def targeted(z):
+        ordered = np.sort(z, axis=1)
+        scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
+        return (z[rows, targets] - z[rows, LABELS]) / scale
+
+    of = dict(zip(probes.LOSSES, (lambda z: ce(z, LABELS), lambda z: margin(z, LABELS), dlr, targeted), strict=True))
+    assert networks.views() == ("direct", "surrogate", "auxiliary", "undefended", "trained")
+    outputs_of = jax.jit(lambda goal: probes.view_outputs(networks, goal, jnp.asarray(IMAGES)))
+    loss_of = jax.jit(probes.goal_loss)
+    for view, name in enumerate(networks.views()):
+        for loss, function in of.items():
+            goal = Goal(
+                jnp.int32(view), jnp.int32(probes.LOSSES.index(loss)), jnp.float32(0.7), jnp.float32(3.0), targets
+            )
+            outputs = outputs_of(goal)
+            logits = expected["surrogate" if name == "auxiliary" else name]
+            np.testing.assert_allclose(outputs.logits, logits, atol=1e-4)
+            others = [expected["1"], expected["2"]] if name == "auxiliary" else [np.zeros((16, 4))] * 2
+            np.testing.assert_allclose(outputs.heads, others, atol=1e-4)
+            if name == "auxiliary":
+                total = 0.7 * function(logits) + 3.0 * np.mean([function(z) for z in others], axis=0)
+                np.testing.assert_allclose(loss_of(outputs, LABELS), total, rtol=1e-4, atol=1e-4)
+    alone = probes.ViewOutputs(jnp.asarray(expected["direct"], jnp.float32), jnp.zeros((0, 0, 0)), goal)
+    np.testing.assert_allclose(loss_of(alone, LABELS), 0.7 * targeted(expected["direct"]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_with_too_few_classes_the_margin_takes_the_place_of_dlr(num_classes):
+    logits = np.random.default_rng(1).normal(size=(8, num_classes)).astype(np.float32)
+    labels, targets = logits.argmax(1), (logits.argmax(1) + 1) % num_classes
+    goal = lambda loss: Goal(  # noqa: E731
+        jnp.int32(0), jnp.int32(probes.LOSSES.index(loss)), jnp.float32(1.0), jnp.float32(0.0), jnp.asarray(targets)
+    )
+    found = {
+        loss: probes.goal_loss(probes.ViewOutputs(jnp.asarray(logits), jnp.zeros((0, 0, 0)), goal(loss)), labels)
+        for loss in ("dlr", "targeted")
+    }
+    rows, ordered = np.arange(8), np.sort(logits, axis=1)
+    scale = ordered[:, -1] - ordered[:, -3] if num_classes == 3 else 1.0
+    np.testing.assert_allclose(found["dlr"], margin(logits, labels) / scale, rtol=1e-4)
+    np.testing.assert_allclose(found["targeted"], logits[rows, targets] - logits[rows, labels], rtol=1e-4)
+
+
+def test_derivatives_agree_with_differences_as_the_cosine_of_both_says():
+    value, slope = np.random.default_rng(2).normal(size=(2, 64, 2))
+    slope = value + slope
+
+    def straight(value, slope, images):
+        return straight_through(linear(value, images), linear(slope, images))
+
+    def agreement(value, slope):
+        known = jax.tree_util.Partial(straight, *(jnp.asarray(w, jnp.float32) for w in (value, slope)))
+        return probes.directional_agreement(
+            Networks(known), toys.KEY, IMAGES, labels, goal, jnp.float32(0.02), norm="linf"
+        )
+
+    labels = np.arange(16, dtype=np.int32) % 2
+    goal = Goal(jnp.int32(0), jnp.int32(1), jnp.float32(1.0), jnp.float32(0.0), 1 - labels)
+    along = []
+    for key in jax.random.split(toys.KEY, probes.NUM_DIRECTIONS):
+        delta = np.asarray(geometry.get("linf").random_start(key, jnp.asarray(IMAGES), 0.02)).reshape(16, -1)
+        delta = delta * 0.02 / np.abs(delta).max(1, keepdims=True)
+        along.append([delta @ (weights[:, 1] - weights[:, 0]) for weights in (slope, value)])
+    derivatives, differences = np.swapaxes(along, 0, 1)
+    length = lambda values: np.sqrt(np.sum(values**2, axis=0))  # noqa: E731
+    expected = np.sum(derivatives * differences, axis=0) / (length(derivatives) * length(differences))
+    assert np.all(expected < 0.99)
+    np.testing.assert_allclose(agreement(value, slope), expected, atol=1e-3)
+    np.testing.assert_allclose(agreement(value, value), 1.0, atol=1e-4)
+    np.testing.assert_array_equal(agreement(value, 0 * slope), 0.0)
+    np.testing.assert_array_equal(agreement(0 * value, 0 * slope), 1.0)
+    np.testing.assert_array_equal(agreement(value, np.nan * slope), 0.0)
+
+
+def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
+    images = IMAGES.copy()
+    images[:, 0, 0, 0] = np.where(ROWS % 2 == 0, 0.3, 0.7)
+    images[:, 0, 1, 0] = np.where(ROWS % 4 < 2, 0.3, 0.7)
+
+    def partly(weights, images):
+        live = (images[:, 0, 0, :] > 0.5).astype(jnp.float32)
+        broken = jnp.where(images[:, 0, 1, :] > 0.5, jnp.nan, 0.0)
+        return live * linear(weights, images) + broken * images[:, 0, 2, :] * jnp.arange(4.0)[None]
+
+    known = Networks(jax.tree_util.Partial(partly, jnp.asarray(WEIGHTS, jnp.float32)))
+    goal = Goal(jnp.int32(0), jnp.int32(0), jnp.float32(1.0), jnp.float32(0.0), jnp.zeros(16, jnp.int32))
+    zero, nonfinite = probes.gradients(known, images, LABELS, goal)
+    np.testing.assert_array_equal(nonfinite, ROWS % 4 >= 2)
+    np.testing.assert_array_equal(zero, (ROWS % 2 == 0) & (ROWS % 4 < 2))
+
+
+def test_the_examples_of_a_trial_and_their_likeliest_wrong_classes():
+    labels = np.where(ROWS < 3, (LABELS + 1) % 4, LABELS)
+    trial = trial_of(labels=labels, num_measured=5, num_measured_by_draws=2)
+    np.testing.assert_array_equal(trial.correct, ROWS >= 3)
+    np.testing.assert_array_equal(trial.measured, [3, 4, 5, 6, 7])
+    order = np.argsort(-scores(IMAGES), axis=1)
+    for rank in range(3):
+        targets = [[k for k in row if k != label][rank] for row, label in zip(order, labels, strict=True)]
+        np.testing.assert_array_equal(trial.goal(ROWS, view="direct", loss="targeted", target=rank).targets, targets)
+    assert trial.whole_box() == 1.0 and trial.num_classes == 4
+    shares = trial.submit("nothing", ROWS[:0], IMAGES[:0])
+    assert shares.shape == (16,) and not shares.any()
+    np.testing.assert_array_equal(trial.strongest_share(), np.zeros(16))
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network().args[0])
+    drawn = trial_of(Networks(drawing), stochastic=True, num_measured=5, num_measured_by_draws=2, num_draws=3)
+    np.testing.assert_array_equal(drawn.measured, [0, 1])
+
+
+def test_pgd_with_its_options_varied_breaks_what_is_in_reach():
+    trial = trial_of(Networks(network(TWO)), epsilon=BETWEEN, labels=OF_TWO, pgd_steps=40)
+    rows = ROWS[2:]  # what is not measured stays as it is
+    grid = batteries.pgd_grid(trial, rows)
+    for radius, share in zip(batteries.RADII, grid.by_radius, strict=True):
+        clear = np.abs(APART - radius * BETWEEN) > 0.01 * BETWEEN
+        np.testing.assert_array_equal(share[clear], ((radius * BETWEEN > APART) & (ROWS >= 2))[clear])
+    np.testing.assert_array_equal(grid.one_step, (BETWEEN > APART) & (ROWS >= 2))
+    np.testing.assert_array_equal(grid.unbounded, ROWS >= 2)
+    assert set(grid.by_step_size) == {0.1, 0.25, 0.5}
+    np.testing.assert_array_equal(grid.by_steps[-1], grid.by_step_size[0.25])
+    np.testing.assert_array_equal(grid.by_steps[:, rows], grid.record.misclassified[:, [10, 20, 40]].T)
+    assert grid.record.loss.shape == (14, 41)
+    # A larger ball than the verdict's counts for no verdict.
+    assert not any("radius-2" in name or name == "unbounded" for name in trial.shares)
+    assert {"fgsm", "pgd-40:0.1", "pgd-40:0.25", "pgd-40:0.5", "pgd-40:radius-0.25"} <= set(trial.shares)
+    inside = np.max([grid.one_step, *grid.by_step_size.values(), *grid.by_radius[:3]], axis=0)
+    np.testing.assert_array_equal(grid.from_the_image(), inside)
+    np.testing.assert_array_equal(batteries.by_gradient(trial), inside)
+
+
+def test_the_rise_of_the_last_tenth_of_the_steps_is_that_of_the_examples_that_hold():
+    steps = np.arange(21.0)
+    loss = np.stack([steps, np.minimum(steps, 10.0), 0.0 * steps, steps**2, np.where(steps == 10, 5.0, 0.1 * steps)])
+    misclassified = np.zeros((5, 21), bool)
+    misclassified[3, 15:] = True
+    record = RecordedPGD(None, misclassified, loss, loss)
+    # Of 20 steps the last two: 2 of 20, none, no rise at all, broken, and no more than was reached before.
+    np.testing.assert_allclose(batteries._late_rise(record), [0.1, 0.0, 0.0])
+
+
+def test_attacks_go_on_with_what_the_former_left():
+    given = Networks(network(), surrogate=network(), undefended=network(-WEIGHTS))
+    trial = trial_of(given, epsilon=3.0 * float(DISTANCES.max()), num_steps=5, num_targets=2)
+    trial.shares["apgd-ce"] = (ROWS % 2).astype(np.float32)
+    np.testing.assert_array_equal(batteries.restart(trial), ROWS % 2 == 0)
+    trial.shares = {"apgd-ce": (ROWS % 4 != 0).astype(np.float32)}
+    found = batteries.adaptive(trial, trial.measured)
+    np.testing.assert_array_equal(found.surrogate, ROWS % 4 == 0)
+    assert list(trial.shares) == [
+        *("apgd-ce", "surrogate:apgd-ce", "surrogate:apgd-t", "transfer:undefended:ce", "transfer:undefended:dlr")
+    ]
+    assert found.auxiliary is found.control is found.frozen is found.curve is None
+    assert found.transfer.shape == (16,) and not found.transfer[ROWS % 4 != 0].any()
+
+
+def test_of_a_stochastic_network_the_draws_in_a_gradient_are_swept():
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    options = {"num_steps": 2, "pgd_steps": 20, "eot_samples": 2, "num_draws": 3, "curve": (1, 3)}
+    given = Networks(drawing, surrogate=drawing)
+    trial = trial_of(given, stochastic=True, epsilon=BETWEEN, labels=OF_TWO, **options)
+    found = batteries.adaptive(trial, ROWS[4:])
+    assert list(trial.shares) == ["surrogate:apgd-ce", "surrogate:apgd-dlr", "eot-1", "eot-3", "eot-frozen"]
+    for share in (*found.curve, found.frozen):
+        np.testing.assert_array_equal(share, (BETWEEN > APART) & (ROWS >= 4))
+    assert found.curve.shape == (2, 16) and found.frozen.dtype == bool
+
+
+def test_images_beside_which_a_network_is_asked_are_valid():
+    seen = []
+
+    def known(images):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images)
+        return linear(jnp.asarray(WEIGHTS, jnp.float32), images)
+
+    flag = diagnostics.batch_dependence(jax.tree_util.Partial(known), IMAGES, (0.25, 0.75), ())
+    jax.effects_barrier()
+    assert flag.status == "pass" and len(seen) == 3
+    for images in seen:
+        np.testing.assert_array_equal(images[:16], IMAGES)
+        assert np.all(images[16:] >= 0.25) and np.all(images[16:] <= 0.75)
+    brightness = [images[16:].mean() for images in seen]
+    # The images themselves, noise all over the box, and noise in its darkest tenth.
+    np.testing.assert_allclose(brightness, [IMAGES.mean(), 0.5, 0.275], atol=0.01)
+
+
+def test_an_attack_is_said_to_misclassify_what_the_decision_confirms():
+    bits = lambda text: np.array([digit == "1" for digit in text])  # noqa: E731
+    trial = SimpleNamespace(shares={"a": np.array([0.9, 0.9, 0.0, 0.0, 0.2]), "b": np.array([0.0, 0.9, 0.9, 0.6, 0.1])})
+    decision = Decision(
+        bits("11011"), bits("11011"), bits("01000"), ["a", None, "clean", "b", "a"], None, np.zeros(5), np.zeros(5)
+    )
+    found = _judge._misclassified_by(trial, decision)
+    np.testing.assert_array_equal(found["a"], bits("10001"))
+    np.testing.assert_array_equal(found["b"], bits("00010"))
+
+
+def test_budgets_are_those_that_are_documented():
+    """AutoAttack's own sizes in the full one: 100 steps, 9 targets, 5000 queries, 20 draws."""
+    assert {
+        "quick": Budget(
+            autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
+            pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
+            curve=(1, 2, 4, 8, 16),
+        ),
+        "full": Budget(
+            autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
+            pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
+            curve=(1, 2, 4, 8, 16, 32, 64),
+        ),
+    } == BUDGETS  # fmt: skip
+    assert max(budget.pgd_steps for budget in BUDGETS.values()) <= probes.MAX_STEPS
