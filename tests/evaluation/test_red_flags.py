@@ -190,7 +190,6 @@ THRESHOLDS = {
     "relaxation_helps": 0.002,
     "loss_and_margin_disagree": 0.8,
     "silent_success": 0.0,
-    "planted_examples_missed": 0.9,
     "eot_not_converged": 0.005,
     "frozen_key_resists": 0.002,
     "bfloat16_disagrees": 0.002,
