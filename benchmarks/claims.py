@@ -146,11 +146,11 @@ def claims(
 
     return {
         "SAP (Dhillon et al. 2018)": [
-            Claim("pruning raises the accuracy of a standard network under attack",
+            Claim("pruning raises the accuracy of a standard network under FGSM",
                   "accuracy of `standard` under FGSM, pruned (20 draws) minus dense", pruned("accuracy", "standard")),
-            Claim("pruning raises the accuracy of an adversarially trained network under attack",
+            Claim("pruning raises the accuracy of an adversarially trained network under FGSM",
                   "the same of `at`", pruned("accuracy", "at")),
-            Claim("pruning preserves calibration under attack",
+            Claim("pruning preserves calibration under FGSM",
                   "expected calibration error of `at` under FGSM, pruned minus dense (below 0: better)",
                   pruned("ece", "at"), above=False),
             *robust("at_sap", "the pruned network is more robust"),
