@@ -35,17 +35,20 @@ SCALE = "digits"
 NAMES = ("at", "standard", "at_cas", "at_cifs", "at_fsr", "at_sns")
 # Figure -> the paper under which it stands, and what it shows.
 SHOWN = {
-    "calibration": ("SAP", "Confidence against accuracy under FGSM, and the expected calibration error against "
-                    "epsilon, dense and with SAP."),
+    "calibration": ("SAP", "Confidence against accuracy under FGSM, and calibration against epsilon, dense and with "
+                    "SAP: blue, orange and green are `at`; red, purple and brown `standard`. Colours repeat in the "
+                    "last two."),
     "channels": ("CAS", "Channels of one class in the order of their natural frequency: mean magnitude, and the share "
-                 "of images in which the channel is active, of natural and of adversarial images."),
-    "relevance": ("CIFS", "Channels in the order of the classifier's weight for one class: mean activation of natural "
-                  "and of adversarial images."),
-    "sensitivity": ("SNS", "Sensitivity of the neurons, layer by layer."),
+                 "of images in which the channel is active, of natural and of adversarial images. The ratios and gaps "
+                 "are means over all classes."),
+    "relevance": ("CIFS", "Above, channels in the order of the classifier's weight for one class: mean activation of "
+                  "natural and of adversarial images. Below, over-activation against the accuracy of each class."),
+    "sensitivity": ("SNS", "Sensitivity of the neurons, layer by layer; the claims are of sensitivity relative to the "
+                    "layer's activation."),
     "restoration": ("SNS", "Accuracy under attack when, at one layer, the most sensitive neurons or as many random "
                     "ones get the values that the natural image gives them."),
-    "separation": ("FSR", "Accuracy of the head on robust, non-robust and recalibrated features, and what the mask "
-                   "keeps."),
+    "separation": ("FSR", "Accuracy of the head on robust, non-robust and recalibrated features, for each of which the "
+                   "losses of FSR train it, and what the mask keeps."),
 }  # fmt: skip
 
 
@@ -86,6 +89,19 @@ def difference(one: Scalar | None, other: Scalar | None) -> Scalar | None:
     down = math.hypot(one.value - one.low, other.high - other.value)
     up = math.hypot(one.high - one.value, other.value - other.low)
     return Scalar(value, value - down, value + up, min(one.n, other.n))
+
+
+def from_one(ratio: Scalar | None) -> Scalar | None:
+    """How far a ratio is from 1, on whichever side.
+
+    >>> from_one(Scalar(0.5, 0.25, 0.75, 9)), from_one(Scalar(1.0, 0.5, 1.25, 9))
+    (Scalar(value=0.5, low=0.25, high=0.75, n=9), Scalar(value=0.0, low=0.0, high=0.5, n=9))
+    """
+    if ratio is None:
+        return None
+    ends = abs(ratio.low - 1), abs(ratio.high - 1)
+    low = 0.0 if ratio.low <= 1 <= ratio.high else min(ends)
+    return Scalar(abs(ratio.value - 1), low, max(ends), ratio.n)
 
 
 def claims(
@@ -130,11 +146,11 @@ def claims(
 
     return {
         "SAP (Dhillon et al. 2018)": [
-            Claim("pruning raises the accuracy of a standard network under attack",
+            Claim("pruning raises the accuracy of a standard network under FGSM",
                   "accuracy of `standard` under FGSM, pruned (20 draws) minus dense", pruned("accuracy", "standard")),
-            Claim("pruning raises the accuracy of an adversarially trained network under attack",
+            Claim("pruning raises the accuracy of an adversarially trained network under FGSM",
                   "the same of `at`", pruned("accuracy", "at")),
-            Claim("pruning preserves calibration under attack",
+            Claim("pruning preserves calibration under FGSM",
                   "expected calibration error of `at` under FGSM, pruned minus dense (below 0: better)",
                   pruned("ece", "at"), above=False),
             *robust("at_sap", "the pruned network is more robust"),
@@ -145,12 +161,14 @@ def claims(
             Claim("attacks activate channels more uniformly",
                   "entropy of the frequencies of `standard`, adversarial minus natural",
                   attacked("channels", "entropy", "standard")),
-            Claim("adversarial training mends the magnitudes", "magnitude ratio, `at` minus `standard`",
-                  between("channels", "magnitude_ratio", "at", "standard"), above=False),
+            Claim("adversarial training mends the magnitudes",
+                  "distance of the magnitude ratio from 1, `at` minus `standard`",
+                  difference(*(from_one(read("channels", "magnitude_ratio", name)) for name in ("at", "standard"))),
+                  above=False),
             Claim("adversarial training leaves the uniformity",
                   "entropy of the frequencies of `at`, adversarial minus natural",
                   attacked("channels", "entropy", "at")),
-            Claim("CAS suppresses what attacks activate", "gap of the frequencies, `at_cas` minus `at`",
+            Claim("CAS suppresses what attacks activate", "gap of the frequencies under PGD-20, `at_cas` minus `at`",
                   between("channels", "l1_gap", "at_cas", "at"), above=False),
             *robust("at_cas", "CAS makes adversarial training more robust"),
         ],
@@ -164,7 +182,8 @@ def claims(
             *robust("at_cifs", "CIFS makes adversarial training more robust"),
         ],
         "SNS (Zhang et al. 2021)": [
-            Claim("sensitive neurons contribute most to wrong predictions", "restoration gap of `standard`",
+            Claim("sensitive neurons contribute most to wrong predictions",
+                  "accuracy of `standard` with the most sensitive tenth of a layer restored, minus a random tenth",
                   read("restoration", "restoration_gap", "standard")),
             Claim("adversarial training lowers sensitivity", "relative sensitivity, `at` minus `standard`",
                   between("sensitivity", "relative_sensitivity", "at", "standard"), above=False),
@@ -194,8 +213,9 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
         f"`{str(analysis['commit'])[:12]}`. A claim is confirmed or refuted where the 95 % interval of the scalar that "
         "decides it lies on one side of no effect, and undecided otherwise. The papers' networks are larger, and their "
         "images are CIFAR-10 or larger: what is refuted here is refuted of these networks, and the same for what is "
-        "confirmed. Intervals are over test images, not over seeds. The accuracies are those of `results/TABLE.md`; "
-        "[how to read the figures](read_the_figures.md) says what each scalar is.",
+        "confirmed. Intervals are over test images, not over seeds. Inside the networks, adversarial images are those "
+        "of PGD-20, which fool CAS far less often than adaptive attacks do. The accuracies are those of "
+        "`results/TABLE.md`; [how to read the figures](read_the_figures.md) says what each scalar is.",
         "",
         *(f"- **{paper}**: {summary(own)}" for paper, own in found.items()),
     ]

@@ -49,7 +49,10 @@ def test_every_claim_is_on_the_page_measured_or_not(program):
     outcomes = {(paper, claim.measured): claim.outcome for paper, own in found.items() for claim in own}
     assert outcomes["CAS (Bai et al. 2021)", "accuracy under PGD-20, minus that of `at`"] == "confirmed"
     assert outcomes["FSR (Kim et al. 2023)", "accuracy under PGD-20, minus that of `at`"] == "refuted"
-    assert outcomes["CAS (Bai et al. 2021)", "magnitude ratio, `at` minus `standard`"] == "undecided"
+    assert (
+        outcomes["CAS (Bai et al. 2021)", "distance of the magnitude ratio from 1, `at` minus `standard`"]
+        == "undecided"
+    )
     assert np.isclose(program.difference(*([program.Scalar(1.5, 1.4, 1.6, 9)] * 2)).high, np.hypot(0.1, 0.1))
     # Each paper's sentence counts its claims, and each figure stands under one paper.
     assert "**: refuted: FSR makes adversarial training more robust (under PGD-20). Not measured: under attack" in page
