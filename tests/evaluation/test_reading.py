@@ -9,7 +9,7 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import probes, reading, trust
+from robustjax.evaluation.verdict import goals, reading, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.ops import bpda
@@ -161,9 +161,9 @@ def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_sid
 @pytest.mark.parametrize("num_found", [0, 1])
 def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monkeypatch):
     images, labels, _ = toys.linear_examples(16, "linf")
-    hiding = probes.as_logits_fn(lambda images: toys.linear(detached(cut(images))))
+    hiding = goals.as_logits_fn(lambda images: toys.linear(detached(cut(images))))
     trial = Trial(
-        probes.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
         stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
     )  # fmt: skip
     findings = reading.read(hiding, images[:2], ())
