@@ -26,8 +26,8 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
 
 PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs"
 MOST_BYTES = 2**30
-# Linux gives a process 65,530 memory maps; a file of tests takes up to some 15,000, which hold 2 GiB.
-MOST_MAPS = 20_000
+# Linux gives a process 65,530 memory maps; a file of tests takes up to some 15,000, and 10,000 hold about 2 GiB.
+MOST_MAPS = 10_000
 
 
 def pytest_configure(config):

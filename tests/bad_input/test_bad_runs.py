@@ -58,6 +58,7 @@ WRONG_FLAGS = [
     ("--norm=l2", "epsilon"),
     *((f"--bounds={value}", "bounds") for value in ("", "0", "1,0", "0,x", "0,1,2", "0,0")),
     *((f"--require={value}", "require") for value in ("", "clean", "clean>=2", "claen>=0.5", "clean=0.5", ">=0.5")),
+    ("--require=apgd>=0.5", "require"),  # which is not among the attacks
     *((f"--subset_seed={value}", "subset_seed") for value in ("-1", "x", "3")),
     ("--image_size=0", "image_size"),
     ("--image_size=8", "image_size"),
@@ -90,6 +91,10 @@ def test_a_wrong_flag_of_an_evaluation(refused, run, flag, cause):
     before = sorted(os.walk(run))
     refused(evaluate, [f"--workdir={run}", flag], cause)
     assert sorted(os.walk(run)) == before
+
+
+def test_evaluating_what_is_not_a_run(refused, tmp_path):
+    refused(evaluate, [f"--workdir={tmp_path}"], "has no config.json")
 
 
 @pytest.mark.parametrize(
