@@ -65,7 +65,7 @@ MISSING = "missing"
 
 def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
     """The lines of a table, and the cells that are missing as a whole."""
-    missing, first = [], True
+    missing, commits, first = [], set(), True
     for cell_name, of_seeds in by_name(scale).items():
         found = [read(results, name, cell) for cell in of_seeds]
         done = [record for record in found if "protocol" in record]
@@ -76,6 +76,7 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             yield f"| {' | '.join(TITLES)} |"
             yield "|---|---|---|" + "--:|" * (len(TITLES) - 5) + "---|---|"
             first = False
+        commits |= {str(record["conditions"]["commit"])[:7] for record in done if "conditions" in record}
         fields = [f"`{cell_name}`", f"{len(done)} of {len(of_seeds)}", _images(done)]
         for attack in ATTACKS:
             if attack == "transfer" and of_seeds[0].base is None:
@@ -93,6 +94,8 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             difference = beyond(pairs(results, name, of_seeds))
             fields.append(f"{difference.outcome}: {difference}" if difference else MISSING)
         yield f"| {' | '.join(fields)} |"
+    if commits:
+        yield f"\nMeasured at commit {', '.join(sorted(commits))}."
     if missing:
         yield f"\nMissing: {', '.join(missing)}."
 

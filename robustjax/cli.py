@@ -124,6 +124,10 @@ class _ByName(flags.ArgumentParser):
         try:
             return self._of_paths.parse(":".join([str(path), *variant]))
         except Exception as error:  # whatever the file raises, with its traceback
+            if "has no attribute 'get_config'" in str(error):
+                raise InputError(
+                    f"config must be a file with a function get_config, got {argument!r} without one; define it"
+                ) from error
             if variant and "get_config() takes 0 positional arguments" in str(error):
                 raise InputError(
                     f"config must be {name} alone, which has no variants, got {argument!r}; leave out :{variant[0]}"
@@ -207,7 +211,7 @@ def _interrupted() -> NoReturn:
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
         if "config" in flags.FLAGS:
-            config.check_overrides(arguments)
+            arguments = config.check_overrides(arguments)
         return flags.FLAGS(arguments)
     except (flags.Error, InputError) as error:
         sys.exit(_refuse(_of_flags(error)))

@@ -64,7 +64,8 @@ def read(workdir: Path, folder: Path) -> Files:
         InputError: one of them is damaged.
     """
     analysis = _json(workdir / "analysis" / "analysis.json", "figures", "num_examples")
-    gallery = next((found for path in sorted(folder.glob("*.npz")) if (found := _gallery(path))), [])
+    saved = [path for path in sorted(folder.glob("*.npz")) if path.is_file()]  # a folder may be called data=mine.npz
+    gallery = next((found for path in saved if (found := _gallery(path))), [])
     picture = folder / "examples.png"
     return Files(
         _metrics(workdir / "metrics.jsonl"),

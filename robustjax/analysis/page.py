@@ -81,9 +81,9 @@ def _lead(rows: Sequence[Row]) -> str:
     runs = "" if count == 0 else "1 run, " if count == 1 else f"{count} runs, "
     configs = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
     return (
-        f"<p>{runs}{configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. Accuracies are "
-        "means over seeds, with 95 % intervals for the number of test images. Every attack gives an upper bound on "
-        "robustness: the lowest of them counts.</p>"
+        f"<p>{runs}{configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. "
+        f"Accuracies {'are means over seeds, with' if count else 'have'} 95 % intervals for the number of test images. "
+        "Every attack gives an upper bound on robustness: the lowest of them counts.</p>"
     )
 
 

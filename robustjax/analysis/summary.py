@@ -101,7 +101,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
         InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
     """
     groups: dict[str, list[_Evaluated]] = {}
-    for workdir in map(Path, workdirs):
+    for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
         evaluations = _evaluations(workdir)
         if not evaluations:
             raise InputError(
@@ -155,7 +155,8 @@ def _wrong_fields(record: dict[str, Any]) -> list[str]:
     """Fields that hold what no record does."""
     union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
     wrong = [name for name, right in FIELDS.items() if not (right(record[name]) or (union and name == "epsilon"))]
-    return wrong + (["config"] if "config" in record and not _is_config(record["config"]) else [])
+    config = record.get("config")  # None of a network that is no run
+    return wrong + (["config"] if config is not None and not _is_config(config) else [])
 
 
 def _are_threats(value: Any) -> bool:
@@ -166,11 +167,11 @@ def _are_threats(value: Any) -> bool:
 
 def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """The config of a run, or what is known of another network, by the same keys."""
-    if "config" in record:
+    if record.get("config") is not None:
         # Records of an earlier version lack newer keys, whose defaults are what that version did.
         return _completed(record["config"], config_lib.plain(config_lib.base()))
     about = record.get("network") or {}
-    model = {"name": about.get("model") or workdir.name, "weights": about.get("weights")}
+    model = {"name": about.get("model") or workdir.resolve().name, "weights": about.get("weights")}
     return {"model": model, "folder": str(workdir)}
 
 

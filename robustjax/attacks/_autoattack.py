@@ -172,6 +172,7 @@ def autoattack(
         raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")
     if not len(images):
         return AutoAttackResult(images, np.zeros(0, bool), {name: np.zeros(0, bool) for name in names})
+    inputs.check_network(logits_fn, images, (key,) if eot_samples else (), eot_samples)
     coarse = inputs.as_pytree(bfloat16_fn)
     network = inputs.as_pytree(logits_fn)
     if quicken:

@@ -53,13 +53,16 @@ def plain(config: Config) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
+def check_overrides(arguments: Sequence[str]) -> list[str]:
     """Checks every ``--config.KEY=VALUE`` of a command line, before any of them is used.
 
-    ml_collections would name only the first wrong one.
+    ml_collections would name only the first wrong one, and knows no fractions.
 
     Args:
         arguments: the whole command line.
+
+    Returns:
+        The same, with fractions, as in ``--config.attack.epsilon=8/255``, as the numbers that they are.
 
     Raises:
         InputError: one line that lists every unknown key, with the nearest, and every value of a wrong type.
@@ -71,8 +74,23 @@ def check_overrides(arguments: Sequence[str]) -> None:
         robustjax.types.InputError: command line has 3 problems: --config.attack.num_stepz is unknown (nearest:
         --config.attack.num_steps); --config.epochs is unknown (nearest: --config.train.num_epochs); --config.seed must
         be of type int, got 'one'
+        >>> check_overrides(["--config.attack.epsilon=1/4"])
+        ['--config.attack.epsilon=0.25']
     """
-    InputError.raise_if("command line", list(_override_problems(list(arguments))))
+    numbers = list(map(_with_number, arguments))
+    InputError.raise_if("command line", list(_override_problems(numbers)))
+    return numbers
+
+
+def _with_number(argument: str) -> str:
+    """An override by a fraction as one by a number; anything else as it is."""
+    override = re.fullmatch(r"(--?config\.([^=]+)=)([\d.]+)/([\d.]+)", argument)
+    if override is None or dict(keys(base())).get(override[2]) is not float:
+        return argument
+    try:
+        return f"{override[1]}{float(override[3]) / float(override[4])!r}"
+    except (ValueError, ZeroDivisionError):
+        return argument  # which is refused as it was written
 
 
 def _override_problems(arguments: list[str]) -> Iterator[str]:

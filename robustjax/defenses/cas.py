@@ -40,12 +40,21 @@ def suppress(
     Returns:
         Features like those given, and the logits a, float32 [B, K].
 
+    Raises:
+        InputError: weights and biases do not fit the features or each other.
+
     Example:
         >>> import jax.numpy as jnp
         >>> weights = jnp.array([[2.0, 0.0], [0.0, 3.0]])
         >>> suppress(jnp.ones((1, 1, 1, 2)), weights, jnp.zeros(2))
         (Array([[[[0., 3.]]]], dtype=float32), Array([[2., 3.]], dtype=float32))
     """
+    channels = features.shape[-1]
+    if weights.ndim != 2 or weights.shape[0] != channels or biases.shape != weights.shape[1:]:
+        raise InputError(
+            f"cas: weights and biases must be [{channels}, K] and [K], got {list(weights.shape)} and "
+            f"{list(biases.shape)}; of PyTorch's weights [K, C] give the transpose"
+        )
     weights = weights.astype(jnp.float32)
     logits = global_average_pool(features) @ weights + biases.astype(jnp.float32)[None, :]
     classes = jnp.argmax(logits, axis=-1) if labels is None else labels
@@ -55,11 +64,13 @@ def suppress(
     return scale_channels(features, columns), logits
 
 
-def defense(*, beta: float = 2.0) -> Defense:
+def defense(*, beta: float = 2.0, attack_beta: float | None = None) -> Defense:
     """``suppress`` at the sites of the last stage, each with a classifier of its own.
 
     Args:
         beta: weight of the classifiers' mean loss, in training and in its attack.
+        attack_beta: that of the attack in training where it differs: 0 attacks the network's own logits alone. None:
+            ``beta``.
 
     Example:
         >>> defense().heads
@@ -67,14 +78,18 @@ def defense(*, beta: float = 2.0) -> Defense:
     """
     if not 0 <= beta < math.inf:
         raise InputError(f"cas: beta must be at least 0 and finite, got {beta}")
+    if attack_beta is None:
+        attack_beta = beta
+    if not 0 <= attack_beta < math.inf:
+        raise InputError(f"cas: attack_beta must be at least 0 and finite, got {attack_beta}")
     return Defense(
         name="cas",
         role="late",
         build=lambda sites, num_classes, mode: {site: CAS(num_classes, mode) for site in sites},
         gradient="none through the argmax that selects a column; the surrogate selects by softmax in the backward pass",
         loss=partial(joint_loss, kind="probe", beta=beta),
+        inner_loss=partial(joint_loss, kind="probe", beta=attack_beta),
         heads=("probe",),
-        joint=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         subject, trained, place = _named.of_run(options)
     else:
         subject, trained, place = _named.of_model(options), None, Path(options.output) if options.output else None
+    if place is not None:
+        hosts.first_only(partial(files.check_target, "--workdir" if options.workdir else "--output", place))
     threats = _options.threats_of(options, trained)
     _refuse(options, chosen, threats)
     if any(threat.bounds != (0.0, 1.0) for threat in threats):

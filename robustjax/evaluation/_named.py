@@ -11,6 +11,7 @@ import jax
 from robustjax import build, data, interop, runs
 from robustjax import config as config_lib
 from robustjax.attacks.engine import inputs
+from robustjax.defenses import composition
 from robustjax.evaluation._options import Options, constants
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
 from robustjax.evaluation.protocol import records
@@ -104,6 +105,8 @@ def of_model(options: Options) -> Subject:
     images = hosts.together(lambda: read(options, spec, size=options.image_size))
     network = interop.load_network(options.model, weights=options.weights, **constants(options))
     few = floats(images.images[:2])
+    mend = "bind the key of a network that draws, or judge it in Python with Hints(stochastic=True)"
+    inputs.takes(f"model {options.model}", network.logits_fn, (few,), "(images)", mend)
     try:
         inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
     except InputError as error:
@@ -142,7 +145,7 @@ def of_model(options: Options) -> Subject:
 def without_draws(workdir: str) -> LogitsFn:
     """The network that a run trained, without the draws that a stochastic defense would make."""
     run = runs.load(workdir)
-    module = run.with_defense(None) if run.stochastic else run.module
+    module = run.with_defense(composition.deterministic(run.defense)) if run.stochastic else run.module
     return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, run.variables)
 
 
@@ -187,6 +190,7 @@ def _images(options: Options, run: runs.Run) -> tuple[data.Dataset | data.Images
             f"data must hold images {list(wanted)}, as the run's network was trained with, got "
             f"{list(found.images.shape[1:])} in {spec}; give --image_size, or other data"
         )
+    inputs.labels_in_range(found.labels, run.module.num_classes)
     return found, {"dataset": spec, "split": found.about.get("split"), "data": found.about}
 
 

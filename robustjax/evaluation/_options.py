@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from robustjax.attacks import geometry
 from robustjax.evaluation.protocol import sweeps, threats
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.runtime import files
 from robustjax.types import InputError
 
 # Keys are made of 32 bits everywhere.
@@ -42,7 +44,7 @@ class Options(NamedTuple):
             place of records.
         checkpoint: of the run: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
         defense: evaluate the run's network with a defense switched on, as ``"sap:fraction=0.5"``, or with ``"none"``
-            off.
+            off, in place of the run's own; with a ``+`` before it, as ``"+sap"``, beside it.
         transfer_from: folder of another run on the same data, from whose network adaptive attacks transfer.
         batch_size: images at a time, over all devices.
         seed: of attacks that draw.
@@ -110,7 +112,7 @@ def check(options: Options) -> None:
         robustjax.types.InputError: evaluation has 2 problems: --workdir of a run or --model of a network must be given,
         got neither; see --help; --seed must be 0 to 2147483647, got -1
     """
-    problems = list(_problems(options))
+    problems = list(dict.fromkeys(_problems(options)))  # wrong bounds are found once for each threat
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
@@ -160,7 +162,14 @@ def _problems(options: Options) -> Iterator[str]:
         yield f"{wrong} must be left out with --sweep, which leaves no records"
     if options.save_images is not None and Path(options.save_images).suffix != ".npz":
         yield f"--save_images must be a file that ends in .npz, got {options.save_images!r}"
+    for name in ("card", "save_images"):
+        if (path := getattr(options, name)) is not None and Path(path).is_dir():
+            yield f"--{name} must be a file, got the folder {path}; name a file in it"
+    if options.output is not None and Path(options.output).is_file():
+        yield f"--output must be a folder, got the file {options.output}; give another"
+    places = {"card": options.card, "save_images": options.save_images, "output": options.output}
     for check_one in (
+        *(partial(files.check_target, f"--{name}", path) for name, path in places.items() if path is not None),
         lambda: sweeps.parse(options.sweep) if options.sweep is not None else None,
         lambda: _bounds(options),
         lambda: threats_of(options, Threat("linf", 0.0)),

@@ -214,7 +214,7 @@ def of_function(
         batch_size=batch_size,
         eot_samples=eot_samples if stochastic else 0,
         num_draws=num_draws if stochastic else 0,
-        conditions={**about, **conditions, **records.conditions()},
+        conditions={**about, **conditions, **records.conditions(), "config": None},  # which runs have
         settings={},
         stores=None,
         class_names=class_names,

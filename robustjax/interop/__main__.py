@@ -17,6 +17,7 @@ from absl import flags
 
 from robustjax import build, cli, data
 from robustjax import config as config_lib
+from robustjax.evaluation.protocol import threats
 from robustjax.interop.convert import Published, read
 from robustjax.interop.files import read_checkpoint
 from robustjax.interop.layouts import SOURCES
@@ -40,7 +41,7 @@ DATA_DIR = flags.DEFINE_string(
     flag_values=OPTIONS,
 )
 NORM = flags.DEFINE_string("norm", "linf", "Of the threat.", flag_values=OPTIONS)
-EPSILON = flags.DEFINE_float("epsilon", 8 / 255, "Of the threat.", flag_values=OPTIONS)
+EPSILON = flags.DEFINE_string("epsilon", "8/255", "Of the threat.", flag_values=OPTIONS)
 MEAN = flags.DEFINE_list(
     "mean", None, "R,G,B: how the network normalises images, where only the published code knows.", flag_values=OPTIONS
 )
@@ -74,7 +75,7 @@ def _import(checkpoint: str) -> None:
         dataset=DATASET.value,
         data_dir=DATA_DIR.value,
         norm=NORM.value,
-        epsilon=EPSILON.value,
+        epsilon=threats.radius("--epsilon", str(EPSILON.value)),
         mean=_numbers(MEAN),
         std=_numbers(STD),
     )

@@ -62,14 +62,16 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What a step takes at least, by what limits it: "compute", "state" (read and written once), "interconnect"."""
+        """What a step takes at least, by what limits it: "compute", "state" (read and written once), "interconnect".
+
+        The last is known of a compiled program only.
+        """
         chip, n = self.target.chip, self.target.num_chips
-        sent = sum(each.bytes for each in (self.collectives or {}).values()) * 2 * (n - 1) / n
-        return {
-            "compute": self.counted.flops / chip.flops,
-            "state": 2 * self.state_bytes / chip.bandwidth,
-            "interconnect": sent / chip.interconnect,
-        }
+        seconds = {"compute": self.counted.flops / chip.flops, "state": 2 * self.state_bytes / chip.bandwidth}
+        if self.collectives is not None:
+            sent = sum(each.bytes for each in self.collectives.values()) * 2 * (n - 1) / n
+            seconds["interconnect"] = sent / chip.interconnect
+        return seconds
 
     def __str__(self) -> str:
         return "\n".join(page(self))
@@ -85,7 +87,10 @@ def page(plan: Plan) -> Iterator[str]:
     """The lines that ``train --plan`` prints."""
     chip, n = plan.target.chip, plan.target.num_chips
     yield f"{plan.title}, for {n} chips of {plan.target.kind}, {plan.batch_per_chip} examples on each"
-    yield f"memory a chip: {_gib(plan.needed)} of {_gib(chip.memory)}, which {'fits' if plan.fits else 'does not fit'}"
+    counted = plan.memory is None and not reported(plan.not_compiled)
+    verdict = "does not fit" if not plan.fits else "may fit" if counted else "fits"
+    least = "at least " if counted else ""
+    yield f"memory a chip: {least}{_gib(plan.needed)} of {_gib(chip.memory)}, which {verdict}"
     if plan.memory is not None:
         memory = plan.memory
         rest = memory.total - memory.arguments - memory.temporaries - memory.program
@@ -112,10 +117,10 @@ def page(plan: Plan) -> Iterator[str]:
     seconds = plan.seconds
     which = max(seconds, key=seconds.__getitem__)
     least = seconds[which]
-    listed = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in seconds.items())
-    yield f"a step takes at least {1e3 * least:.3g} ms, by {which} ({listed})"
+    listed = ", ".join(f"{name} {_time(value)}" for name, value in seconds.items())
+    yield f"a step takes at least {_time(least)}, by {which} ({listed})"
     yield (
-        f"  and {1e3 * plan.counted.traffic / chip.bandwidth:.3g} ms if every product reads its operands from memory "
+        f"  and {_time(plan.counted.traffic / chip.bandwidth)} if every product reads its operands from memory "
         "and writes its result there"
     )
     yield (
@@ -142,4 +147,4 @@ def _time(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

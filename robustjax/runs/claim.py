@@ -34,6 +34,8 @@ def claim(workdir: str | Path, config: dict[str, Any]) -> Iterator[None]:
 
 def _claim(workdir: Path, config: dict[str, Any], held: contextlib.ExitStack) -> None:
     path = workdir / "config.json"
+    if workdir.is_file():
+        raise InputError(f"workdir must be a folder, got the file {workdir}; give another")
     if path.exists():
         # Read with defaults for what it lacks: a run of an earlier version goes on.
         differing = sorted(_differing_keys(config_lib.plain(config_file.read(workdir)), config))

@@ -5,8 +5,11 @@ Without ``join`` there is one process, every function here is trivial, and ``jax
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,6 +29,7 @@ HEARTBEAT_SECONDS = 60
 START_SECONDS = 300
 SHUTDOWN_SECONDS = 30
 _MESSAGE_BYTES = 1024
+_KEPT: list[object] = []  # handlers that the C library holds, which Python must not free
 
 
 class NotTogetherError(RuntimeError):
@@ -71,6 +75,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
         faulthandler.disable()  # absl's; when a process is lost jax may abort, and says why in fewer lines
+        _end_aborts_in_a_line(jax.process_index() if process_id is None else process_id)
     except (ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         if isinstance(error, ValueError) and detect:
@@ -79,6 +84,28 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"the {num_processes or ''} processes did not find each other within {START_SECONDS} s ({cause}); "
             f"the same command tries again"
         ) from error
+
+
+def _end_aborts_in_a_line(process_id: int) -> None:
+    """Ends this process with our line and status 1 where jax aborts it, as it does when process 0 is killed.
+
+    Process 0 holds the service by which jax's processes know of each other; a thread of jax's own notices that it is
+    gone and calls abort(), mostly before a collective operation fails in Python. A handler of Python's would never run:
+    the C library's calls this one in that very thread.
+    """
+
+    line = f"error: process {process_id} stops, another one is gone, as jax says above; the same command goes on\n"
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(_: int) -> None:
+        os.write(2, line.encode())
+        os._exit(1)
+
+    with contextlib.suppress(OSError, AttributeError):  # a system whose C library is loaded otherwise
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(aborted, ctypes.c_void_p))
+        _KEPT.append(aborted)
 
 
 def several() -> bool:

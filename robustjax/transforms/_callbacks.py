@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ def by_differences(
         signs, changes = jax.lax.map(ask, keys)
         # In units of the reach, which may differ from row to row.
         slopes = [slope / width for slope, width in zip(tangents[0], reach, strict=True)]
-        along = sum(jax.vmap(dot, (0, None))(sign, slope) for sign, slope in zip(signs, slopes, strict=True))
+        products = [jax.vmap(dot, (0, None))(sign, slope) for sign, slope in zip(signs, slopes, strict=True)]
+        along = functools.reduce(jnp.add, products)
         weights = [along.reshape(along.shape + (1,) * (one.ndim - along.ndim)).astype(one.dtype) for one in changes]
         return results, [jnp.mean(weight * one, axis=0) for weight, one in zip(weights, changes, strict=True)]
 

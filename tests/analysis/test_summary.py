@@ -14,7 +14,7 @@ from robustjax.types import InputError
 def test_seeds_share_a_row_and_configs_do_not(tmp_path):
     workdirs = [judged(tmp_path / f"{seed}", seed=seed, robust=60 + seed) for seed in (0, 3, 6)]
     workdirs.append(judged(tmp_path / "cas", robust=50, defense__name="cas", defense__beta=1.0))
-    plainly, guarded = summary.summarise(workdirs)
+    plainly, guarded = summary.summarise([*workdirs, workdirs[0]])  # the last is named twice
     assert plainly.seeds == (0, 3, 6) and guarded.seeds == (0,)
     assert (plainly.label, guarded.label) == ("no defense", "defense cas, defense.beta=1.0")
     cell = plainly.cells["pgd20"]
@@ -69,6 +69,8 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
     records.write(folder, "worst_case", union)
     records.write(folder / "earlier" / "test-50", "fgsm", entry | {"attack": "fgsm", "num_examples": 50})
     (row,) = summary.summarise([tmp_path / "run"])
+    (folder / "data=mine.npz").mkdir()  # where records of other images lie
+    assert "pgd20 (l2 0.5)" in page.page([row])
     assert row.cells.keys() == {"clean", "pgd20 (linf 0.2)", "pgd20 (l2 0.5)", "worst_case"}
     assert row.cells["pgd20 (l2 0.5)"].mean == 0.25
     assert row.threats == ["linf epsilon 0.2", "l2 epsilon 0.5"]
@@ -82,8 +84,7 @@ def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tm
 def _of_model(folder, run, **about):
     """The folder of an evaluation of somebody's network, from that of a run."""
     for path in (run / "evaluation").glob("*.json"):
-        entry = {name: value for name, value in json.loads(path.read_text()).items() if name != "config"}
-        records.write(folder, path.stem, entry | about)
+        records.write(folder, path.stem, json.loads(path.read_text()) | {"config": None} | about)
     return folder
 
 

@@ -67,6 +67,25 @@ def test_every_public_attack_is_in_the_table():
     assert functions == set(ATTACKS)
 
 
+class Tensor:
+    """Arrays of another library, whose dtypes NumPy and JAX do not know."""
+
+    dtype = "torch.float32"
+
+    def __init__(self, array):
+        self.array, self.shape, self.ndim = array, array.shape, array.ndim
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.array, dtype)
+
+
+@pytest.mark.parametrize("name", ["pgd", "autoattack"])
+def test_tensors_of_other_libraries_are_arrays(name):
+    np.testing.assert_array_equal(run(name, images=Tensor(IMAGES), labels=Tensor(LABELS.astype(int))), usual(name))
+    with pytest.raises(InputError, match=r"images must be floats .*got uint8"):
+        run(name, images=Tensor((255 * IMAGES).astype(np.uint8)))
+
+
 # What tells by shape and dtype, which is refused under jit as well, and what tells by value.
 BY_SHAPE = {
     "one logit": ({"logits_fn": lambda x: network(x)[:, :1]}, r"logits_fn must return float logits .*make two logits"),
@@ -74,6 +93,11 @@ BY_SHAPE = {
     "another batch": ({"logits_fn": lambda x: network(x)[:3]}, "logits_fn must return float logits"),
     "classes": ({"logits_fn": lambda x: jnp.argmax(network(x), axis=1)}, "logits_fn must return float logits"),
     "a tuple": ({"logits_fn": lambda x: (network(x), x)}, "logits_fn must return float logits .*got tuple"),
+    "an undeclared key": (
+        {"logits_fn": lambda images, key: network(images)},
+        r"logits_fn must take \(images\), got \(images, key\); of a network that draws give eot_samples",
+    ),
+    "a network that is none": ({"logits_fn": WEIGHTS}, r"logits_fn must be a function of \(images\), got ndarray"),
     "integer images": ({"images": (255 * IMAGES).astype(np.uint8)}, "images must be floats .*got uint8"),
     "one number an image": ({"images": IMAGES[:, 0, 0, 0]}, "images must be floats .*got float32"),
     "one-hot labels": (
@@ -105,6 +129,11 @@ BY_SHAPE = {
     "bfloat16 of a tuple": ({"bfloat16_fn": lambda x: (network(x), x)}, r"bfloat16_fn must return .*got \(\(\d, 5\), "),
     "a start of another shape": ({"start": IMAGES[:3]}, r"start must be points \[6, 3, 3, 2\] like the images, got"),
     "negative eot_samples": ({"eot_samples": -1}, "eot_samples must be at least 0"),
+    "eot_samples of a network without draws": (
+        {"eot_samples": 2, "logits_fn": lambda images: network(images)},
+        r"logits_fn must take \(images, key\), as eot_samples=2 says, got \(images\); leave eot_samples out",
+    ),
+    "a loss by its first letters": ({"loss": "c"}, "loss must be "),
 }
 BY_VALUE = {
     "not a number": ({"images": np.where(IMAGES > 0.6, np.nan, IMAGES)}, "images must be finite pixels in bounds"),

@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from robustjax.defenses import cas
+from robustjax.types import InputError
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(5, 3, 2, 4)).astype(np.float32)
@@ -77,3 +78,9 @@ def test_dense_features_and_bfloat16():
     assert dense.shape == (5, 4)
     half, logits = cas.suppress(jnp.asarray(FEATURES, jnp.bfloat16), jnp.asarray(WEIGHTS), jnp.asarray(BIASES))
     assert (half.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize(("weights", "biases"), [((5, 4), (5,)), ((4, 5), (4,)), ((4, 5), (1, 5)), ((4,), (5,))])
+def test_weights_that_do_not_fit_are_refused(weights, biases):
+    with pytest.raises(InputError, match=r"cas: weights and biases must be \[4, K\] and \[K\], got .*; of PyTorch's"):
+        cas.suppress(jnp.ones((2, 3, 3, 4)), jnp.ones(weights), jnp.ones(biases))

@@ -31,7 +31,7 @@ def test_records_hold_the_closed_form_and_the_contracts_fields():
     np.testing.assert_array_equal(attacked["robust"], np.abs(LEVELS - 0.5) > 0.1)
     assert result.worst_case["robust"] == attacked["robust"] and result.worst_case["attack"] == "worst_case"
     fields = {"attack", "norm", "epsilon", "num_steps", "num_restarts", "num_examples", "accuracy", "robust"}
-    assert fields | {"seconds", "commit", "versions", "hardware"} <= attacked.keys()
+    assert fields | {"seconds", "config", "commit", "versions", "hardware"} <= attacked.keys()
 
 
 def test_several_threats_have_a_record_each_and_one_worst_case(tmp_path):

@@ -23,6 +23,9 @@ def two():
 
 def wants_more():
     return lambda images: images.reshape(len(images), 3072)
+
+def draws():
+    return lambda images, key: images
 """
 
 
@@ -116,6 +119,18 @@ def test_a_run_under_other_threats_than_it_was_trained_for(run):
     assert files["pgd:num_steps=2-l2-0.5"]["settings"]["step_size"] == pytest.approx(0.05)
 
 
+def test_a_run_on_other_data_must_know_its_classes_and_size(run, tmp_path):
+    before = sorted(run.rglob("*"))
+    for name, side, label, message in (
+        ("size", 9, 3, r"data must hold images \[8, 8, 1\], as the run's network was trained with, got \[9, 9, 1\]"),
+        ("classes", 8, 10, "labels must be classes 0 to 9, as there are logits, got 10 to 10"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((2, side, side, 1), np.uint8), labels=np.full(2, label))
+        with pytest.raises(InputError, match=message):
+            on_run(run, "clean", data=str(tmp_path / f"{name}.npz"), num_examples=2)
+    assert sorted(run.rglob("*")) == before
+
+
 def test_a_run_on_a_random_part_of_its_data(run):
     result = on_run(run, "clean", subset_seed=3)
     images = data.read_images("digits", num_examples=24, subset_seed=3)
@@ -201,6 +216,7 @@ def test_a_card_is_written(model, toy, tmp_path):
     [
         ("two", {}, "logits_fn must return float logits [2, K]"),
         ("wants_more", {}, "must take images [4, 4, 1], got TypeError"),
+        ("draws", {}, "must take (images), got (images, key); bind the key of a network that draws"),
         ("network", {"num_examples": 21}, "num_examples must be 1 to 20"),
         ("network", {"bounds": ("0", "0.5")}, "images must be finite pixels in bounds [0.0, 0.5]"),
         ("network", {"batch_size": 6}, "batch_size must be divisible by the 4 devices"),
@@ -256,6 +272,10 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(model, toy, tmp_path, 
         ({"workdir": "a", "sweep": "epsilon:-1"}, ["sweep must be epsilon or steps"]),
         ({"workdir": "a", "sweep": "steps", "card": "c", "require": ["a>0"]}, ["--card, --require must be left out"]),
         ({"workdir": "a", "save_images": "x.png"}, ["--save_images must be a file that ends in .npz"]),
+        ({"workdir": "a", "save_images": "/dev/null/x.npz"}, ["got /dev/null/x.npz, and /dev/null is no folder"]),
+        ({"workdir": "a", "card": "/dev/null/c.json"}, ["--card must be where files can be written"]),
+        ({"workdir": "a", "card": "/"}, ["--card must be a file, got the folder /"]),
+        ({"model": "b:c", "data": "d", "epsilon": 1, "output": __file__}, ["--output must be a folder, got the file"]),
         ({"model": "b:c", "data": "d", "epsilon": 1, "mean": ["a"]}, ["mean must be numbers separated by commas"]),
         ({"workdir": "a", "attacks": []}, ["no attack is named"]),
         ({"workdir": "a", "attacks": ["clean"], "require": ["pgd20>=0.5"]}, ["require must be comparisons"]),

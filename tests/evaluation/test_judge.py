@@ -187,12 +187,12 @@ def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
         ({"logits_fn": lambda images: toys.linear(images)[:1]}, r"logits_fn.*2 images, got shape \[1, 4\]"),
         (
             {"logits_fn": lambda images, key: toys.linear(images)},
-            r"logits_fn must take \(images\) got \(images, key\)",
+            r"logits_fn must take \(images\), got \(images, key\)",
         ),
         ({"hints": Hints(stochastic=True)}, r"logits_fn must take \(images, key\), as the hints say stochastic"),
         ({"hints": {"stochastic": False}}, r"hints must be Hints\(...\), got dict"),
         ({"hints": Hints(stochastic="no")}, "hints.stochastic must be True or False, got 'no'"),
-        ({"hints": Hints(undefended_fn=3)}, "hints.undefended_fn must be a function, got int"),
+        ({"hints": Hints(undefended_fn=3)}, r"hints.undefended_fn must be a function of \(images\), got int"),
         (
             {"hints": Hints(auxiliary_fn=toys.linear)},
             r"hints.auxiliary_fn must return logits \[S, B, K\] with B = 2 and K = 4, got shape \[2, 4\]",

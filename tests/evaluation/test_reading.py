@@ -47,7 +47,10 @@ def honest():
     return judge(network(lambda images: images), toys.KEY, *toys.digits()[1], epsilon=toys.EPSILON)
 
 
-@pytest.fixture(scope="module", params=BROKEN)
+SLOW = pytest.param("detached", marks=pytest.mark.slow)  # as quick to read as the others, and one more verdict
+
+
+@pytest.fixture(scope="module", params=[SLOW if name == "detached" else name for name in BROKEN])
 def broken(request):
     """A name and a verdict, nothing declared."""
     prepare, _ = BROKEN[request.param]

@@ -70,6 +70,8 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
     text = str(found)
     assert "not compiled: not within 0.5 minutes" in text and "collectives of a step: unknown" in text
     assert f"at least {1e3 * found.counted.flops / 197e12:.3g} ms" in text or "by state" in text
+    assert "memory a chip: at least" in text and "which may fit" in text  # a floor, and no word of the links
+    assert "interconnect" not in found.seconds
 
     c.train.batch_size = 1024
     found = planning.plan(c, "v5e-4")

@@ -114,6 +114,25 @@ def test_one_killed_stops_all_and_other_numbers_of_processes_go_on(processes, st
     np.testing.assert_allclose(ours[-2]["loss"], theirs[-2]["loss"], rtol=1e-4)
 
 
+def test_process_0_killed_ends_the_others_in_a_line():
+    program = """
+import os, signal, sys, time
+from robustjax.runtime import hosts
+hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+if sys.argv[2] == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = [start([sys.executable, "-c", program, f"localhost:{port}", i]) for i in (0, 1)]
+    killed, survivor = (finish(process) for process in together)
+    assert (killed.returncode, survivor.returncode) == (-signal.SIGKILL, 1), survivor.stderr
+    *_, last = survivor.stderr.splitlines()
+    assert last == "error: process 1 stops, another one is gone, as jax says above; the same command goes on"
+
+
 def test_two_processes_judge_as_one(two, cache):
     arguments = [f"--workdir={two}", "--attacks=clean,pgd20", "--num_examples=100", "--batch_size=100"]
     records = []

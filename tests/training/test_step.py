@@ -84,11 +84,38 @@ def test_several_devices_compute_what_one_does():
     compare_devices(2, 4)
 
 
-def test_eight_devices_compute_what_one_does():
+def go_on(devices, folder):
+    """Steps on one device, on several and on one again, with a checkpoint between, are those of one device."""
+    experiment = build.experiment(make_config(train__ema_decay=0.5))
+    abstract = jax.eval_shape(experiment.create_state)
+    layouts = {count: sharding.layout(jax.devices()[:count]) for count in (1, devices)}
+    dispatches = {count: step.make_dispatch(experiment.step, layout) for count, layout in layouts.items()}
+    order = data.epoch_order(0, 0, 64).reshape(4, SIZE)
+
+    def run(state, on, done, count):
+        arrays = layouts[on].replicate((experiment.train.images, experiment.train.labels))
+        return dispatches[on](state, *arrays, np.roll(order, -done, axis=0), count)
+
+    def begin():
+        return jax.jit(experiment.create_state, out_shardings=layouts[1].replicated)()
+
+    whole, state = run(begin(), 1, 0, 4), run(begin(), 1, 0, 2)
+    for done, before, on in ((2, 1, devices), (3, devices, 1)):
+        assert len(state.step.devices()) == before
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(done, state)
+        with Checkpoints(folder) as checkpoints:
+            state = run(checkpoints.restore(done, abstract, layouts[on]), on, done, 1)
+    whole, state = (jax.device_get(one._replace(key=jax.random.key_data(one.key))) for one in (whole, state))
+    assert state.step == 4
+    assert_equal(whole, state, rtol=1e-3, atol=5e-5)
+
+
+def test_a_checkpoint_of_one_device_goes_on_with_eight_and_back(tmp_path):
     # In a process of its own: the devices of this one are counted.
     path = f"{HERE}:{HERE.parent}:{HERE.parents[1]}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": path} | QUICKLY
-    code = "import test_step; test_step.compare_devices(8)"
+    code = f"import test_step; test_step.go_on(8, {str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -168,11 +195,13 @@ def test_the_average_lags_behind_the_weights():
         {"defense__name": "cas", "objective__name": "mart", "attack__epsilon": 0.05},
         {"defense__name": "cifs", "defense__importance": "sigmoid", "attack__epsilon": 0.05},
         {"defense__name": "fsr", "objective__name": "trades", "defense__width": 4},
-        {"defense__name": "sns", "objective__name": "standard", "attack__epsilon": 0.05},
+        # Several defenses at chosen sites; one of them stands aside until the network is evaluated.
+        {"defense__name": "cas:sites=conv2,attack_beta=0.0+sns:sites=conv1,norm=l2+sap", "objective__name": "standard",
+         "attack__epsilon": 0.05},
         {"attack__norm": "l2", "attack__epsilon": 1.0, "data__flip": True, "data__crop_padding": 1, "data__cutout": 2},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_objective_and_attack_lowers_its_loss(changes):
     experiment = build.experiment(make_config(attack__warmup_epochs=0.0, optimizer__schedule="constant", **changes))
     # The same four batches again and again: whatever the objective, its loss on them falls.

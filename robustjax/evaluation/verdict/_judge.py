@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,9 +261,9 @@ def check_functions(
         f"hints.{name}": value for name, value in hints._asdict().items() if name != "stochastic" and value is not None
     }
     for name, function in functions.items():
-        if not callable(function):
-            raise InputError(f"{name} must be a function, got {type(function).__name__}")
-        _check_arguments(name, function, images, keys)
+        wanted = "(images, key), as the hints say stochastic" if keys else "(images)"
+        mend = "leave stochastic out of the hints" if keys else "declare Hints(stochastic=True), or bind the key"
+        inputs.takes(name, function, (images, *keys), wanted, mend)
     outputs = jax.eval_shape(logits_fn, images, *keys)
     expected = jax.eval_shape(goals.float_logits, outputs).shape
     if expected[0] != len(images):
@@ -286,19 +285,6 @@ def check_functions(
                 f"{name} must return logits {list(expected)} as logits_fn does, got {given}; give it the same classes"
             )
     return getattr(outputs, "logits", outputs)
-
-
-def _check_arguments(name: str, function: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a function without one, such as a builtin
-        return
-    try:
-        signature.bind(images, *keys)
-    except TypeError as error:
-        mend = "leave stochastic out of the hints" if keys else "declare Hints(stochastic=True), or bind the key"
-        wanted = "(images, key), as the hints say stochastic," if keys else "(images)"
-        raise InputError(f"{name} must take {wanted} got {signature}; {mend}") from error
 
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:

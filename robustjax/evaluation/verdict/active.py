@@ -10,13 +10,12 @@ are trained.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from robustjax.evaluation.verdict import probes, red_flags
+from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict.goals import Plant
 from robustjax.evaluation.verdict.reading import Reading, draws_of
 from robustjax.evaluation.verdict.red_flags import Flag
@@ -58,16 +57,10 @@ def plant(trial: Trial, rows: np.ndarray) -> Planted:
         trial: the examples.
         rows: those to plant at.
     """
-    key, num_classes = trial.key(), trial.num_classes
-    directions = np.array(jax.random.normal(key, (len(trial.images), num_classes)), np.float32)
-    candidates = trial.over(
-        rows,
-        lambda some: probes.plant_candidates(
-            trial.networks.direct, jax.random.fold_in(key, int(some[0])), trial.images[some], directions[some],
-            jnp.float32(trial.epsilon), jnp.int32(NUM_POINTS), stochastic=trial.stochastic, norm=trial.norm,
-            bounds=trial.bounds,
-        ),
-    )  # fmt: skip
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(trial.key())))
+    directions = generator.normal(size=(len(trial.images), trial.num_classes)).astype(np.float32)
+    said = trial.random_points(rows, directions, NUM_POINTS)
+    candidates = np.asarray(said.highest), np.asarray(said.suggested)
     seen = [trial.classified(rows, points) for points in (trial.images[rows], *candidates)]
     with np.errstate(invalid="ignore"):  # of logits that are not finite
         values = np.stack([np.sum(directions[rows] * logits, axis=1, dtype=np.float64) for _, _, logits in seen])
@@ -100,7 +93,7 @@ def test(trial: Trial, planted: Planted, reading: Reading) -> np.ndarray:
         planted: of :func:`plant`.
         reading: of the network's program, for the relaxed network.
     """
-    ways = [{"view": view} for view in ("direct", "surrogate") if view in trial.networks.views()]
+    ways: list[dict[str, Any]] = [{"view": view} for view in ("direct", "surrogate") if view in trial.networks.views()]
     if reading.networks is not None:
         ways.append({"view": "direct", "networks": reading.networks, "num_draws": draws_of(trial)})
     found = np.zeros(len(planted.rows), bool)

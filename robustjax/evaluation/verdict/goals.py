@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from robustjax.attacks import losses
 from robustjax.attacks.engine import inputs
-from robustjax.types import Array, Key
+from robustjax.types import AnyArray, Array, Key
 
 LOSSES = ("ce", "margin", "dlr", "targeted")
 
@@ -62,8 +62,8 @@ class Plant(NamedTuple):
         threshold: t, float32 [B].
     """
 
-    weights: Array
-    threshold: Array
+    weights: AnyArray
+    threshold: AnyArray
 
     def logits(self, logits: Array) -> Array:
         """The head's logits [B, K]: -h of class 0, h of class 1, and less than either of the others."""

@@ -220,15 +220,38 @@ def margin_changes(
         return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
 
 
+class RandomPoints(NamedTuple):
+    """What random points of each ball say, images [B, H, W, C] each.
+
+    Attributes:
+        strongest: the point that is misclassified, by the largest margin.
+        highest: the point where the weighted sum of the logits is largest.
+        suggested: the point of the ball in the direction that all of them together suggest for that sum.
+    """
+
+    strongest: Array
+    highest: Array
+    suggested: Array
+
+
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
 def random_search(
-    network: Any, key: Key, images: Array, labels: Array, epsilon: Array, num_draws: Array,
+    network: Any, key: Key, images: Array, labels: Array, weights: Array, epsilon: Array, num_points: Array,
     *, stochastic: bool, norm: str, bounds: geometry.Bounds,
-) -> Array:  # fmt: skip
-    """The random points of highest margin, in turn uniform in the ball and on its surface (in linf: at its corners)."""
+) -> RandomPoints:  # fmt: skip
+    r"""The best of random points, in turn uniform in the ball and on its surface (in linf: at its corners).
+
+    With values :math:`v_i = w \cdot z(x + u_i)` the suggested direction is the steepest for
+    :math:`\sum_i (v_i - \bar v)\, u_i`, which takes no gradient.
+
+    Args:
+        weights: w, float32 [B, K].
+        num_points: of each ball, traced.
+    """
     ball = geometry.get(norm)
 
-    def draw(i: Array, best: Best) -> Best:
+    def draw(i: Array, state: tuple) -> tuple:
+        strongest, highest, total, deltas, products = state
         key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
         inside = ball.random_start(key_delta, images, epsilon)
         if norm == "linf":
@@ -237,51 +260,22 @@ def random_search(
             outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
         points = ball.project(images, images + jnp.where(i % 2 == 0, inside, outside), epsilon, bounds)
         logits = network(points, key_network) if stochastic else network(points)
-        wrong = ~verify.is_correct(logits, labels)
-        return best.or_better(points, wrong.astype(jnp.float32), losses.margin(logits, labels))
-
-    return jax.lax.fori_loop(0, num_draws, draw, Best.none(images)).images
-
-
-@functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
-def plant_candidates(
-    network: Any, key: Key, images: Array, weights: Array, epsilon: Array, num_points: Array,
-    *, stochastic: bool, norm: str, bounds: geometry.Bounds,
-) -> tuple[Array, Array]:  # fmt: skip
-    r"""Points of the ball where ``weights * logits`` is large, by values of the network alone; each like images.
-
-    Returns:
-        The best of ``num_points`` random points of the ball's surface (in linf, of its corners), and the point in the
-        direction that they suggest together, :math:`\sum_i (v_i - \bar v)\, u_i` of values v and points u.
-    """
-    ball = geometry.get(norm)
-
-    def draw(i: Array, state: tuple) -> tuple:
-        best, total, products, deltas = state
-        key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
-        inside = ball.random_start(key_delta, images, epsilon)
-        if norm == "linf":
-            outside = epsilon * jnp.sign(inside)
-        else:
-            outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
-        points = ball.project(images, images + outside, epsilon, bounds)
-        logits = network(points, key_network) if stochastic else network(points)
+        wrong = (~verify.is_correct(logits, labels)).astype(jnp.float32)
         value = jnp.nan_to_num(jnp.sum(weights * logits, axis=1))
         return (
-            best.or_better(points, jnp.zeros_like(value), value),
+            strongest.or_better(points, wrong, losses.margin(logits, labels)),
+            highest.or_better(points, jnp.zeros_like(value), value),
             total + value,
-            products + geometry.per_example(value, images) * (points - images),
             deltas + (points - images),
+            products + geometry.per_example(value, images) * (points - images),
         )
 
-    zeros = jnp.zeros_like(images)
-    state = (Best.none(images), jnp.zeros(len(images), jnp.float32), zeros, zeros)
-    with jax.default_matmul_precision("float32"):
-        best, total, products, deltas = jax.lax.fori_loop(0, num_points, draw, state)
+    none, zeros = Best.none(images), jnp.zeros_like(images)
+    state = (none, none, jnp.zeros(len(images), jnp.float32), zeros, zeros)
+    strongest, highest, total, deltas, products = jax.lax.fori_loop(0, num_points, draw, state)
     direction = products - geometry.per_example(total / num_points.astype(jnp.float32), images) * deltas
-    length = geometry.per_example(jnp.broadcast_to(epsilon, total.shape), images)
-    suggested = images + length * ball.steepest(direction, images, bounds)
-    return best.images, ball.project(images, suggested, epsilon, bounds)
+    suggested = images + epsilon * ball.steepest(direction, images, bounds)
+    return RandomPoints(strongest.images, highest.images, ball.project(images, suggested, epsilon, bounds))
 
 
 @jax.jit

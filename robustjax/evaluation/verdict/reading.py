@@ -182,7 +182,7 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
             if len(groups) > 1 or (loops, temperature) != ("through", TEMPERATURES[0]):
                 yield _Plan("all", np.ones(len(findings), np.float32), temperature, loops)
     if any(finding.kind == CALLBACK for finding in findings):
-        for temperature in TEMPERATURES:
+        for temperature in (TEMPERATURES[0], TEMPERATURES[-1]):  # near and far: Python is slow
             yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
 
 

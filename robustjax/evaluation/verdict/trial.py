@@ -160,14 +160,20 @@ class Trial(Examples):
 
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Random points of the ball; the share of draws misclassified, float32 [N]."""
+        nothing = np.zeros((len(self.images), self.num_classes), np.float32)
+        points = self._points_of(nothing, self.budget.num_random)
+        return self._run(name, rows, lambda some: points(some).strongest)
+
+    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints:
+        """What random points of the balls of some examples say; weights of the logits are of all examples, [N, K]."""
+        return self.over(rows, self._points_of(weights, num_points))
+
+    def _points_of(self, weights: np.ndarray, num_points: int) -> Callable[[np.ndarray], probes.RandomPoints]:
         key = self.key()
-        return self._run(
-            name, rows,
-            lambda some: probes.random_search(
-                self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
-                jnp.float32(self.epsilon), jnp.int32(self.budget.num_random), stochastic=self.stochastic,
-                norm=self.norm, bounds=self.bounds,
-            ),
+        return lambda some: probes.random_search(
+            self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
+            weights[some], jnp.float32(self.epsilon), jnp.int32(num_points),
+            stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
         )  # fmt: skip
 
     def recorded_pgd(

@@ -6,7 +6,15 @@ nothing here waits for a device inside traced code. All errors are :class:`robus
 "name must be X, got Y; mend".
 """
 
-from robustjax.attacks.engine.inputs._arguments import at_least, box, check_key, labels_in_range, logits_of
+from robustjax.attacks.engine.inputs._arguments import (
+    at_least,
+    box,
+    check_key,
+    check_network,
+    labels_in_range,
+    logits_of,
+    takes,
+)
 from robustjax.attacks.engine.inputs._check import Inputs, check, on_host
 from robustjax.attacks.engine.inputs._convert import as_pytree, in_dtype_of
 
@@ -17,8 +25,10 @@ __all__ = [
     "box",
     "check",
     "check_key",
+    "check_network",
     "in_dtype_of",
     "labels_in_range",
     "logits_of",
     "on_host",
+    "takes",
 ]

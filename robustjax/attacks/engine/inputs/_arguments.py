@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,40 @@ def box(bounds: Any, num_channels: int) -> geometry.Bounds:
     return low, high
 
 
+def takes(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], wanted: str, mend: str) -> None:
+    """Refuses a function that cannot be called with these arguments, as far as its signature tells.
+
+    Example:
+        >>> takes("logits_fn", lambda images, key: images, (1,), "(images)", "bind the key")
+        Traceback (most recent call last):
+        robustjax.types.InputError: logits_fn must take (images), got (images, key); bind the key
+    """
+    if not callable(function):
+        raise InputError(f"{name} must be a function of {wanted}, got {type(function).__name__}; give one")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function without one, such as a builtin
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise InputError(f"{name} must take {wanted}, got {signature}; {mend}") from error
+
+
+def check_network(logits_fn: LogitsFn, images: AnyArray, draw: tuple[Key, ...], eot_samples: int) -> None:
+    """Refuses a network that takes a key and is not given one, and the other way round."""
+    wanted = f"(images, key), as eot_samples={eot_samples} says" if draw else "(images)"
+    mend = "leave eot_samples out" if draw else "of a network that draws give eot_samples, or bind the key"
+    takes("logits_fn", logits_fn, (images, *draw), wanted, mend)
+
+
+def check_loss(loss: Any) -> None:
+    """Refuses a loss that is no function, such as the name of one."""
+    if not callable(loss):
+        known = ", ".join(f"losses.{function.__name__}" for function in LIBRARY_LOSSES)
+        raise InputError(f"loss must be a function of (outputs, labels), got {loss!r}; give for example one of {known}")
+
+
 def check_key(key: Any, num_examples: int | None = None) -> None:
     """Refuses all but one typed key or, where their number is given, one for each example."""
     wanted = "a typed key" + ("" if num_examples is None else f", or one for each of {num_examples} examples")
@@ -104,10 +139,14 @@ def logits_of(outputs: Any, num_examples: int) -> Array:
     return logits
 
 
+def _array(values: Any) -> AnyArray:
+    """An array of JAX or NumPy as it is, and of anything else, such as lists and tensors of PyTorch, one of NumPy."""
+    return values if isinstance(values, jax.Array | np.ndarray) else np.asarray(values)
+
+
 def as_images(images: Any, num_axes: int | None) -> AnyArray:
     """Images as an array of JAX or NumPy; refused by rank and dtype."""
-    if not hasattr(images, "dtype"):
-        images = np.asarray(images)
+    images = _array(images)
     axes = "[B, H, W, C]" if num_axes == 4 else "[B, ...]"
     if not jnp.issubdtype(images.dtype, jnp.floating):
         mend = "divide integers by 255 and" if jnp.issubdtype(images.dtype, jnp.integer) else "convert them and"
@@ -143,7 +182,7 @@ def check_in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
 
 def as_labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
     """Labels as an array; int32 where they are integers."""
-    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    labels = _array(labels)
     kind = unwrapped(loss)
     integers = jnp.issubdtype(labels.dtype, jnp.integer)
     if kind in INTEGER_LABEL_LOSSES or (kind is losses.kl and integers):
@@ -196,6 +235,7 @@ def check_outputs(
         return outputs, (logits_of(outputs, num_examples) if library_loss else loss(outputs, labels))
 
     draw = (key if key.ndim == 0 else key[0],) if eot_samples else ()
+    check_network(logits_fn, images, draw, eot_samples)
     outputs, value = jax.eval_shape(evaluate, images, *draw)
     if not library_loss and getattr(value, "shape", None) != (num_examples,):
         got = list(value.shape) if hasattr(value, "shape") else type(value).__name__

@@ -19,6 +19,7 @@ from robustjax.attacks.engine.inputs._arguments import (
     box,
     check_in_box,
     check_key,
+    check_loss,
     check_outputs,
     check_radius,
     labels_in_range,
@@ -90,6 +91,7 @@ def check(
     """
     geometry.get(norm)
     at_least(0, eot_samples=eot_samples)
+    check_loss(loss)
     given = jnp.asarray(as_images(images, num_axes))
     bounds = box(bounds, given.shape[-1])
     check_in_box(given, bounds)
