@@ -69,9 +69,9 @@ class Claim(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """ "confirmed", "refuted" or "undecided"."""
+        """ "confirmed", "refuted", "undecided" or "not measured"."""
         if self.found is None or math.isnan(self.found.value):
-            return "undecided (not measured)"
+            return "not measured"
         beyond, below = self.found.low > self.no_effect, self.found.high < self.no_effect
         if not (beyond or below):
             return "undecided"
@@ -120,38 +120,46 @@ def claims(
     def robust(name: str, says: str) -> list[Claim]:
         found = gains.get(name, {})
         return [
-            Claim(says, "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
-            Claim(says, "worst case, adaptive attacks included, minus that of `at`", found.get("worst_case")),
+            Claim(f"{says} (under PGD-20)", "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
+            Claim(
+                f"{says} (against all attacks)",
+                "worst case, adaptive attacks included, minus that of `at`",
+                found.get("worst_case"),
+            ),
         ]
 
     return {
         "SAP (Dhillon et al. 2018)": [
-            Claim("pruning a trained network raises its accuracy under attack", "accuracy of `standard` under FGSM, "
-                  "pruned (20 draws) minus dense", pruned("accuracy", "standard")),
-            Claim("also that of an adversarially trained one", "the same of `at`", pruned("accuracy", "at")),
-            Claim("and its calibration is preserved", "expected calibration error of `at` under FGSM, pruned minus "
-                  "dense: above 0 it is lost, below 0 it is better", pruned("ece", "at"), above=False),
+            Claim("pruning raises the accuracy of a standard network under attack",
+                  "accuracy of `standard` under FGSM, pruned (20 draws) minus dense", pruned("accuracy", "standard")),
+            Claim("pruning raises the accuracy of an adversarially trained network under attack",
+                  "the same of `at`", pruned("accuracy", "at")),
+            Claim("pruning preserves calibration under attack",
+                  "expected calibration error of `at` under FGSM, pruned minus dense (below 0: better)",
+                  pruned("ece", "at"), above=False),
             *robust("at_sap", "the pruned network is more robust"),
         ],
         "CAS (Bai et al. 2021)": [
-            Claim("adversarial images activate channels more strongly", "magnitude ratio of `standard`, against 1",
+            Claim("attacks activate channels more strongly", "magnitude ratio of `standard`, against 1",
                   read("channels", "magnitude_ratio", "standard"), no_effect=1.0),
-            Claim("and more uniformly", "entropy of the frequencies of `standard`, adversarial minus natural",
+            Claim("attacks activate channels more uniformly",
+                  "entropy of the frequencies of `standard`, adversarial minus natural",
                   attacked("channels", "entropy", "standard")),
-            Claim("adversarial training mends the first", "magnitude ratio, `at` minus `standard`",
+            Claim("adversarial training mends the magnitudes", "magnitude ratio, `at` minus `standard`",
                   between("channels", "magnitude_ratio", "at", "standard"), above=False),
-            Claim("but not the second", "entropy of the frequencies of `at`, adversarial minus natural",
+            Claim("adversarial training leaves the uniformity",
+                  "entropy of the frequencies of `at`, adversarial minus natural",
                   attacked("channels", "entropy", "at")),
             Claim("CAS suppresses what attacks activate", "gap of the frequencies, `at_cas` minus `at`",
                   between("channels", "l1_gap", "at_cas", "at"), above=False),
             *robust("at_cas", "CAS makes adversarial training more robust"),
         ],
         "CIFS (Yan et al. 2021)": [
-            Claim("after adversarial training attacks still over-activate channels that speak against the class",
+            Claim("attacks over-activate channels that speak against the class",
                   "over-activation of `at`", read("relevance", "over_activation", "at")),
-            Claim("which misaligns activation and relevance", "rank correlation of `at`, adversarial minus natural",
+            Claim("attacks misalign activation and relevance", "rank correlation of `at`, adversarial minus natural",
                   attacked("relevance", "rank_correlation", "at"), above=False),
-            Claim("most of all in the classes that are least robust", "over-activation gap of `at`",
+            Claim("attacks over-activate them most in the least robust classes", "over-activation gap of `at`",
                   read("relevance", "over_activation_gap", "at")),
             *robust("at_cifs", "CIFS makes adversarial training more robust"),
         ],
@@ -160,14 +168,14 @@ def claims(
                   read("restoration", "restoration_gap", "standard")),
             Claim("adversarial training lowers sensitivity", "relative sensitivity, `at` minus `standard`",
                   between("sensitivity", "relative_sensitivity", "at", "standard"), above=False),
-            Claim("stabilizing them lowers it further", "relative sensitivity, `at_sns` minus `at`",
+            Claim("stabilizing lowers sensitivity further", "relative sensitivity, `at_sns` minus `at`",
                   between("sensitivity", "relative_sensitivity", "at_sns", "at"), above=False),
-            *robust("at_sns", "and makes adversarial training more robust"),
+            *robust("at_sns", "stabilizing makes adversarial training more robust"),
         ],
         "FSR (Kim et al. 2023)": [
-            Claim("under attack robust features name the right class more often than non-robust ones",
+            Claim("under attack robust features name the right class more often",
                   "difference of accuracies", read("separation", "adversarial_robust_gap", "at_fsr")),
-            Claim("recalibration restores cues for the right class in non-robust ones",
+            Claim("recalibration restores cues in non-robust features",
                   "gain of accuracy", read("separation", "adversarial_recalibration_gain", "at_fsr")),
             *robust("at_fsr", "FSR makes adversarial training more robust"),
         ],
@@ -176,6 +184,7 @@ def claims(
 
 def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> str:
     """The page."""
+    drawn = {figure["name"] for figure in analysis["figures"]}
     threat = f"{analysis['norm']} epsilon {analysis['epsilon']:.4g}"
     lines = [
         "# What becomes of the papers' claims",
@@ -199,22 +208,23 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
                 figures = f"{scalar.value:.3g} | {scalar.low:.3g} to {scalar.high:.3g} | {scalar.n}"
             lines.append(f"| {claim.says} | {claim.measured} | {figures} | **{claim.outcome}** |")
         for name, (under, text) in SHOWN.items():
-            if under == paper.split()[0]:
+            if under == paper.split()[0] and name in drawn:
                 lines += ["", f"![{text}](claims/{name}.png)", "", text]
     return "\n".join(lines) + "\n"
 
 
 def summary(own: list[Claim]) -> str:
-    """One sentence: how many of a paper's claims came out how.
+    """What came of a paper's claims, in a line.
 
-    >>> summary([Claim("a", "", Scalar(1, 0.5, 2, 9)), Claim("b", "", None)])
-    '1 confirmed (a), 1 undecided (not measured) (b).'
+    >>> summary([Claim("a", "", Scalar(1, 0.5, 2, 9)), Claim("b", "", None), Claim("c", "", None)])
+    'confirmed: a. Not measured: b; c.'
     """
-    by_outcome: dict[str, list[str]] = {}
-    for claim in own:
-        by_outcome.setdefault(claim.outcome, []).append(claim.says)
-    order = sorted(by_outcome, key=("confirmed", "refuted", "undecided", "undecided (not measured)").index)
-    return ", ".join(f"{len(by_outcome[name])} {name} ({'; '.join(by_outcome[name])})" for name in order) + "."
+    parts = []
+    for outcome in ("confirmed", "refuted", "undecided", "not measured"):
+        says = [claim.says for claim in own if claim.outcome == outcome]
+        if says:
+            parts.append(f"{outcome.capitalize() if parts else outcome}: {'; '.join(says)}.")
+    return " ".join(parts)
 
 
 def gains(results: Path, seed: int) -> dict[str, dict[str, Scalar]]:

@@ -1,11 +1,15 @@
-"""Each training option against plain adversarial training on the digits, under AutoAttack `standard`.
+"""Each training option against plain adversarial training on the digits, under AutoAttack `standard`; and the papers'
+ablations, under adaptive attacks.
 
 python benchmarks/training_options.py --option=awp --seed=0     trains and judges one run, unless its record is there
 python benchmarks/training_options.py --table                   prints the records side by side
+python benchmarks/training_options.py --names=options           lists what --option takes; or --names=ablations
 
-``launch/training_options.sh`` runs all of them. A record of ``results/training_options.json`` holds what makes the run,
-clean and robust accuracy and a flag for each of the 360 test images. Options that take one attack step are compared
-with adversarial training as well as with RS-FGSM; what further data are worth, with the same 400 images alone.
+``launch/training_options.sh`` runs all of them. A record of ``results/training_options.json``, or of
+``results/ablations.json``, holds what makes the run, clean and robust accuracy and a flag for each of the 360 test
+images. Options that take one attack step are compared with adversarial training as well as with RS-FGSM; what further
+data are worth, with the same 400 images alone. The ablations are in ``benchmarks/ablations.py``: what counts of them is
+the worst case of all adaptive attacks with the quick budget, as the defenses' own gradients may be of no use.
 """
 
 import json
@@ -15,16 +19,19 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from ablations import ABLATIONS
 from absl import flags
 
 from robustjax import cli
 from robustjax.types import InputError
 
-OPTION = flags.DEFINE_string("option", None, "One of the options.")
+OPTION = flags.DEFINE_string("option", None, "One of the options or ablations.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the run.", lower_bound=0)
 TABLE = flags.DEFINE_bool("table", False, "Print what there is.")
-RECORDS = flags.DEFINE_string("records", "results/training_options.json", "File of the records.")
+NAMES = flags.DEFINE_enum("names", None, ["options", "ablations"], "List the names.")
+RECORDS = flags.DEFINE_string("records", None, "File of the records.")
 
+FILES = {"options": "results/training_options.json", "ablations": "results/ablations.json"}
 RS_FGSM = {"attack.name": "rs_fgsm", "attack.step_size": 0.25}
 FEW = {"data.train_examples": 400}
 # name -> (what is changed of ``config.digits()``, what it is compared with)
@@ -50,22 +57,27 @@ OPTIONS = {
 
 def main() -> int:
     """One run, or the table."""
-    path = Path(RECORDS.value)
-    if TABLE.value:
-        print(table(_read(path)))
+    if NAMES.value:
+        print("\n".join(OPTIONS if NAMES.value == "options" else ABLATIONS))
         return 0
-    if OPTION.value not in OPTIONS:
-        raise InputError(f"--option must be one of {', '.join(OPTIONS)}, got {OPTION.value!r}")
-    name = f"{OPTION.value}_{SEED.value}"
+    if TABLE.value:
+        for path in map(Path, [RECORDS.value] if RECORDS.value else FILES.values()):
+            if path.exists():
+                print(table(_read(path)), end="\n\n")
+        return 0
+    kind = "ablations" if OPTION.value in ABLATIONS else "options"
+    if OPTION.value not in {*OPTIONS, *ABLATIONS}:
+        raise InputError(f"--option must be one of {', '.join([*OPTIONS, *ABLATIONS])}, got {OPTION.value!r}")
+    path, name = Path(RECORDS.value or FILES[kind]), f"{OPTION.value}_{SEED.value}"
     if name in _read(path):
         print(f"{name} is there")
         return 0
-    record = run(OPTION.value, SEED.value)
+    record = (judged if kind == "ablations" else run)(OPTION.value, SEED.value)
     records = {**_read(path), name: record}  # as another process may have left it meanwhile
     part = path.with_suffix(".part")
     part.write_text(json.dumps(records, indent=1) + "\n")
     os.replace(part, path)
-    print(f"{name}: clean {record['clean']:.2%}, AutoAttack {record['autoattack']:.2%}, {record['seconds']:.0f} s")
+    print(f"{name}: clean {record['clean']:.2%}, robust {record['accuracy']:.2%}, {record['seconds']:.0f} s")
     return 0
 
 
@@ -105,7 +117,8 @@ def run(option: str, seed: int) -> dict:
         "seed": seed,
         "changes": OPTIONS[option][0],
         "clean": float(clean.mean()),
-        "autoattack": float(robust.mean()),
+        "attacks": "AutoAttack",
+        "accuracy": float(robust.mean()),
         "robust": "".join("01"[int(flag)] for flag in robust),
         "epsilon": made.attack.epsilon,
         "num_examples": len(robust),
@@ -115,22 +128,65 @@ def run(option: str, seed: int) -> dict:
     }
 
 
+def judged(name: str, seed: int) -> dict:
+    """Trains one setting of ``ablations.py``, and attacks its last checkpoint by all that is known of the defense."""
+    import runpy
+    import time
+
+    from robustjax import evaluation, runs
+
+    ablation = ABLATIONS[name]
+    made = runpy.run_path(str(cli.find_config("digits")))["get_config"](ablation.recipe)
+    made.seed = seed
+    for path, value in ablation.changes.items():
+        section, key = path.split(".")
+        made[section][key] = value
+    made.validation.every_epochs = 25
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        runs.train(made, f"{folder}/run")
+        seconds = time.perf_counter() - started
+        options = evaluation.Options(f"{folder}/run", checkpoint="last", attacks=["clean", "adaptive"], batch_size=360)
+        result = evaluation.evaluate_run(options._replace(defense=ablation.defense))
+    by_attack = {record["attack"]: record["accuracy"] for record in result.records}
+    robust = result.worst_case["robust"]
+    return {
+        "option": name,
+        "seed": seed,
+        "command": ablation.command(),
+        "clean": by_attack["clean"],
+        "attacks": "adaptive, quick budget",
+        "accuracy": sum(robust) / len(robust),
+        "by_attack": by_attack,
+        "robust": "".join("01"[int(flag)] for flag in robust),
+        "epsilon": made.attack.epsilon,
+        "num_examples": len(robust),
+        "seconds": seconds,
+        "versions": result.conditions["versions"],
+        "hardware": result.conditions["hardware"],
+    }
+
+
 def table(records: dict) -> str:
     """Means over seeds with the 95 % interval for 360 images, and differences image by image."""
+    attacks = next(iter(records.values()), {"attacks": "AutoAttack"})["attacks"]
     lines = [
-        "| option | seeds | clean | AutoAttack (each seed) | 95 % interval | against | difference, 95 % interval |",
+        f"| option | seeds | clean | {attacks} (each seed) | 95 % interval | against | difference, 95 % interval |",
         "|---|--:|--:|--:|--:|---|--:|",
     ]
-    for option, (_, other) in OPTIONS.items():
+    against = {name: other for name, (_, other) in OPTIONS.items()} | {
+        name: ablation.against for name, ablation in ABLATIONS.items()
+    }
+    for option, other in against.items():
         own = [record for record in records.values() if record["option"] == option]
         if not own:
             continue
-        clean, robust = (statistics.fmean(record[key] for record in own) for key in ("clean", "autoattack"))
+        clean, robust = (statistics.fmean(record[key] for record in own) for key in ("clean", "accuracy"))
         from robustjax.statistics import wilson_interval
 
         count = own[0]["num_examples"]
         low, high = wilson_interval(robust * count, count)
-        each = ", ".join(f"{record['autoattack']:.1%}" for record in sorted(own, key=lambda record: record["seed"]))
+        each = ", ".join(f"{record['accuracy']:.1%}" for record in sorted(own, key=lambda record: record["seed"]))
         cells = [option, str(len(own)), f"{clean:.1%}", f"{robust:.1%} ({each})", f"{low:.1%} to {high:.1%}"]
         base = [record for record in records.values() if record["option"] == other]
         cells += [other, _difference(own, base)] if base else ["", ""]

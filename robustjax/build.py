@@ -15,6 +15,7 @@ import optax
 from robustjax import attacks, data, defenses, models, objectives, registry
 from robustjax import config as config_lib
 from robustjax.data import augment
+from robustjax.defenses import composition
 from robustjax.training import optim, state, step
 from robustjax.training.experiment import Experiment
 from robustjax.types import Array, Attack, Config, InputError, Key, nearest
@@ -128,19 +129,18 @@ def guarded(module: Any, defense: defenses.Defense | None) -> Any:
 
 
 def defense(config: Config) -> defenses.Defense | None:
-    """The defense of a config with the options that are set, or None.
+    """The defenses of a config as one, with the options that are set, or None.
 
     Raises:
-        InputError: the defense has no such option, or its value is out of range.
+        InputError: a defense has no such option, its value is out of range, or they do not go together.
     """
-    options = config_lib.defense_options(config)
-    return None if config.defense.name is None else defenses.create(config.defense.name, **options)
+    parts = [defenses.create(name, **options) for name, options in config_lib.defense_options(config)]
+    return defenses.compose(*parts) if parts else None
 
 
 def trained_defense(config: Config) -> defenses.Defense | None:
-    """The defense that takes part in training: SAP and MeanSparse guard a network that was trained without them."""
-    chosen = defense(config)
-    return None if chosen is None or chosen.inference_only else chosen
+    """What takes part in training: SAP and MeanSparse guard a network that was trained without them."""
+    return composition.trained(defense(config))
 
 
 def objective(config: Config) -> objectives.Objective:
@@ -185,7 +185,7 @@ def optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTrans
 
 def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
     """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
-    perturbed = 0
+    perturbed, guards = 0, defense(config)
     if config.attack.name in registry.CARRYING and objective(config).inner is not None:
         train = datasets(config)[0]
         extra = extra_dataset(config, train)
@@ -198,7 +198,7 @@ def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]
         image_shape=image_shape,
         averaged=config.train.ema_decay > 0,
         sum_names=step.metric_names(objective(config), defense(config)),
-        tracker=getattr(defense(config), "tracker", None),
+        tracker=guards.tracker_in(module.sites()) if guards else None,
         perturbed_examples=perturbed,
     )
 

@@ -42,7 +42,12 @@ FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_list("attacks", None, "In their order; by default clean,fgsm,pgd20,cw,pgd100, of a sweep pgd20."),
     flags.DEFINE_string("sweep", None, "Accuracy against epsilon or steps, as epsilon or epsilon:0,2/255,4/255."),
     flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step."),
-    flags.DEFINE_string("defense", None, "Evaluate with sap, kwta or meansparse, as sap:fraction=0.5, or with none."),
+    flags.DEFINE_string(
+        "defense",
+        None,
+        "Evaluate with sap, kwta, meansparse, dropout or noise, as sap:fraction=0.5, in place of the run's defense, "
+        "or beside it, as +sap:fraction=0.5; or with none.",
+    ),
     flags.DEFINE_string("transfer_from", None, "Folder of another run, from whose network adaptive attacks transfer."),
     flags.DEFINE_integer("batch_size", 500, "Images at a time, over all devices.", lower_bound=1),
     flags.DEFINE_integer("seed", 0, "Random seed of the attacks."),

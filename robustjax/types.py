@@ -106,5 +106,6 @@ class Guards(Protocol):
     """Chooses guards for a network that knows its sites and no defense, as :class:`robustjax.defenses.Defense` does."""
 
     def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
-        """Site -> guard module, for a network's sites by role: "activation", "preactivation", "late", "final"."""
+        """Site -> guard module, for a network's groups of sites: "activation", "preactivation", "late", "final" and
+        others. Where several guards are at a site, in this order, their keys are "site", "site+1", "site+2"."""
         ...

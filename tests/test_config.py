@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from robustjax import config, models, runs
+from robustjax import build, config, defenses, models, runs
 from robustjax.runs import config_file
 from robustjax.runs.claim import claim
 from robustjax.types import InputError
@@ -66,7 +67,9 @@ def test_every_problem_is_listed_at_once():
         ("objective.name", "madry", "objective.name must be one of"),
         ("train.ema_decay", 1.0, "train.ema_decay must be in [0, 1)"),
         ("seed", -1, "seed must be >= 0"),
-        ("defense.name", "cass", "defense.name must be one of cas, cifs, fsr, kwta, meansparse, sap, sns, got 'cass'"),
+        ("defense.name", "cass", "defense.name must be one of cas, cifs, dropout, fsr, kwta, meansparse, noise, sap, "),
+        ("defense.name", "cas+cifs", "defenses must have heads of their own, got cas and cifs"),
+        ("defense.name", "cas+sap:alpha=1.0", "defense.name=sap: options look like fraction=..., sampler=..., sites="),
         ("defense.beta", 1.0, "defense.beta set without a defense.name"),
         ("data.validation_examples", 0, "data.validation_examples must be >= 1"),
         ("data.cutmix", 1.5, "data.cutmix must be >= 0 and <= 1, got 1.5"),
@@ -95,6 +98,26 @@ def test_cifs_without_batch_norm_is_refused_where_it_would_not_learn():
         config.validate(made)
     for importance in ("sigmoid", "softplus"):
         made.defense.importance = importance
+        config.validate(made)
+    made.defense.importance, made.defense.scale = None, 16.0  # as many as there are channels
+    config.validate(made)
+
+
+def test_keys_are_of_the_defenses_that_have_them():
+    made = config.base()
+    made.defense.name = "cas:sites=conv2+sns:fraction=0.5,weight=3+kwta"
+    made.defense.beta, made.defense.fraction = 1.0, 0.25
+    assert config.defense_options(made) == [
+        ("cas", {"beta": 1.0, "sites": "conv2"}),
+        ("sns", {"fraction": 0.5, "weight": 3.0}),
+        ("kwta", {"fraction": 0.25}),
+    ]
+    config.validate(made)
+    made.defense.alpha = 0.1
+    with pytest.raises(InputError, match=r"defense\.alpha must be left None for defense\.name cas \(beta, .* or sns"):
+        config.validate(made)
+    made.defense.alpha, made.batch_norm.devices = None, "per_device"
+    with pytest.raises(InputError, match=r"batch_norm\.devices must be global with defense\.name sns"):
         config.validate(made)
 
 
@@ -331,3 +354,23 @@ def test_a_config_that_did_not_begin_as_base_is_refused(given, message, tmp_path
     with pytest.raises(InputError, match=message):
         runs.train(given, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_ablations_are_documented_and_each_is_a_run():
+    root = Path(__file__).resolve().parents[1]
+    benchmark = runpy.run_path(str(root / "benchmarks" / "ablations.py"))
+    assert benchmark["markdown"]() in (root / "docs" / "training_options.md").read_text()
+    networks = {}
+    for name, ablation in benchmark["ABLATIONS"].items():
+        assert ablation.against is None or ablation.against in benchmark["ABLATIONS"], name
+        made = load(CONFIGS[0].parent / "digits.py").get_config(ablation.recipe)
+        for path, value in ablation.changes.items():
+            section, key = path.split(".")
+            made[section][key] = value
+        config.validate(made)
+        module = build.model(made, 10)
+        guards = (build.defense(made), ablation.defense and defenses.parse(ablation.defense.removeprefix("+"))[1])
+        networks[name] = repr([made, *(defense and defense.guards(module.sites(), 10) for defense in guards)])
+        tracker = guards[0] and guards[0].tracker_in(module.sites())
+        assert (tracker is not None) == ("sns" in name)
+    assert len(set(networks.values())) == len(networks)  # no two are the same setting

@@ -19,6 +19,7 @@ from robustjax.analysis._observe import Observed, attacked, observe
 from robustjax.analysis._relevance import relevance
 from robustjax.analysis._sensitivity import restoration, sensitivity
 from robustjax.analysis._separation import KINDS, fsr_masks, separation
+from robustjax.defenses import composition
 from robustjax.evaluation.protocol import sweeps
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.runs import network
@@ -125,14 +126,15 @@ def _calibrations(
     ways: dict[str, tuple[LogitsFn, int]] = {}
     pruning = run.stochastic or not run.module.guards
     if run.stochastic:
-        plain = run.with_defense(None)
+        plain = run.with_defense(composition.deterministic(run.defense))
     ways[""] = (network.logits_fn(plain, stochastic=False), 0)
     if pruning:
         sap = run.module if run.stochastic else run.with_defense(defenses.create("sap", sampler="bernoulli"))
         drawn = network.logits_fn(sap, stochastic=True)
-        ways["SAP, single draw"] = (drawn, EOT_SAMPLES)
+        name = str(run.spelling) if run.stochastic and "sap" not in str(run.spelling) else "SAP"
+        ways[f"{name}, single draw"] = (drawn, EOT_SAMPLES)
         average = network.logits_fn(sap, stochastic=True, prediction_draws=NUM_DRAWS)
-        ways[f"SAP, {NUM_DRAWS} draws"] = (average, EOT_SAMPLES)
+        ways[f"{name}, {NUM_DRAWS} draws"] = (average, EOT_SAMPLES)
     found: dict[str, dict[float, Calibration]] = {}
     points: dict[tuple[int, float], np.ndarray] = {}
     for way, (predict, eot) in ways.items():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.analysis.estimate import Estimate, bootstrap, proportion
+from robustjax.defenses import fsr
 from robustjax.types import AnyArray, InputError
 
 KINDS = ("robust", "nonrobust", "recalibrated")
@@ -89,7 +90,11 @@ def fsr_masks(module: Any, variables: Any, images: AnyArray) -> dict[str, np.nda
         >>> fsr_masks(module, variables, images)["conv2"].shape
         (2, 2, 2, 32)
     """
-    guards = {site: guard for site, guard in (module.guards or {}).items() if hasattr(guard, "temperature")}
+    guards = {
+        site: guard
+        for site, guard in (module.guards or {}).items()
+        if isinstance(guard, fsr.FSR) and guard.parts != "recalibration"  # which has no mask
+    }
     if not guards:
         return {}
 

@@ -15,16 +15,35 @@ from robustjax.training import optim
 from robustjax.types import Config, InputError, nearest
 
 
-def defense_options(config: Config) -> dict[str, Any]:
-    """The options of a config's defense that are set.
+def defense_options(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Name and options of each defense of a config: those that ``defense.name`` spells, and the keys that are set.
+
+    A key is of every defense that has such an option, unless ``defense.name`` says otherwise.
 
     Raises:
-        InputError: options are set, and no defense.
+        InputError: options are set, and no defense, or none that has them.
+
+    Example:
+        >>> made = base()
+        >>> made.defense.name, made.defense.beta = "cas+sap:fraction=0.5", 1.0
+        >>> defense_options(made)
+        [('cas', {'beta': 1.0}), ('sap', {'fraction': 0.5})]
     """
-    options = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
-    if options and config.defense.name is None:
-        raise InputError(f"defense.{', defense.'.join(options)} set without a defense.name")
-    return options
+    given = {key: value for key, value in config.defense.items() if key != "name" and value is not None}
+    if config.defense.name is None:
+        if given:
+            raise InputError(f"defense.{', defense.'.join(given)} set without a defense.name")
+        return []
+    parts = defenses.read_spec(config.defense.name, source="defense.name")
+    taken = [set(defenses.options_of(name)) for name, _ in parts]
+    unknown = sorted(set(given).difference(*taken))
+    if unknown:
+        known = " or ".join(f"{name} ({', '.join(defenses.options_of(name))})" for name, _ in parts)
+        raise InputError(f"defense.{', defense.'.join(unknown)} must be left None for defense.name {known}")
+    return [
+        (name, {key: value for key, value in given.items() if key in options} | own)
+        for (name, own), options in zip(parts, taken, strict=True)
+    ]
 
 
 def validate(config: Config) -> None:
@@ -76,7 +95,6 @@ def _problems(config: Config) -> Iterator[str]:
         "data.pipeline": ("memory", "stream"),
         "model.name": registry.MODELS,
         "model.dtype": ("float32", "bfloat16"),
-        "defense.name": registry.DEFENSES,
         "attack.name": registry.TRAINING_ATTACKS,
         "attack.norm": ("linf", "l2", "l1"),
         "objective.name": registry.OBJECTIVES,
@@ -89,7 +107,7 @@ def _problems(config: Config) -> Iterator[str]:
     }
     for path, valid in choices.items():
         value = _get(config, path)
-        if value not in valid and not (path == "defense.name" and value is None):
+        if value not in valid:
             yield f"{path} must be one of {', '.join(sorted(valid))}, got {value!r}{nearest(value, valid)}"
 
     # path: (least, most, whether the least itself is allowed)
@@ -141,13 +159,14 @@ def _problems(config: Config) -> Iterator[str]:
 
     yield from _threat_problems(config.attack)
     yield from _option_problems(config)
-    if config.defense.name in (None, *registry.DEFENSES):
-        try:
-            options = defense_options(config)
-            if config.defense.name is not None:
-                defenses.create(config.defense.name, **options)
-        except InputError as error:
-            yield str(error)
+    guards: dict[str, dict[str, Any]] = {}
+    try:
+        parts = defense_options(config)
+        guards = dict(parts)
+        if parts:
+            defenses.compose(*(defenses.create(name, **options) for name, options in parts))
+    except InputError as error:
+        yield str(error)
     yield from _tuple_problems(config)
     name = config.model.name
     for option in dict.fromkeys(option for options in models.OWN_OPTIONS.values() for option in options):
@@ -161,11 +180,11 @@ def _problems(config: Config) -> Iterator[str]:
             f"train.accumulation must divide train.batch_size ({config.train.batch_size}), "
             f"got {config.train.accumulation}"
         )
-    if config.batch_norm.devices == "per_device" and config.defense.name == "sns":
+    if config.batch_norm.devices == "per_device" and "sns" in guards:
         yield "batch_norm.devices must be global with defense.name sns, which selects neurons by the whole batch"
-    softmax = config.defense.importance in (None, "softmax")
+    cifs = {"importance": "softmax", "scale": 1.0} | guards.get("cifs", {})
     normed = config.model.batch_norm or config.model.name not in models.WITHOUT_BATCH_NORM
-    if config.defense.name == "cifs" and softmax and not normed:
+    if "cifs" in guards and (cifs["importance"], cifs["scale"]) == ("softmax", 1.0) and not normed:
         # Measured on the digits: 7.5 % with softmax, 82 % clean with sigmoid.
         yield (
             "model.name must be a network with BatchNorm for defense.name cifs with defense.importance softmax, whose "

@@ -46,19 +46,35 @@ def base() -> Config:
 
     # None leaves an option at the defense's own default, and closed at defenses that do not have it.
     config.defense = ConfigDict()
-    config.defense.name = config_dict.placeholder(str)  # one of robustjax.defenses.DEFENSES; None: none
+    # One of robustjax.defenses.DEFENSES, or several with options of their own as in "cas+sap:fraction=0.5"; None: none.
+    config.defense.name = config_dict.placeholder(str)
+    # Where it guards: sites of the network, or groups such as "stage3", separated by commas; None: where published.
+    # Of sns the layers that it compares.
+    config.defense.sites = config_dict.placeholder(str)
     config.defense.alpha = config_dict.placeholder(float)  # meansparse: half the band's width in standard deviations
     config.defense.beta = config_dict.placeholder(float)  # cas, cifs: weight of the heads, in training and its attack
+    config.defense.attack_beta = config_dict.placeholder(float)  # cas, cifs: of the attack alone; None: beta
     config.defense.top_k = config_dict.placeholder(int)  # cifs: classes whose logits make a channel relevant
     config.defense.importance = config_dict.placeholder(str)  # cifs: "softmax" (with BatchNorm), "sigmoid", "softplus"
+    config.defense.scale = config_dict.placeholder(float)  # cifs: factor of the mask
+    config.defense.class_mix = config_dict.placeholder(float)  # cifs: first class's share of a mean of masks by class
     config.defense.hidden = config_dict.placeholder(int)  # cifs: width of the probes' hidden layer
-    config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask
+    config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask; cifs: of its importance
+    config.defense.gumbel_noise = config_dict.placeholder(bool)  # fsr: noise on the mask in training
+    config.defense.hard_mask = config_dict.placeholder(bool)  # fsr: a mask of 0 and 1
+    config.defense.parts = config_dict.placeholder(str)  # fsr: "both", "separation" or "recalibration"
     config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
     config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of its loss
     config.defense.width = config_dict.placeholder(int)  # fsr: channels of its networks
     config.defense.fraction = config_dict.placeholder(float)  # kwta: kept; sap: drawn; sns: held still
+    config.defense.by_magnitude = config_dict.placeholder(bool)  # kwta: the largest in absolute value
     config.defense.sampler = config_dict.placeholder(str)  # sap: "multinomial" or "bernoulli"
+    config.defense.rate = config_dict.placeholder(float)  # dropout: share dropped
+    config.defense.deviation = config_dict.placeholder(float)  # noise: standard deviation
+    config.defense.relative = config_dict.placeholder(bool)  # noise: times the activation
+    config.defense.in_training = config_dict.placeholder(bool)  # dropout, noise: in training too, not at inference only
     config.defense.weight = config_dict.placeholder(float)  # sns: of the sensitive neurons' movement
+    config.defense.norm = config_dict.placeholder(str)  # sns: of a movement, "l1", "l2" or "linf"
     config.defense.refresh_steps = config_dict.placeholder(int)  # sns: updates between selections
 
     # The inner maximisation of training; its epsilon and norm are also the threat evaluated.

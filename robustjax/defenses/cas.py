@@ -64,11 +64,13 @@ def suppress(
     return scale_channels(features, columns), logits
 
 
-def defense(*, beta: float = 2.0) -> Defense:
+def defense(*, beta: float = 2.0, attack_beta: float | None = None) -> Defense:
     """``suppress`` at the sites of the last stage, each with a classifier of its own.
 
     Args:
         beta: weight of the classifiers' mean loss, in training and in its attack.
+        attack_beta: that of the attack in training where it differs: 0 attacks the network's own logits alone. None:
+            ``beta``.
 
     Example:
         >>> defense().heads
@@ -76,14 +78,18 @@ def defense(*, beta: float = 2.0) -> Defense:
     """
     if not 0 <= beta < math.inf:
         raise InputError(f"cas: beta must be at least 0 and finite, got {beta}")
+    if attack_beta is None:
+        attack_beta = beta
+    if not 0 <= attack_beta < math.inf:
+        raise InputError(f"cas: attack_beta must be at least 0 and finite, got {attack_beta}")
     return Defense(
         name="cas",
         role="late",
         build=lambda sites, num_classes, mode: {site: CAS(num_classes, mode) for site in sites},
         gradient="none through the argmax that selects a column; the surrogate selects by softmax in the backward pass",
         loss=partial(joint_loss, kind="probe", beta=beta),
+        inner_loss=partial(joint_loss, kind="probe", beta=attack_beta),
         heads=("probe",),
-        joint=True,
     )
 
 

@@ -80,15 +80,28 @@ def importance(
 
     def score(points: Array) -> Array:
         logits = probe_fn(points)
-        if not 1 <= top_k <= logits.shape[-1]:
-            raise InputError(f"cifs: top_k must be in [1, {logits.shape[-1]}], the number of classes, got {top_k}")
-        classes = jax.lax.top_k(jax.lax.stop_gradient(logits), top_k)[1]
-        if labels is not None:
-            classes = classes.at[:, 0].set(labels.astype(classes.dtype))
-        return jnp.sum(jnp.take_along_axis(logits, classes, axis=-1))
+        return jnp.sum(jnp.take_along_axis(logits, _classes(logits, labels, top_k), axis=-1))
 
     gradient = jax.grad(score)(features.astype(jnp.float32))
     return jnp.sum(gradient, axis=tuple(range(1, features.ndim - 1)))
+
+
+def _classes(logits: Array, labels: Array | None, top_k: int) -> Array:
+    """The classes that count, integers [B, k]."""
+    if not 1 <= top_k <= logits.shape[-1]:
+        raise InputError(f"cifs: top_k must be in [1, {logits.shape[-1]}], the number of classes, got {top_k}")
+    classes = jax.lax.top_k(jax.lax.stop_gradient(logits), top_k)[1]
+    return classes if labels is None else classes.at[:, 0].set(labels.astype(classes.dtype))
+
+
+def _importance_by_class(
+    probe_fn: Callable[[Array], Array], features: Array, labels: Array | None, top_k: int
+) -> list[Array]:
+    """The terms of which ``importance`` is the sum: of each class that counts, float32 [B, C]."""
+    logits, pull = jax.vjp(probe_fn, features.astype(jnp.float32))
+    classes = _classes(logits, labels, top_k)
+    pulled = [pull(jax.nn.one_hot(classes[:, i], logits.shape[-1], dtype=logits.dtype))[0] for i in range(top_k)]
+    return [jnp.sum(gradient, axis=tuple(range(1, features.ndim - 1))) for gradient in pulled]
 
 
 def select(
@@ -98,11 +111,14 @@ def select(
     *,
     top_k: int = 2,
     importance: Importance = "softmax",
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    class_mix: float | None = None,
     differentiate_mask: bool = False,
 ) -> tuple[Array, Array]:
     r"""Multiplies each channel by a mask computed from its importance to the probe.
 
-    .. math:: \tilde z_{hwc} = m_c z_{hwc}, \qquad m = \mathrm{softmax}_c(g)
+    .. math:: \tilde z_{hwc} = m_c z_{hwc}, \qquad m = s \, \mathrm{softmax}_c(g / \tau)
 
     The mask trains the probe: its gradient reaches whatever ``probe_fn`` closes over, through the second derivative. By
     default it does not reach the features, as in the published code; that hides gradients from an attacker, so
@@ -114,13 +130,17 @@ def select(
         labels: integers [B] in training, None in inference.
         top_k: as for ``importance``.
         importance: function from g to m: "softmax" over channels, "sigmoid" or "softplus".
+        scale: s, a factor of the mask, above 0: 1 in the paper, 2 in some of its code.
+        temperature: tau, by which g is divided, above 0.
+        class_mix: each of the ``top_k`` classes has a mask of its own, and the mask is their mean, in which the first
+            class has this weight, in [0, 1], and the others share the rest. None: one mask of the sum of their g.
         differentiate_mask: let the mask's gradient through to the features; the value stays.
 
     Returns:
         Features like those given, and the probe's logits, float32 [B, K], always differentiable in the features.
 
     Raises:
-        InputError: ``importance`` or ``top_k`` is out of range.
+        InputError: an option is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,48 +148,80 @@ def select(
         >>> select(linear, jnp.ones((1, 1, 1, 2)))
         (Array([[[[0.5, 0.5]]]], dtype=float32), Array([[2., 2., 2.]], dtype=float32))
     """
-    _check(importance)
+    _check(importance, top_k, scale, temperature, class_mix)
     source = features if differentiate_mask else jax.lax.stop_gradient(features)
-    mask = MASKS[importance](_importance(probe_fn, source, labels, top_k=top_k))
-    return scale_channels(features, mask), probe_fn(features.astype(jnp.float32))
+
+    def mask_of(relevance: Array) -> Array:
+        return MASKS[importance](relevance if temperature == 1.0 else relevance / temperature)
+
+    if class_mix is None:
+        mask = mask_of(_importance(probe_fn, source, labels, top_k=top_k))
+    else:
+        first, *others = map(mask_of, _importance_by_class(probe_fn, source, labels, top_k))
+        mask = class_mix * first + (1.0 - class_mix) / len(others) * sum(others)
+    return scale_channels(features, mask if scale == 1.0 else scale * mask), probe_fn(features.astype(jnp.float32))
 
 
 _importance = importance  # `select` has an argument of that name
 
 
-def _check(importance: str) -> None:
+def _check(importance: str, top_k: int, scale: float, temperature: float, class_mix: float | None) -> None:
     if importance not in MASKS:
         raise InputError(f"cifs: importance must be one of {', '.join(MASKS)}, got {importance!r}")
+    for name, value in (("scale", scale), ("temperature", temperature)):
+        if not 0 < value < math.inf:
+            raise InputError(f"cifs: {name} must be above 0 and finite, got {value}")
+    if class_mix is not None and not (0 <= class_mix <= 1 and top_k > 1):
+        raise InputError(
+            f"cifs: class_mix must be in [0, 1], with a top_k from 2 on, got {class_mix} and top_k {top_k}"
+        )
 
 
-def defense(*, beta: float = 2.0, top_k: int = 2, importance: Importance = "softmax", hidden: int = 128) -> Defense:
+def defense(
+    *,
+    beta: float = 2.0,
+    attack_beta: float | None = None,
+    top_k: int = 2,
+    importance: Importance = "softmax",
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    class_mix: float | None = None,
+    hidden: int = 128,
+) -> Defense:
     """``select`` at the sites of the last stage: a probe with one hidden layer at each but the last, which is linear.
 
     Args:
         beta: weight of the probes' mean loss, in training and in its attack; the whole loss is scaled by
             3 / (beta + 1), as published.
-        top_k, importance: as for ``select``.
+        attack_beta: that of the attack in training where it differs: 0 attacks the network's own logits alone. None:
+            ``beta``.
+        top_k, importance, scale, temperature, class_mix: as for ``select``.
         hidden: width of the hidden layers: 128 for ResNet-18, 240 for WideResNet-28-10.
 
     Example:
-        >>> defense().joint
-        True
+        >>> defense().heads
+        ('probe',)
     """
     if not 0 <= beta < math.inf:
         raise InputError(f"cifs: beta must be at least 0 and finite, got {beta}")
+    if attack_beta is None:
+        attack_beta = beta
+    if not 0 <= attack_beta < math.inf:
+        raise InputError(f"cifs: attack_beta must be at least 0 and finite, got {attack_beta}")
     if hidden < 1 or top_k < 1:
         raise InputError(f"cifs: hidden and top_k must be at least 1, got {hidden} and {top_k}")
-    _check(importance)
+    _check(importance, top_k, scale, temperature, class_mix)
+    mask = {"importance": importance, "scale": scale, "temperature": temperature, "class_mix": class_mix}
     return Defense(
         name="cifs",
         role="late",
         build=lambda sites, num_classes, mode: {
-            site: CIFS(num_classes, None if site == sites[-1] else hidden, top_k, importance, mode) for site in sites
+            site: CIFS(num_classes, None if site == sites[-1] else hidden, top_k, mode=mode, **mask) for site in sites
         },
         gradient="the mask is computed from detached features; the surrogate differentiates it",
         loss=partial(joint_loss, kind="probe", beta=beta, scale=3 / (beta + 1)),
+        inner_loss=partial(joint_loss, kind="probe", beta=attack_beta, scale=3 / (attack_beta + 1)),
         heads=("probe",),
-        joint=True,
     )
 
 
@@ -184,6 +236,7 @@ class CIFS(nn.Module):
         hidden: width of the probe's hidden layer; None: the probe is linear.
         top_k: how many classes count.
         importance: function from a channel's relevance to its factor, as for :func:`select`.
+        scale, temperature, class_mix: of the mask, as for :func:`select`.
         mode: "active"; "surrogate", where the mask's gradient reaches the features; or "off", where the features pass
             unchanged and the probe still answers.
     """
@@ -192,6 +245,9 @@ class CIFS(nn.Module):
     hidden: int | None = None
     top_k: int = 2
     importance: Importance = "softmax"
+    scale: float = 1.0
+    temperature: float = 1.0
+    class_mix: float | None = None
     mode: Mode = "active"
 
     @nn.compact
@@ -212,6 +268,9 @@ class CIFS(nn.Module):
             labels,
             top_k=self.top_k,
             importance=self.importance,
+            scale=self.scale,
+            temperature=self.temperature,
+            class_mix=self.class_mix,
             differentiate_mask=self.mode == "surrogate",
         )
         return (features if self.mode == "off" else selected), {"probe": logits}

@@ -7,11 +7,12 @@ sites and call whatever guards them; they know no defense.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 
-from robustjax.types import Array, InputError, Outputs, Term
+from robustjax.types import Array, InputError, Outputs, Term, nearest
 
 # "active": the defense as published. "surrogate": the same outputs with a gradient that is of use to an attacker.
 # "off": features pass unchanged, heads still answer. Parameters are the same in all three.
@@ -88,21 +89,24 @@ class Defense(NamedTuple):
 
     Attributes:
         name: as in ``defenses.create``.
-        role: of the sites it guards: "activation" (every one), "preactivation" (before every one), "late" (the last
-            stage's) or "final" (the last).
+        role: of the sites it guards by default: "activation" (every one), "preactivation" (before every one), "late"
+            (the last stage's) or "final" (the last).
         build: (sites, num_classes, mode) -> a guard for each site; none where the defense changes training only.
         loss: ``(views, labels, *, term) -> [B]``: what training minimises when ``term`` is the objective's own loss;
             with a tracker also given ``carried``.
         views: the images that the loss reads whether or not the objective does.
         tracker: what the loss needs from earlier updates.
         heads: the kinds of auxiliary logits, to be attacked together with the network's own.
-        joint: whether the heads take part in all that the network's own logits do, so that the training attack
-            maximises ``loss`` too; otherwise it maximises its term of the network's own logits.
+        inner_loss: ``(views, labels, *, term) -> [B]``: what the training attack maximises when ``term`` is the
+            objective's own. By default that of the network's own logits; with heads that are to be attacked too, theirs
+            beside it.
         inference_only: whether it guards networks that were trained without it.
         stochastic: whether inference draws from the rng stream "defense"; attacks then average over draws.
         statistics: whether its guards hold statistics of the training set, which :func:`with_statistics` measures.
         gradient: where the forward pass is not differentiable, is detached or saturates, and what ``surrogate`` does.
         mode: of the guards that ``guards`` returns.
+        sites: in place of those of ``role``: names of sites, or of groups of them, such as "stage3" and "late".
+        parts: the defenses that this one consists of, as :func:`robustjax.defenses.compose` makes it; () for one alone.
     """
 
     name: str
@@ -113,29 +117,70 @@ class Defense(NamedTuple):
     views: tuple[str, ...] = ()
     tracker: Tracker | None = None
     heads: tuple[str, ...] = ()
-    joint: bool = False
+    inner_loss: Callable[..., Array] = own_loss
     inference_only: bool = False
     stochastic: bool = False
     statistics: bool = False
     mode: Mode = "active"
+    sites: tuple[str, ...] = ()
+    parts: tuple[Defense, ...] = ()
 
     def guards(self, sites: Mapping[str, tuple[str, ...]], num_classes: int) -> Mapping[str, Any]:
-        """A guard for each site of this defense's role.
+        """A guard for each of this defense's sites; see :class:`robustjax.types.Guards`.
 
         Args:
-            sites: role -> names of the network's sites, in the order in which it passes them.
+            sites: the network's groups of sites by name, each in the order in which it passes them.
             num_classes: K.
 
         Raises:
-            InputError: the network has no site of that role.
+            InputError: the network has no such site.
         """
-        if not sites.get(self.role):
-            roles = ", ".join(role for role, names in sites.items() if names) or "none"
+        found: dict[str, Any] = {}
+        for part in self.parts or (self,):
+            for site, guard in part.build(part.places(sites), num_classes, self.mode).items():
+                before = sum(key.partition("+")[0] == site for key in found)
+                found[f"{site}+{before}" if before else site] = guard
+        return found
+
+    def places(self, sites: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """The names of this defense's sites in a network, in the order in which they are given.
+
+        Args:
+            sites: as for ``guards``.
+
+        Raises:
+            InputError: the network has no such site.
+        """
+        if not self.sites and not sites.get(self.role):
+            groups = ", ".join(name for name, members in sites.items() if members) or "none"
             raise InputError(
-                f"defense {self.name!r} needs a network with {self.role!r} sites, this one has {roles}; "
+                f"defense {self.name!r} needs a network with {self.role!r} sites, this one has {groups}; "
                 f"choose another network or defense"
             )
-        return self.build(tuple(sites[self.role]), num_classes, self.mode)
+        known = dict.fromkeys(site for members in sites.values() for site in members)
+        found: dict[str, None] = {}
+        for name in self.sites or (self.role,):
+            if not sites.get(name) and name not in known:
+                groups = ", ".join(group for group, members in sites.items() if members)
+                raise InputError(
+                    f"{self.name}: sites must be some of {', '.join(known)}, or groups of them ({groups}), got {name!r}"
+                    f"{nearest(name, [*known, *sites])}"
+                )
+            found |= dict.fromkeys(sites.get(name) or (name,))
+        if "weights" in found and (self.heads or self.statistics):
+            raise InputError(f"{self.name}: sites must be those of features, got 'weights'; leave it out")
+        return tuple(found)
+
+    def tracker_in(self, sites: Mapping[str, tuple[str, ...]]) -> Tracker | None:
+        """The tracker, of the features at this defense's sites only where some are given; ``sites`` as for ``guards``.
+
+        Raises:
+            InputError: the network has no such site, or returns no features of it.
+        """
+        for part in self.parts or (self,):
+            if part.tracker is not None and part.sites:
+                return part.tracker._replace(initial=partial(_initial_at, part, part.places(sites)))
+        return self.tracker
 
     @property
     def surrogate(self) -> Defense:
@@ -146,6 +191,17 @@ class Defense(NamedTuple):
     def switched_off(self) -> Defense:
         """The twin without the defense's effect on the features; trained variables load into its networks."""
         return self._replace(mode="off", stochastic=False)
+
+
+def _initial_at(defense: Defense, places: tuple[str, ...], features: Mapping[str, Any]) -> Any:
+    """What the defense's tracker carries before the first update, of the features at some sites."""
+    missing = [site for site in places if site not in features]
+    if missing or defense.tracker is None:
+        raise InputError(
+            f"{defense.name}: sites must be some of {', '.join(features)}, whose features are compared, "
+            f"got {', '.join(missing)}"
+        )
+    return defense.tracker.initial({site: features[site] for site in places})
 
 
 def with_statistics(module: Any, variables: Mapping[str, Any], batches: Iterable[Array]) -> dict[str, Any]:
@@ -174,7 +230,8 @@ def with_statistics(module: Any, variables: Mapping[str, Any], batches: Iterable
 
     @jax.jit
     def measure(variables: Mapping[str, Any], images: Array) -> Any:
-        _, measured = module.apply(variables, images, train=False, mutable=[STATISTICS])
+        draws = {"defense": jax.random.key(0)}  # of stochastic guards beside those that are measured
+        _, measured = module.apply(variables, images, train=False, rngs=draws, mutable=[STATISTICS])
         return measured[STATISTICS]
 
     total, count = None, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,15 @@ from robustjax.layers import BatchNorm, conv2d
 from robustjax.ops import global_average_pool, straight_through
 from robustjax.types import Array, InputError, Key, Term
 
+Parts = Literal["both", "separation", "recalibration"]
+
+# What goes on -> the kinds of features whose logits a guard returns.
+HEADS: dict[str, tuple[str, ...]] = {
+    "both": ("robust", "nonrobust", "recalibrated"),
+    "separation": ("robust", "nonrobust"),
+    "recalibration": ("recalibrated",),
+}
+
 
 def separate(
     scores: Array,
@@ -22,6 +32,7 @@ def separate(
     key: Key | None = None,
     temperature: float = 0.1,
     backward_temperature: float | None = None,
+    hard: bool = False,
 ) -> tuple[Array, Array, Array]:
     r"""Splits features into a robust and a non-robust part by a soft mask.
 
@@ -38,6 +49,7 @@ def separate(
         temperature: tau, above 0.
         backward_temperature: the gradient takes the mask at this temperature (an attacker's choice, as 0.1
             saturates); the value stays. None: ``temperature``.
+        hard: the mask is 1 where m is at least a half and 0 elsewhere; its gradient stays that of m.
 
     Returns:
         Robust and non-robust part, like features, and the mask m, float32.
@@ -61,6 +73,8 @@ def separate(
     mask = jax.nn.sigmoid(logits / temperature)
     if backward_temperature is not None:
         mask = straight_through(mask, jax.nn.sigmoid(logits / backward_temperature))
+    if hard:
+        mask = straight_through((logits >= 0).astype(jnp.float32), mask)
     values = features.astype(jnp.float32)
     return (mask * values).astype(features.dtype), ((1.0 - mask) * values).astype(features.dtype), mask
 
@@ -110,7 +124,8 @@ def loss(
     .. math:: J + \lambda_{sep} [CE(a^+, y) + CE(a^-, y')] + \lambda_{rec} CE(\tilde a^-, y)
 
     where y' is the most confident wrong class of the network's own logits. The heads are trained on the adversarial
-    images if the objective has any, else on the natural ones.
+    images if the objective has any, else on the natural ones. A term whose heads are missing, as in a guard with one of
+    its ``parts`` only, is left out.
 
     Args:
         views: view -> outputs with the heads "robust", "nonrobust" and "recalibrated".
@@ -137,19 +152,33 @@ def loss(
         log_probabilities = jax.nn.log_softmax(outputs.auxiliary[kind].astype(jnp.float32))
         return -jnp.mean(jnp.take_along_axis(log_probabilities, classes[None, :, None], axis=-1)[..., 0], axis=0)
 
-    separation = cross_entropy("robust", labels) + cross_entropy("nonrobust", strongest_wrong)
-    recalibration = cross_entropy("recalibrated", labels)
-    own = own_loss(views, labels, term=term)
-    return own + separation_weight * separation + recalibration_weight * recalibration
+    total = own_loss(views, labels, term=term)
+    if "robust" in outputs.auxiliary:
+        separation = cross_entropy("robust", labels) + cross_entropy("nonrobust", strongest_wrong)
+        total = total + separation_weight * separation
+    if "recalibrated" in outputs.auxiliary:
+        total = total + recalibration_weight * cross_entropy("recalibrated", labels)
+    return total
 
 
 def defense(
-    *, temperature: float = 0.1, separation_weight: float = 1.0, recalibration_weight: float = 1.0, width: int = 64
+    *,
+    temperature: float = 0.1,
+    gumbel_noise: bool = True,
+    hard_mask: bool = False,
+    parts: Parts = "both",
+    separation_weight: float = 1.0,
+    recalibration_weight: float = 1.0,
+    width: int = 64,
 ) -> Defense:
     """Separation and recalibration of the last feature map.
 
     Args:
         temperature: as for ``separate``.
+        gumbel_noise: whether training adds noise to the mask.
+        hard_mask: the mask is 0 or 1, in training and in inference, as ``separate(hard=True)`` makes it.
+        parts: "both"; "separation", where the robust features alone go on and the non-robust are dropped; or
+            "recalibration", where the whole feature map is taken for non-robust and corrected.
         separation_weight, recalibration_weight: as for ``loss``.
         width: channels inside the two networks.
 
@@ -166,13 +195,18 @@ def defense(
         )
     if width < 1:
         raise InputError(f"fsr: width must be at least 1, got {width}")
+    if parts not in HEADS:
+        raise InputError(f"fsr: parts must be one of {', '.join(HEADS)}, got {parts!r}")
+    mask = {"gumbel_noise": gumbel_noise, "hard_mask": hard_mask, "parts": parts}
     return Defense(
         name="fsr",
         role="final",
-        build=lambda sites, num_classes, mode: {site: FSR(num_classes, temperature, width, mode) for site in sites},
+        build=lambda sites, num_classes, mode: {
+            site: FSR(num_classes, temperature, width, mode=mode, **mask) for site in sites
+        },
         gradient="the mask saturates at a low temperature; the surrogate has temperature 1 in the backward pass",
         loss=partial(loss, separation_weight=separation_weight, recalibration_weight=recalibration_weight),
-        heads=("robust", "nonrobust", "recalibrated"),
+        heads=HEADS[parts],
     )
 
 
@@ -180,7 +214,8 @@ class FSR(nn.Module):
     """A guard that separates the last feature map by a mask and recalibrates what the mask drops.
 
     It holds two networks of three convolutions, "separation" (the mask's scores) and "recalibration" (the correction),
-    and the linear head "auxiliary" that the three kinds of features share.
+    and the linear head "auxiliary" that the three kinds of features share; with one of the ``parts`` only, that part's
+    network and kinds.
 
     In training, Gumbel noise from the rng stream "defense" is added to the scores, and the networks' BatchNorm uses and
     updates the batch's statistics; in inference there is no noise, and the running statistics are used. The labels are
@@ -190,6 +225,7 @@ class FSR(nn.Module):
         num_classes: K, of the head.
         temperature: of the mask, as for :func:`separate`.
         width: channels inside the two networks.
+        gumbel_noise, hard_mask, parts: as for :func:`defense`.
         mode: "active"; "surrogate", where the gradient takes the mask at temperature 1; or "off", where the features
             pass unchanged and the head still answers.
     """
@@ -197,27 +233,34 @@ class FSR(nn.Module):
     num_classes: int
     temperature: float = 0.1
     width: int = 64
+    gumbel_noise: bool = True
+    hard_mask: bool = False
+    parts: Parts = "both"
     mode: Mode = "active"
 
     @nn.compact
     def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
-        scores = _ConvNet(self.width, name="separation")(features, train)
-        robust, nonrobust, mask = separate(
-            scores,
-            features,
-            key=self.make_rng("defense") if train else None,
-            temperature=self.temperature,
-            backward_temperature=1.0 if self.mode == "surrogate" else None,
-        )
-        correction = _ConvNet(self.width, name="recalibration")(nonrobust, train)
-        recalibrated = recalibrate(nonrobust, correction, mask)
+        if features.ndim != 4:
+            raise InputError(f"fsr: features must be [B, H, W, C], got {features.shape}; choose another site")
+        kinds: dict[str, Array] = {}
+        passed, nonrobust, mask = jnp.zeros_like(features), features, jnp.zeros(features.shape, jnp.float32)
+        if self.parts != "recalibration":
+            passed, nonrobust, mask = separate(
+                _ConvNet(self.width, name="separation")(features, train),
+                features,
+                key=self.make_rng("defense") if train and self.gumbel_noise else None,
+                temperature=self.temperature,
+                backward_temperature=1.0 if self.mode == "surrogate" else None,
+                hard=self.hard_mask,
+            )
+            kinds |= {"robust": passed, "nonrobust": nonrobust}
+        if self.parts != "separation":
+            correction = _ConvNet(self.width, name="recalibration")(nonrobust, train)
+            kinds["recalibrated"] = recalibrate(nonrobust, correction, mask)
+            passed = passed + kinds["recalibrated"]
         head = nn.Dense(self.num_classes, name="auxiliary")
-        logits = {
-            "robust": head(global_average_pool(robust)),
-            "nonrobust": head(global_average_pool(nonrobust)),
-            "recalibrated": head(global_average_pool(recalibrated)),
-        }
-        return (features if self.mode == "off" else robust + recalibrated), logits
+        logits = {kind: head(global_average_pool(part)) for kind, part in kinds.items()}
+        return (features if self.mode == "off" else passed), logits
 
 
 class _ConvNet(nn.Module):

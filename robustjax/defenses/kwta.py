@@ -11,7 +11,7 @@ from robustjax.ops import straight_through
 from robustjax.types import Array, InputError
 
 
-def k_winners(activations: Array, *, fraction: float) -> Array:
+def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False) -> Array:
     """Keeps the k = round(fraction n) largest of the n entries of each example's map, exactly k; zeroes the rest.
 
     Of equal entries the earlier ones win. The gradient reaches the winners only and jumps with every change of winners:
@@ -22,6 +22,7 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
     Args:
         activations: [B, ...], one map per example.
         fraction: in (0, 1]; at least one entry is kept.
+        by_magnitude: the winners are the largest in absolute value, as in pruning the weights of a layer.
 
     Returns:
         An array like activations.
@@ -37,7 +38,8 @@ def k_winners(activations: Array, *, fraction: float) -> Array:
     _check(fraction)
     maps = activations.reshape(activations.shape[0], -1)
     num_winners = max(1, round(fraction * maps.shape[1]))
-    kept = _largest(jax.lax.stop_gradient(maps), num_winners).reshape(activations.shape)
+    ranked = jax.lax.stop_gradient(jnp.abs(maps) if by_magnitude else maps)
+    kept = _largest(ranked, num_winners).reshape(activations.shape)
     return jnp.where(kept, activations, jnp.zeros_like(activations))
 
 
@@ -66,8 +68,8 @@ def _check(fraction: float) -> None:
         raise InputError(f"kwta: fraction must be in (0, 1], got {fraction}")
 
 
-def defense(*, fraction: float = 0.2) -> Defense:
-    """``k_winners`` after every activation; ``fraction`` is that of ``k_winners``.
+def defense(*, fraction: float = 0.2, by_magnitude: bool = False) -> Defense:
+    """``k_winners`` after every activation; the options are those of ``k_winners``.
 
     Example:
         >>> defense(fraction=0.1).role
@@ -77,7 +79,7 @@ def defense(*, fraction: float = 0.2) -> Defense:
     return Defense(
         name="kwta",
         role="activation",
-        build=lambda sites, num_classes, mode: {site: KWTA(fraction, mode) for site in sites},
+        build=lambda sites, num_classes, mode: {site: KWTA(fraction, by_magnitude, mode) for site in sites},
         gradient="discontinuous wherever the winners change; the surrogate passes the gradient on as the identity does",
     )
 
@@ -86,15 +88,16 @@ class KWTA(nn.Module):
     """A guard that lets the winners of each map through, the same in training and in inference; it holds nothing.
 
     Attributes:
-        fraction: of the entries of each map that are kept, as for :func:`k_winners`.
+        fraction, by_magnitude: as for :func:`k_winners`.
         mode: "active"; "surrogate", whose gradient is that of the identity; or "off", where all entries pass.
     """
 
     fraction: float
+    by_magnitude: bool = False
     mode: Mode = "active"
 
     def __call__(self, features: Array, labels: Array | None = None, train: bool = False):
         if self.mode == "off":
             return features, {}
-        winners = k_winners(features, fraction=self.fraction)
+        winners = k_winners(features, fraction=self.fraction, by_magnitude=self.by_magnitude)
         return (straight_through(winners, features) if self.mode == "surrogate" else winners), {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,28 @@ import jax.numpy as jnp
 from robustjax.defenses.convention import Defense, Tracker, Views, own_loss
 from robustjax.types import Array, InputError, Term
 
+Norm = Literal["l1", "l2", "linf"]
 
-def sensitivity(benign: Array, adversarial: Array) -> Array:
+
+def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Array:
     r"""How far each neuron moves between benign and adversarial examples.
 
     .. math:: \sigma_c = \frac{1}{BHW} \sum_{i,h,w} |F_{ihwc} - F'_{ihwc}|
 
     The absolute value is taken at each position, so movements of opposite sign do not cancel. Equal inputs give 0.
+    With "l2" the mean over positions becomes the root of the mean square, with "linf" the maximum; the mean over
+    examples stays, and for units of dense layers, which have one position, all three are the same.
 
     Args:
         benign: F, [B, ..., C].
         adversarial: F', the same shape, of the same examples in the same order.
+        norm: "l1", "l2" or "linf".
 
     Returns:
-        float32 [C], at least 0; differentiable in both.
+        float32 [C], at least 0; differentiable in both, also where nothing moves.
 
     Raises:
-        InputError: the shapes differ.
+        InputError: the shapes differ, or there is no such norm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,8 +47,25 @@ def sensitivity(benign: Array, adversarial: Array) -> Array:
     """
     if benign.shape != adversarial.shape:
         raise InputError(f"sns: benign and adversarial features differ in shape: {benign.shape}, {adversarial.shape}")
+    _check(norm)
     difference = benign.astype(jnp.float32) - adversarial.astype(jnp.float32)
-    return jnp.mean(jnp.abs(difference), axis=tuple(range(benign.ndim - 1)))
+    if norm == "l1":
+        return jnp.mean(jnp.abs(difference), axis=tuple(range(benign.ndim - 1)))
+    positions = tuple(range(1, benign.ndim - 1))
+    largest = jnp.max(jnp.abs(difference), axis=positions)
+    if norm == "linf":
+        return jnp.mean(largest, axis=0)
+    # In units of the largest movement, so that squares neither overflow nor vanish.
+    unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    scaled = difference / jnp.expand_dims(unit, positions)
+    squares = jnp.mean(scaled**2, axis=positions)
+    roots = jnp.sqrt(jnp.where(largest > 0, squares, 1.0))  # of 0 the gradient is not finite
+    return jnp.mean(jnp.where(largest > 0, unit * roots, 0.0), axis=0)
+
+
+def _check(norm: str) -> None:
+    if norm not in ("l1", "l2", "linf"):
+        raise InputError(f"sns: norm must be 'l1', 'l2' or 'linf', got {norm!r}")
 
 
 def select_sensitive(sensitivity: Array, *, fraction: float) -> Array:
@@ -72,7 +94,7 @@ def select_sensitive(sensitivity: Array, *, fraction: float) -> Array:
 
 
 def stabilizing_loss(
-    benign: Mapping[str, Array], adversarial: Mapping[str, Array], sensitive: Mapping[str, Array]
+    benign: Mapping[str, Array], adversarial: Mapping[str, Array], sensitive: Mapping[str, Array], *, norm: Norm = "l1"
 ) -> Array:
     r"""Mean sensitivity of the selected neurons of each layer, averaged over layers.
 
@@ -83,6 +105,7 @@ def stabilizing_loss(
     Args:
         benign, adversarial: site -> features [B, ..., C].
         sensitive: site -> bool [C], constant for the gradient; its sites are the layers.
+        norm: as for ``sensitivity``.
 
     Returns:
         float32 scalar.
@@ -102,12 +125,15 @@ def stabilizing_loss(
 
     def layer(site: str) -> Array:
         chosen = sensitive[site].astype(jnp.float32)
-        return jnp.sum(sensitivity(benign[site], adversarial[site]) * chosen) / jnp.maximum(jnp.sum(chosen), 1.0)
+        movement = sensitivity(benign[site], adversarial[site], norm=norm)
+        return jnp.sum(movement * chosen) / jnp.maximum(jnp.sum(chosen), 1.0)
 
     return sum((layer(site) for site in sensitive), jnp.float32(0)) / len(sensitive)
 
 
-def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array], weight: float) -> Array:
+def loss(
+    views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array], weight: float, norm: Norm = "l1"
+) -> Array:
     r"""The objective's own term, and the stabilizing loss of each example.
 
     .. math:: J + \lambda \cdot \mathrm{stabilizing\_loss}
@@ -120,6 +146,7 @@ def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array
         term: J.
         carried: site -> bool [C], the sensitive neurons.
         weight: lambda.
+        norm: as for ``sensitivity``.
 
     Returns:
         float32 [B].
@@ -135,13 +162,13 @@ def loss(views: Views, labels: Array, *, term: Term, carried: Mapping[str, Array
 
     def of_one(benign: Mapping[str, Array], adversarial: Mapping[str, Array]) -> Array:
         as_batch = partial(jax.tree.map, lambda features: features[None])
-        return stabilizing_loss(as_batch(benign), as_batch(adversarial), carried)
+        return stabilizing_loss(as_batch(benign), as_batch(adversarial), carried, norm=norm)
 
     movements = jax.vmap(of_one)(views["natural"].features, views["adversarial"].features)
     return own_loss(views, labels, term=term) + weight * movements
 
 
-def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 100) -> Defense:
+def defense(*, weight: float = 1.0, fraction: float = 0.1, norm: Norm = "l1", refresh_steps: int = 100) -> Defense:
     """``stabilizing_loss`` over all sites of the network, in training only: inference is the plain network.
 
     The sensitive neurons are those of the training batch's own pairs, selected anew every ``refresh_steps`` updates.
@@ -149,6 +176,7 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 
     Args:
         weight: lambda, at least 0. The paper's is not public; see the configs for what was chosen on validation splits.
         fraction: as for ``select_sensitive``.
+        norm: as for ``sensitivity``.
         refresh_steps: at least 1.
 
     Example:
@@ -160,6 +188,7 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 
             f"sns: weight must be at least 0 and finite, fraction in (0, 1] and refresh_steps at least 1, "
             f"got {weight}, {fraction} and {refresh_steps}"
         )
+    _check(norm)
 
     def initial(features: Mapping[str, Any]) -> dict[str, Array]:
         return {site: jnp.zeros(array.shape[-1], bool) for site, array in features.items()}
@@ -167,10 +196,9 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 
     def update(views: Views, carried: Mapping[str, Array], step: Array) -> dict[str, Array]:
         benign, adversarial = (jax.lax.stop_gradient(views[view].features) for view in ("natural", "adversarial"))
         due = step % refresh_steps == 0
+        movement = {site: sensitivity(benign[site], adversarial[site], norm=norm) for site in carried}
         return {
-            site: jnp.where(
-                due, select_sensitive(sensitivity(benign[site], adversarial[site]), fraction=fraction), chosen
-            )
+            site: jnp.where(due, select_sensitive(movement[site], fraction=fraction), chosen)
             for site, chosen in carried.items()
         }
 
@@ -179,7 +207,7 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, refresh_steps: int = 
         role="activation",
         build=lambda sites, num_classes, mode: {},
         gradient="inference is the plain network's",
-        loss=partial(loss, weight=weight),
+        loss=partial(loss, weight=weight, norm=norm),
         views=("natural", "adversarial"),
         tracker=Tracker(initial, update),
     )

@@ -11,6 +11,7 @@ import jax
 from robustjax import build, data, interop, runs
 from robustjax import config as config_lib
 from robustjax.attacks.engine import inputs
+from robustjax.defenses import composition
 from robustjax.evaluation._options import Options, constants
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
 from robustjax.evaluation.protocol import records
@@ -144,7 +145,7 @@ def of_model(options: Options) -> Subject:
 def without_draws(workdir: str) -> LogitsFn:
     """The network that a run trained, without the draws that a stochastic defense would make."""
     run = runs.load(workdir)
-    module = run.with_defense(None) if run.stochastic else run.module
+    module = run.with_defense(composition.deterministic(run.defense)) if run.stochastic else run.module
     return jax.tree_util.Partial(lambda variables, images, *key: module.apply(variables, images).logits, run.variables)
 
 

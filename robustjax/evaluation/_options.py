@@ -44,7 +44,7 @@ class Options(NamedTuple):
             place of records.
         checkpoint: of the run: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
         defense: evaluate the run's network with a defense switched on, as ``"sap:fraction=0.5"``, or with ``"none"``
-            off.
+            off, in place of the run's own; with a ``+`` before it, as ``"+sap"``, beside it.
         transfer_from: folder of another run on the same data, from whose network adaptive attacks transfer.
         batch_size: images at a time, over all devices.
         seed: of attacks that draw.

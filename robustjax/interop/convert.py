@@ -199,7 +199,7 @@ def _network(
     plain = layout.network(num_classes=_count_classes(shapes, layout.head, last_width), **fields)
     if source.defense is None:
         return plain, {}
-    options = {
+    options: dict[str, Any] = {
         option: vote(shapes, sorted({entry.rpartition(".")[0] for entry in shapes if f"{ending}." in entry}), default)
         for option, (ending, default) in source.options.items()
     }

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import dot_general
 
 from robustjax.layers import BatchNorm, conv2d
 from robustjax.types import Array, InputError, Outputs
 
-# Role -> names of sites; see `Network.sites`.
+# Group -> names of sites; see `Network.sites`.
 Sites = dict[str, tuple[str, ...]]
+
+# The site that the kernel of every layer passes.
+WEIGHTS = "weights"
 
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
 
@@ -34,7 +39,8 @@ class Network(nn.Module):
         norm_momentum: share of BatchNorm's running statistics that stays in an update.
         remat: whether the gradient computes what is inside a block again, in place of keeping it (Chen et al. 2016,
             arXiv 1604.06174): memory of a block for each block's output, for one more forward pass.
-        guards: site -> module with the call of :class:`robustjax.types.Guard`; None: no guards.
+        guards: site -> module with the call of :class:`robustjax.types.Guard`, as :class:`robustjax.types.Guards` names
+            them; None: no guards.
     """
 
     num_classes: int = 10
@@ -47,10 +53,12 @@ class Network(nn.Module):
     guards: Mapping[str, nn.Module] | None = None
 
     def sites(self) -> Sites:
-        """The named sites by role, each in the order in which the network passes them.
+        """Groups of the named sites, each in the order in which the network passes them.
 
         "activation" is every ReLU's output, "preactivation" its input, "late" the last stage's sites at which CAS and
-        CIFS sit, "final" the one at which FSR sits.
+        CIFS sit by default, "final" the one at which FSR does. Of residual networks "stage1" and so on are what the
+        blocks of a stage pass on; of VGG-16 "group1" and so on are the activations of a group.
+        "weights" is where the kernel of every layer passes, one after the other, each as a batch of one.
         """
         raise NotImplementedError
 
@@ -69,14 +77,17 @@ def before(site: str) -> str:
     return f"{site}_input"
 
 
-def with_inputs(activation: tuple[str, ...], *, late: tuple[str, ...], final: tuple[str, ...]) -> Sites:
-    """The sites of a network by role; those before its activations come by themselves.
+def with_inputs(
+    activation: tuple[str, ...], *, late: tuple[str, ...], final: tuple[str, ...], **others: tuple[str, ...]
+) -> Sites:
+    """The groups of a network's sites; those before its activations come by themselves.
 
     Example:
         >>> with_inputs(("a", "b"), late=("b",), final=("b",))["preactivation"]
         ('a_input', 'b_input')
     """
-    return {"activation": activation, "preactivation": tuple(map(before, activation)), "late": late, "final": final}
+    groups = {"activation": activation, "preactivation": tuple(map(before, activation)), "late": late, "final": final}
+    return groups | others | {WEIGHTS: (WEIGHTS,)}
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
@@ -122,11 +133,13 @@ class Pass:
         self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int | None = None
     ):
         """A convolution without bias, padded to keep the size (at stride 1) unless told otherwise."""
-        return _Convolution(channels, size, stride, size // 2 if padding is None else padding, name=name)(features)
+        padding = size // 2 if padding is None else padding
+        return _Convolution(channels, size, stride, padding, guard=self._weights_guard(), name=name)(features)
 
     def biased_conv(self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int):
         """A convolution with a bias, for networks without BatchNorm."""
-        return _Convolution(channels, size, stride, padding, use_bias=True, name=name)(features)
+        guard = self._weights_guard()
+        return _Convolution(channels, size, stride, padding, use_bias=True, guard=guard, name=name)(features)
 
     def norm(self, name: str, features: Array) -> Array:
         """BatchNorm: batch statistics in training, running ones in inference."""
@@ -134,7 +147,9 @@ class Pass:
 
     def dense(self, name: str, features: Array, channels: int) -> Array:
         """A fully connected layer with a bias."""
-        return nn.Dense(channels, dtype=self._dtype, name=name)(features)
+        guard = self._weights_guard()
+        dot = None if guard is None else partial(_guarded_dot, guard)
+        return nn.Dense(channels, dtype=self._dtype, dot_general=dot, name=name)(features)
 
     def act(self, site: str, features: Array) -> Array:
         """The network's activation function, its input and its output a site."""
@@ -174,10 +189,16 @@ class Pass:
         self._features[name] = features = self._guarded(name, features)
         return features
 
+    def _weights_guard(self) -> Callable[[Array], Array] | None:
+        """What the kernel of each layer passes, as a batch of one, or None where nothing guards the weights."""
+        if not any(key.partition("+")[0] == WEIGHTS for key in self.network.guards or ()):
+            return None
+        return lambda kernel: self._guarded(WEIGHTS, kernel[None])[0]
+
     def _guarded(self, name: str, features: Array) -> Array:
         guards = self.network.guards or {}
-        if name in guards:
-            features, heads = guards[name](features, self._labels, self._train)
+        for key in sorted(key for key in guards if key.partition("+")[0] == name):
+            features, heads = guards[key](features, self._labels, self._train)
             for kind, logits in heads.items():
                 self._auxiliary.setdefault(kind, []).append(logits)
         return features
@@ -185,7 +206,8 @@ class Pass:
     def outputs(self, features: Array) -> Outputs:
         """The classifier on the last features [B, C]."""
         logits = self.dense("head", features, self.network.num_classes).astype(jnp.float32)
-        unknown = sorted(set(self.network.guards or {}) - set(self._features) - self._inputs)
+        guarded = {key.partition("+")[0] for key in self.network.guards or ()}
+        unknown = sorted(guarded - set(self._features) - self._inputs - {WEIGHTS})
         if unknown:
             raise InputError(f"no site {', '.join(unknown)} to guard; sites are {', '.join(self._features)}")
         return Outputs(logits, {kind: jnp.stack(logits) for kind, logits in self._auxiliary.items()}, self._features)
@@ -215,16 +237,22 @@ class _Convolution(nn.Module):
     stride: int
     padding: int
     use_bias: bool = False
+    guard: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         shape = (self.size, self.size, features.shape[-1], self.channels)
-        kernel = self.param("kernel", KERNEL, shape, jnp.float32).astype(features.dtype)
+        kernel = self.param("kernel", KERNEL, shape, jnp.float32)
+        kernel = (kernel if self.guard is None else self.guard(kernel)).astype(features.dtype)
         outputs = conv2d(features, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
             outputs = outputs + bias.astype(features.dtype)[None, None, None, :]
         return outputs
+
+
+def _guarded_dot(guard: Callable[[Array], Array], features: Array, kernel: Array, *rest: Any, **given: Any) -> Array:
+    return dot_general(features, guard(kernel), *rest, **given)
 
 
 def max_pool(features: Array) -> Array:

@@ -28,7 +28,7 @@ class ResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", name)]
         late = names[-self.blocks[-1] :]
-        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],), **_stages(names))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -68,7 +68,7 @@ class BottleneckResNet(Network):
         names = [name for name, _, _ in _plan(self.blocks, self.widths)]
         activations = [site for name in names for site in (f"{name}_act1", f"{name}_act2", name)]
         late = names[-self.blocks[-1] :]
-        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],))
+        return with_inputs(("stem", *activations), late=tuple(late), final=(late[-1],), **_stages(names))
 
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
@@ -126,6 +126,7 @@ class PreActResNet(Network):
             (*activations, "final") if self.final_norm else tuple(activations),
             late=(f"{names[-1]}_act1", last),
             final=(last,),
+            **_stages(names),
         )
 
     @nn.compact
@@ -168,3 +169,12 @@ def _plan(blocks: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[tuple[st
     for stage, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
         for block in range(1, count + 1):
             yield f"stage{stage}_block{block}", width, 2 if block == 1 and stage > 1 else 1
+
+
+def _stages(blocks: list[str]) -> Sites:
+    """Stage -> its blocks, whose outputs are sites of their names."""
+    stages: Sites = {}
+    for block in blocks:
+        stage = block.partition("_")[0]
+        stages[stage] = (*stages.get(stage, ()), block)
+    return stages

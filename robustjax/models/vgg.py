@@ -28,7 +28,11 @@ class VGG16(Network):
     def sites(self) -> Sites:
         names = [f"group{group}_conv{i + 1}" for group, count in enumerate(GROUPS, 1) for i in range(count)]
         hidden = [f"dense{i}" for i in range(1, len(self.classifier_widths) + 1)]
-        return with_inputs((*names, *hidden), late=tuple(names[-3:]), final=(names[-4],))
+        groups = {
+            f"group{group}": tuple(name for name in names if name.startswith(f"group{group}_"))
+            for group in range(1, len(GROUPS) + 1)
+        }
+        return with_inputs((*names, *hidden), late=tuple(names[-3:]), final=(names[-4],), **groups)
 
     def least_side(self) -> int:
         return 32

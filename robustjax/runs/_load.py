@@ -66,8 +66,9 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     Args:
         workdir: of a run that :func:`train` or ``python -m robustjax.interop`` made.
         checkpoint: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off. One with
-            statistics of the training images, as ``"meansparse"``, reads all of them.
+        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off, in place
+            of the run's own; with a ``+`` before it, as ``"+sap"``, beside it. One with statistics of the training
+            images, as ``"meansparse"``, reads all of them.
 
     Returns:
         A :class:`Run`, whose ``logits_fn`` is what attacks and :func:`robustjax.evaluation.judge` take.
@@ -92,7 +93,12 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     config = config_file.read(workdir)
     spelling, chosen = (config.defense.name, build.defense(config))
     if defense is not None:
-        spelling, chosen = defenses.parse(defense)
+        own, before = spelling, chosen
+        spelling, chosen = defenses.parse(defense.removeprefix("+"))
+        if defense.startswith("+") and chosen is None:
+            raise InputError(f"--defense must have a defense after +, got {defense!r}; leave it out")
+        if defense.startswith("+") and before is not None and chosen is not None:
+            spelling, chosen = f"{own}+{spelling}", defenses.compose(before, chosen)
     layout = sharding.layout()
     one = hosts.together(lambda: build.test_dataset(config, num_examples=1))  # for the shape of images
     trained = build.model(config, one.num_classes, dtype="float32")

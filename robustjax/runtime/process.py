@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import functools
@@ -9,6 +10,7 @@ import hashlib
 import os
 import platform
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,12 +81,18 @@ def silence_orbax() -> None:
 
 
 class _Silence:
-    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended."""
+    """Passes on what is not of these: neither a coroutine of Orbax, nor a call into a loop that ended.
+
+    A Ctrl-C that came while jax's callback of the garbage collector ran, which Python would drop, comes once more.
+    """
 
     def __init__(self, hook: Callable[[Any], None]):
         self._hook = hook
 
     def __call__(self, unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            threading.Timer(0.1, _thread.interrupt_main).start()  # from here it would be dropped again
+            return
         code = getattr(unraisable.object, "cr_code", None)
         of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
         ended = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)

@@ -130,7 +130,7 @@ def make_step(
     total = own_loss if defense is None else defense.loss
     tracker = None if defense is None else defense.tracker
     view_names = views_of(objective, defense)
-    climbed = defense.loss if defense is not None and defense.joint else own_loss
+    climbed = own_loss if defense is None else defense.inner_loss
 
     def of_labels(values: Callable[[Array], Array], labels: Array | _Labels) -> Array:
         return labels.mean_of(values) if isinstance(labels, _Labels) else values(labels)

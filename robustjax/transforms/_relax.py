@@ -111,9 +111,7 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    interpreter = Interpreter(
-        strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules
-    )
+    interpreter = Interpreter(strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules)
     return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
 
 

@@ -31,7 +31,8 @@ NUMBERS = {path: kind for path, (kind, _) in KEYS.items() if kind in (int, float
 # Where 0 means "none" or "off".
 ZERO_ALLOWED = {
     "attack.tau", "attack.warmup_epochs", "data.crop_padding", "data.cutmix", "data.cutout", "defense.alpha",
-    "defense.beta", "defense.recalibration_weight", "defense.separation_weight", "defense.weight",
+    "defense.attack_beta", "defense.beta", "defense.class_mix", "defense.deviation", "defense.rate",
+    "defense.recalibration_weight", "defense.separation_weight", "defense.weight",
     "objective.awp_from_epoch", "objective.awp_gamma", "objective.beta", "objective.gradalign",
     "objective.label_smoothing", "objective.natural_share", "optimizer.momentum", "optimizer.warmup_epochs",
     "optimizer.weight_decay", "seed", "train.ema_decay",
@@ -39,13 +40,20 @@ ZERO_ALLOWED = {
 # What has to be chosen for a key to have a meaning.
 OWNERS = {
     "defense.alpha": ("defense.name", "meansparse"),
+    "defense.attack_beta": ("defense.name", "cas"),
     "defense.beta": ("defense.name", "cas"),
+    "defense.class_mix": ("defense.name", "cifs"),
+    "defense.deviation": ("defense.name", "noise"),
     "defense.fraction": ("defense.name", "kwta"),
     "defense.hidden": ("defense.name", "cifs"),
     "defense.importance": ("defense.name", "cifs"),
+    "defense.norm": ("defense.name", "sns"),
+    "defense.parts": ("defense.name", "fsr"),
+    "defense.rate": ("defense.name", "dropout"),
     "defense.recalibration_weight": ("defense.name", "fsr"),
     "defense.refresh_steps": ("defense.name", "sns"),
     "defense.sampler": ("defense.name", "sap"),
+    "defense.scale": ("defense.name", "cifs"),
     "defense.separation_weight": ("defense.name", "fsr"),
     "defense.temperature": ("defense.name", "fsr"),
     "defense.top_k": ("defense.name", "cifs"),
@@ -66,8 +74,11 @@ def wrong_choices():
     for path in (
         "data.pipeline", "model.name", "model.dtype", "defense.name", "attack.name", "attack.norm", "objective.name",
         "batch_norm.attack", "batch_norm.training", "optimizer.schedule", "defense.importance", "defense.sampler",
+        "defense.norm", "defense.parts",
     ):  # fmt: skip
-        value = KEYS[path][1] or {"defense.name": "cas", "defense.importance": "softmax"}.get(path, "bernoulli")
+        value = KEYS[path][1] or {
+            "defense.name": "cas", "defense.importance": "softmax", "defense.norm": "linf", "defense.parts": "both",
+        }.get(path, "bernoulli")  # fmt: skip
         yield from ((path, wrong) for wrong in (value[:-1], value.upper(), value + "s", "None "))
 
 
@@ -118,6 +129,9 @@ CONTRADICTIONS = [
     (["defense.name=cas", "defense.fraction=0.5"], "fraction"),
     (["defense.name=kwta", "defense.fraction=1.5"], "1.5"),
     (["model.name=wide_resnet", "model.depth=10", "model.width=1", "defense.name=cifs", "defense.top_k=11"], "11"),
+    (["defense.name=cas", "defense.sites=stage1"], "sites must be some of conv1, "),
+    (["defense.name=sns", "defense.sites=conv1_input"], "whose features are compared"),
+    (["defense.name=cas+cifs"], "heads of their own"),
     (["defense.name=cifs"], "a network with BatchNorm"),
     (["defense.name=cifs", "defense.importance=softmax"], "small_cnn"),
     (["defense.name=cifs", "model.name=lenet5"], "or defense.importance sigmoid"),

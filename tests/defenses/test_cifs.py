@@ -83,6 +83,39 @@ def test_selection_matches_numpy(name):
         np.testing.assert_allclose(features, FEATURES * mask[:, None, None, :], rtol=1e-4, atol=1e-6)
 
 
+def _softmax(values):
+    return np.exp(values) / np.exp(values).sum(1, keepdims=True)
+
+
+def test_scale_and_temperature_match_numpy():
+    options = {"scale": 2.0, "temperature": 0.25}
+    features, _ = cifs.select(_probe(), jnp.asarray(FEATURES), jnp.asarray(LABELS), **options)
+    expected = 2.0 * _softmax(_oracle(LABELS)[1] / 0.25)
+    np.testing.assert_allclose(features, FEATURES * expected[:, None, None, :], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_masks_by_class_are_mixed_as_numpy_does(labels):
+    """Three classes: the first has 0.6, the other two 0.2 each, each with a mask of its own logit's gradient."""
+    order = np.argsort(-_oracle()[0], axis=1)[:, :3]
+    if labels is not None:
+        order[:, 0] = labels
+    masks = [_softmax(_oracle(classes, top_k=1)[1]) for classes in order.T]
+    expected = 0.6 * masks[0] + 0.2 * masks[1] + 0.2 * masks[2]
+    features, _ = cifs.select(_probe(), jnp.asarray(FEATURES), _given(labels), top_k=3, class_mix=0.6)
+    np.testing.assert_allclose(features, FEATURES * expected[:, None, None, :], rtol=1e-4, atol=1e-6)
+
+    def value(layers, z):
+        return jnp.sum(cifs.select(partial(cifs.probe, layers), z, _given(labels), class_mix=0.95)[0] ** 2)
+
+    # Detached from the features but for the product, and training the probe, as the mask of the sum is.
+    layers = [(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in LAYERS]
+    by_probe, by_features = jax.grad(value, argnums=(0, 1))(layers, jnp.asarray(FEATURES))
+    mixed = 0.95 * masks[0] + 0.05 * masks[1]
+    np.testing.assert_allclose(by_features, 2 * FEATURES * mixed[:, None, None, :] ** 2, rtol=1e-4, atol=1e-6)
+    assert float(jnp.max(jnp.abs(by_probe[0][0]))) > 1e-4
+
+
 @pytest.mark.parametrize(("name", "factor"), [("softmax", 1 / C), ("sigmoid", 0.5), ("softplus", np.log(2))])
 def test_equal_importance_is_plain_scaling(name, factor):
     blind = partial(cifs.probe, [(jnp.zeros((C, K)), jnp.arange(float(K)))])
@@ -160,3 +193,13 @@ def test_bad_options_are_named():
         cifs.importance(_probe(), jnp.asarray(FEATURES), top_k=5)
     with pytest.raises(InputError, match="importance must be one of softmax, sigmoid, softplus, got 'relu'"):
         cifs.select(_probe(), jnp.asarray(FEATURES), importance="relu")
+    for options, message in (
+        ({"scale": 0.0}, "scale must be above 0 and finite, got 0.0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
+        ({"class_mix": 1.5}, r"class_mix must be in \[0, 1\], with a top_k from 2 on, got 1.5 and top_k 2"),
+        ({"class_mix": 0.5, "top_k": 1}, "got 0.5 and top_k 1"),
+    ):
+        with pytest.raises(InputError, match=f"cifs: .*{message}"):
+            cifs.select(_probe(), jnp.asarray(FEATURES), **options)
+        with pytest.raises(InputError, match=f"cifs: .*{message}"):
+            cifs.defense(**options)

@@ -10,7 +10,7 @@ import pytest
 from robustjax import defenses, objectives
 from robustjax.attacks.losses import cross_entropy, kl
 from robustjax.defenses.convention import joint_loss, own_loss
-from robustjax.types import Outputs
+from robustjax.types import InputError, Outputs
 
 B, K, S = 5, 4, 3
 RNG = np.random.default_rng(0)
@@ -36,10 +36,25 @@ def test_adversarial_training_and_its_attack(name, scale):
         return cross_entropy(logits["adversarial"], labels)
 
     defense = defenses.create(name, beta=0.5)
-    assert defense.joint
     heads = _mean_over_heads(lambda natural, adversarial: cross_entropy(adversarial, LABELS))
     expected = scale * (cross_entropy(ADVERSARIAL.logits, LABELS) + 0.5 * heads)
     np.testing.assert_allclose(defense.loss({"adversarial": ADVERSARIAL}, LABELS, term=term), expected, rtol=1e-5)
+    np.testing.assert_allclose(defense.inner_loss({"adversarial": ADVERSARIAL}, LABELS, term=term), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("cas", 1.0), ("cifs", 3 / 4.5)])
+def test_the_attack_may_weigh_the_heads_by_itself(name, scale):
+    def term(logits, labels):
+        return cross_entropy(logits["adversarial"], labels)
+
+    apart, views = defenses.create(name, beta=0.5, attack_beta=3.5), {"adversarial": ADVERSARIAL}
+    heads = _mean_over_heads(lambda natural, adversarial: cross_entropy(adversarial, LABELS))
+    expected = scale * (cross_entropy(ADVERSARIAL.logits, LABELS) + 3.5 * heads)
+    np.testing.assert_allclose(apart.inner_loss(views, LABELS, term=term), expected, rtol=1e-5)
+    same = defenses.create(name, beta=0.5)
+    np.testing.assert_array_equal(apart.loss(views, LABELS, term=term), same.loss(views, LABELS, term=term))
+    with pytest.raises(InputError, match=f"{name}: attack_beta must be at least 0 and finite, got -1"):
+        defenses.create(name, attack_beta=-1)
 
 
 def test_trades_gains_both_of_its_terms():
@@ -72,16 +87,16 @@ def test_a_term_may_keep_what_belongs_to_the_networks_own_logits():
 
 def test_defenses_without_heads_leave_the_objective_alone():
     term = partial(lambda logits, labels: cross_entropy(logits["natural"], labels))
-    for name in ("sap", "kwta", "meansparse"):
+    for name in ("sap", "kwta", "meansparse", "dropout", "noise"):
         defense = defenses.create(name)
-        assert not defense.joint and defense.loss is own_loss
+        assert defense.loss is own_loss
         np.testing.assert_array_equal(defense.loss(VIEWS, LABELS, term=term), cross_entropy(NATURAL.logits, LABELS))
 
 
 def test_declarations():
     stochastic = {name for name in defenses.DEFENSES if defenses.create(name).stochastic}
-    joint = {name for name in defenses.DEFENSES if defenses.create(name).joint}
-    assert (stochastic, joint) == ({"sap"}, {"cas", "cifs"})
+    joint = {name for name in defenses.DEFENSES if defenses.create(name).inner_loss is not own_loss}
+    assert (stochastic, joint) == ({"sap", "dropout", "noise"}, {"cas", "cifs"})
     for name in defenses.DEFENSES:
         defense = defenses.create(name)
         assert (defense.name, defense.mode) == (name, "active") and defense.gradient

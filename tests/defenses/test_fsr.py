@@ -74,6 +74,75 @@ def test_backward_temperature_changes_the_gradient_alone():
     np.testing.assert_allclose(gradient, mask * (1 - mask) / 50.0 * FEATURES, rtol=1e-4, atol=1e-6)
 
 
+def test_a_hard_mask_keeps_or_drops_and_trains_as_the_soft_one(key):
+    scores, features = jnp.asarray(SCORES).at[0, 0, 0, 0].set(0.0), jnp.asarray(FEATURES)
+
+    def value(scores, hard, key=None):
+        robust, nonrobust, mask = fsr.separate(scores, features, key=key, temperature=0.5, hard=hard)
+        return jnp.sum(jnp.asarray(CORRECTION) * robust), (robust, nonrobust, mask)
+
+    (_, (robust, nonrobust, mask)), gradient = jax.value_and_grad(value, has_aux=True)(scores, True)
+    np.testing.assert_array_equal(mask, np.asarray(scores) >= 0)
+    np.testing.assert_array_equal(robust, np.where(np.asarray(scores) >= 0, FEATURES, 0))
+    np.testing.assert_array_equal(robust + nonrobust, FEATURES)
+    np.testing.assert_allclose(gradient, jax.grad(value, has_aux=True)(scores, False)[0], rtol=1e-6)
+    (_, (_, _, noisy)) = value(scores, True, key)
+    assert set(np.unique(noisy)) == {0.0, 1.0} and np.any(noisy != mask)
+
+
+def _guard(**options):
+    (guard,) = fsr.defense(width=2, **options).guards({"final": ("site",)}, 3).values()
+    keys = {"params": jax.random.key(0), "defense": jax.random.key(1)}
+    return guard, guard.init(keys, jnp.asarray(FEATURES))
+
+
+@pytest.mark.parametrize("parts", ["both", "separation", "recalibration"])
+def test_parts_alone_hold_and_pass_on_what_is_theirs(parts):
+    guard, variables = _guard(parts=parts)
+    # Running statistics at 0 and 1, and scales at 1, make the inner networks what `capture_intermediates` shows.
+    (passed, heads), kept = guard.apply(
+        variables, jnp.asarray(FEATURES), capture_intermediates=True, mutable=["intermediates"]
+    )
+    inner = {name: np.asarray(tree["__call__"][0]) for name, tree in kept["intermediates"].items() if name[0] in "sr"}
+    nets = {"both": {"separation", "recalibration"}}.get(parts, {parts})
+    assert set(inner) == nets and set(variables["params"]) == {*nets, "auxiliary"}
+    assert set(heads) == set(fsr.defense(parts=parts).heads) == set(fsr.HEADS[parts])
+    mask = _mask(inner["separation"], 0.1) if "separation" in nets else 0.0
+    expected = mask * FEATURES
+    if "recalibration" in nets:
+        expected = expected + (1 - mask) * (FEATURES + inner["recalibration"])
+    np.testing.assert_allclose(passed, expected, rtol=1e-4, atol=1e-5)
+    off, _ = guard.clone(mode="off").apply(variables, jnp.asarray(FEATURES))
+    np.testing.assert_array_equal(off, FEATURES)
+
+
+def test_training_draws_noise_unless_it_is_switched_off():
+    for noisy in (True, False):
+        guard, variables = _guard(gumbel_noise=noisy)
+        first, second = (
+            guard.apply(
+                variables,
+                jnp.asarray(FEATURES),
+                None,
+                True,
+                rngs={"defense": jax.random.key(i)},
+                mutable=["batch_stats"],
+            )[0][0]
+            for i in range(2)
+        )
+        assert bool(jnp.any(first != second)) == noisy
+
+
+def test_the_loss_leaves_out_what_a_guard_does_not_have():
+    head, labels = {kind: jnp.zeros((1, 1, 2)) for kind in fsr.HEADS["both"]}, jnp.array([0])
+    for parts, terms in (("both", 3), ("separation", 2), ("recalibration", 1)):
+        outputs = Outputs(jnp.zeros((1, 2)), {kind: head[kind] for kind in fsr.HEADS[parts]}, {})
+        value = fsr.defense(parts=parts).loss({"natural": outputs}, labels, term=lambda *_: 0.0)
+        np.testing.assert_allclose(value, [terms * np.log(2)], rtol=1e-6)
+    with pytest.raises(InputError, match="fsr: parts must be one of both, separation, recalibration, got 'none'"):
+        fsr.defense(parts="none")
+
+
 def test_loss_matches_numpy_and_the_wrong_class_is_never_the_label():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(4, 5))

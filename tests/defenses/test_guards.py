@@ -184,9 +184,11 @@ def test_guards_keep_bfloat16():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match="one of cas, cifs, fsr, kwta, meansparse, sap, sns, got 'sapp'"):
+    with pytest.raises(
+        InputError, match="one of cas, cifs, dropout, fsr, kwta, meansparse, noise, sap, sns, got 'sapp'"
+    ):
         defenses.create("sapp")
-    with pytest.raises(InputError, match="defense 'kwta' takes the options fraction, got k"):
+    with pytest.raises(InputError, match="defense 'kwta' takes the options fraction, by_magnitude, sites, got k"):
         defenses.create("kwta", k=3)
     with pytest.raises(InputError, match="needs a network with 'late' sites, this one has activation"):
         defenses.create("cas").guards({"activation": ("a",), "late": ()}, K)

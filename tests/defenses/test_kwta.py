@@ -34,6 +34,11 @@ def test_gradient_reaches_the_winners_alone_and_matches_finite_differences():
     np.testing.assert_array_equal(gradient, kwta.k_winners(maps, fraction=0.25) > 0)
 
 
+def test_by_magnitude_the_largest_in_absolute_value_win_with_their_signs():
+    out = kwta.k_winners(jnp.array([[1.0, -4.0, 3.0, -2.0]]), fraction=0.5, by_magnitude=True)
+    np.testing.assert_array_equal(out, [[0.0, -4.0, 3.0, 0.0]])
+
+
 def test_at_least_one_winner_and_the_dtype_stays():
     out = kwta.k_winners(jnp.array([[1.0, 2.0, 3.0]], jnp.bfloat16), fraction=0.01)
     assert out.dtype == jnp.bfloat16

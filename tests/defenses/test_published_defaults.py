@@ -12,14 +12,23 @@ from robustjax import defenses
 from robustjax.types import Outputs
 
 PUBLISHED = {
-    "cas": {"beta": 2.0},
-    "cifs": {"beta": 2.0, "top_k": 2, "importance": "softmax", "hidden": 128},
-    "fsr": {"temperature": 0.1, "separation_weight": 1.0, "recalibration_weight": 1.0, "width": 64},
+    "cas": {"beta": 2.0, "attack_beta": None},
+    "cifs": {
+        "beta": 2.0, "attack_beta": None, "top_k": 2, "importance": "softmax", "scale": 1.0, "temperature": 1.0,
+        "class_mix": None, "hidden": 128,
+    },
+    "dropout": {"rate": 0.1, "in_training": False},  # ours, as of noise
+    "fsr": {
+        "temperature": 0.1, "gumbel_noise": True, "hard_mask": False, "parts": "both", "separation_weight": 1.0,
+        "recalibration_weight": 1.0, "width": 64,
+    },
+    "noise": {"deviation": 0.1, "relative": False, "in_training": False},
     "sap": {"fraction": 1.0, "sampler": "multinomial"},
-    "sns": {"weight": 1.0, "fraction": 0.1, "refresh_steps": 100},  # ours: the paper's are not public
-    "kwta": {"fraction": 0.2},
+    # Ours, but for the norm: the paper's are not public.
+    "sns": {"weight": 1.0, "fraction": 0.1, "norm": "l1", "refresh_steps": 100},
+    "kwta": {"fraction": 0.2, "by_magnitude": False},
     "meansparse": {"alpha": 0.2},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(defenses.DEFENSES))

@@ -25,6 +25,32 @@ def test_matches_numpy_and_opposite_movements_do_not_cancel(index):
     np.testing.assert_allclose(sns.sensitivity(jnp.asarray(benign), jnp.asarray(adversarial)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_other_norms_match_numpy_and_are_one_for_dense_layers(norm):
+    difference = (BENIGN.astype(np.float64) - ADVERSARIAL).reshape(4, -1, 6)
+    expected = {"l2": np.sqrt((difference**2).mean(1)), "linf": np.abs(difference).max(1)}[norm].mean(0)
+    found = sns.sensitivity(jnp.asarray(BENIGN), jnp.asarray(ADVERSARIAL), norm=norm)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    dense = [jnp.asarray(array[:, 0, 0]) for array in (BENIGN, ADVERSARIAL)]
+    np.testing.assert_allclose(sns.sensitivity(*dense, norm=norm), sns.sensitivity(*dense), rtol=1e-6)
+    # Far beyond what a square can hold, at both ends.
+    for scale in (1e-30, 1e30):
+        scaled = sns.sensitivity(jnp.asarray(BENIGN) * scale, jnp.asarray(ADVERSARIAL) * scale, norm=norm)
+        np.testing.assert_allclose(scaled, scale * expected, rtol=1e-5)
+
+
+def test_the_euclidean_movement_has_a_gradient_also_where_nothing_moves():
+    adversarial = jnp.asarray(ADVERSARIAL).at[..., 0].set(jnp.asarray(BENIGN)[..., 0])  # one neuron stands still
+    value = lambda a: jnp.sum(sns.sensitivity(jnp.asarray(BENIGN), a, norm="l2"))  # noqa: E731
+    gradient = jax.grad(value)(adversarial)
+    difference = np.asarray(adversarial, np.float64) - BENIGN
+    norms = np.sqrt((difference**2).mean((1, 2), keepdims=True))
+    expected = np.divide(difference, norms * 6 * 4, out=np.zeros_like(difference), where=norms > 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(InputError, match="sns: norm must be 'l1', 'l2' or 'linf', got 'l3'"):
+        sns.defense(norm="l3")
+
+
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 3), (1.0, 6)])
 def test_selects_exactly_the_most_sensitive(fraction, count):
     values = np.array([0.3, 0.9, 0.3, 0.9, 0.1, 0.3], np.float32)

@@ -45,11 +45,11 @@ def trial_of(networks=None, *, stochastic=False, epsilon=EPSILON, images=IMAGES,
     )  # fmt: skip
 
 
-def _goal(view, loss, logits_weight, heads_weight, targets, num_classes=4):
+def goal_of(loss, targets, *, view=0, weights=(1.0, 0.0), plant=None, num_classes=4):
     nothing = Plant(np.zeros((len(targets), num_classes), np.float32), np.zeros(len(targets), np.float32))
     return Goal(
-        jnp.int32(view), jnp.int32(goals.LOSSES.index(loss)), jnp.float32(logits_weight), jnp.float32(heads_weight),
-        jnp.asarray(targets), jnp.bool_(False), nothing,
+        jnp.int32(view), jnp.int32(goals.LOSSES.index(loss)), *(jnp.float32(weight) for weight in weights),
+        jnp.asarray(targets, jnp.int32), jnp.bool_(plant is not None), nothing if plant is None else plant,
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
     loss_of = jax.jit(goals.goal_loss)
     for view, name in enumerate(networks.views()):
         for loss, function in of.items():
-            goal = _goal(view, loss, 0.7, 3.0, targets)
+            goal = goal_of(loss, targets, view=view, weights=(0.7, 3.0))
             outputs = outputs_of(goal)
             logits = expected["surrogate" if name == "auxiliary" else name]
             np.testing.assert_allclose(outputs.logits, logits, atol=1e-4)
@@ -132,6 +132,12 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
             if name == "auxiliary":
                 total = 0.7 * function(logits) + 3.0 * np.mean([function(z) for z in others], axis=0)
                 np.testing.assert_allclose(loss_of(outputs, LABELS), total, rtol=1e-4, atol=1e-4)
+    # A plant's head in place of the network's logits, of which class 2 is behind both of its own.
+    plant = Plant(np.float32(rng.normal(size=(16, 4))), np.float32(rng.normal(size=16)))
+    height = np.sum(plant.weights * expected["direct"], axis=1) - plant.threshold
+    planted = outputs_of(goal_of("ce", targets, plant=plant)).logits
+    np.testing.assert_allclose(planted[:, :2], np.stack([-height, height], axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(planted[:, 2:], np.stack([-np.abs(height) - 1.0] * 2, axis=1), rtol=1e-4, atol=1e-4)
     alone = goals.ViewOutputs(jnp.asarray(expected["direct"], jnp.float32), jnp.zeros((0, 0, 0)), goal)
     np.testing.assert_allclose(loss_of(alone, LABELS), 0.7 * targeted(expected["direct"]), rtol=1e-4)
 
@@ -140,7 +146,7 @@ def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
 def test_with_too_few_classes_the_margin_takes_the_place_of_dlr(num_classes):
     logits = np.random.default_rng(1).normal(size=(8, num_classes)).astype(np.float32)
     labels, targets = logits.argmax(1), (logits.argmax(1) + 1) % num_classes
-    goal = lambda loss: _goal(0, loss, 1.0, 0.0, targets, num_classes)  # noqa: E731
+    goal = lambda loss: goal_of(loss, targets, num_classes=num_classes)  # noqa: E731
     found = {
         loss: goals.goal_loss(goals.ViewOutputs(jnp.asarray(logits), jnp.zeros((0, 0, 0)), goal(loss)), labels)
         for loss in ("dlr", "targeted")
@@ -165,7 +171,7 @@ def test_derivatives_agree_with_differences_as_the_cosine_of_both_says():
         )
 
     labels = np.arange(16, dtype=np.int32) % 2
-    goal = _goal(0, "margin", 1.0, 0.0, 1 - labels, 2)
+    goal = goal_of("margin", 1 - labels, num_classes=2)
     along = []
     for key in jax.random.split(toys.KEY, probes.NUM_DIRECTIONS):
         delta = np.asarray(geometry.get("linf").random_start(key, jnp.asarray(IMAGES), 0.02)).reshape(16, -1)
@@ -193,7 +199,7 @@ def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
         return live * linear(weights, images) + broken * images[:, 0, 2, :] * jnp.arange(4.0)[None]
 
     known = Networks(jax.tree_util.Partial(partly, jnp.asarray(WEIGHTS, jnp.float32)))
-    goal = _goal(0, "ce", 1.0, 0.0, np.zeros(16, np.int32))
+    goal = goal_of("ce", LABELS)
     zero, nonfinite = probes.gradients(known, images, LABELS, goal)
     np.testing.assert_array_equal(nonfinite, ROWS % 4 >= 2)
     np.testing.assert_array_equal(zero, (ROWS % 2 == 0) & (ROWS % 4 < 2))

@@ -184,6 +184,7 @@ THRESHOLDS = {
     "unstable_predictions": 0.5,
     "transfer_beats_white_box": 0.002,
     "random_search_succeeds": 0.0,
+    "planted_examples_missed": 0.9,
     "auxiliary_attack_helps": 0.002,
     "surrogate_helps": 0.002,
     "relaxation_helps": 0.002,

@@ -84,6 +84,7 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
     features = outputs.features
     sites = dict(network.sites())
     assert sites.pop("preactivation") == tuple(f"{site}_input" for site in sites["activation"])
+    assert sites.pop("weights") == ("weights",)
     for names in sites.values():
         assert names and [order.index(site) for site in names] == sorted(order.index(site) for site in names)
     late = [features[site] for site in network.sites()["late"]]

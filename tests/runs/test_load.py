@@ -2,11 +2,16 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import config, data, evaluation, runs
+from robustjax import build, config, data, evaluation, runs
+from robustjax.defenses.composition import trained as trained_part
+from robustjax.runs import config_file
+from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.claim import claim
 from robustjax.types import InputError
 
 
@@ -46,10 +51,47 @@ def test_a_defense_without_parameters_is_switched_on(workdir):
     assert pruned.spelling == "kwta:fraction=0.2" and not pruned.stochastic
     assert not jnp.array_equal(plain.logits_fn(images), pruned.logits_fn(images))
     assert runs.load(workdir, defense="sap").stochastic
+    beside = runs.load(workdir, defense="+kwta:fraction=0.2")  # of a network without a defense, the same
+    np.testing.assert_array_equal(beside.logits_fn(images), pruned.logits_fn(images))
+    with pytest.raises(InputError, match=r"--defense must have a defense after \+, got '\+none'"):
+        runs.load(workdir, defense="+none")
     sparse = runs.load(workdir, defense="meansparse:alpha=0.2")
     assert not sparse.stochastic and not jnp.array_equal(plain.logits_fn(images), sparse.logits_fn(images))
     with pytest.raises(InputError, match="has trained parameters"):
         runs.load(workdir, defense="cas")
+
+
+def test_defenses_at_chosen_sites_are_loaded_and_joined_by_others(tmp_path):
+    made = config.digits()
+    made.defense.name, made.defense.beta = "sap:sampler=bernoulli,sites=conv1+cas:sites=conv2", 1.0
+    start = build.initial_state(made, build.model(made, 10), (8, 8, 1))
+    with claim(tmp_path, config.plain(made)), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, jax.jit(start)())
+    run = runs.load(tmp_path)
+    assert run.stochastic and run.defense.heads == ("probe",) and list(run.module.guards) == ["conv2", "conv1"]
+    assert {layer for layer in run.variables["params"] if layer.startswith("guards_")} == {"guards_conv2"}
+    images, key = data.to_float(run.test_data(8).images), jax.random.key(0)
+    trained = run.with_defense(trained_part(run.defense)).apply(run.variables, images)
+    assert trained.auxiliary["probe"].shape == (1, 8, 10)
+    assert jnp.any(run.logits_fn(images, key) != trained.logits)
+
+    both = runs.load(tmp_path, defense="+kwta:fraction=0.2,sites=conv2")
+    assert both.spelling == "sap:sampler=bernoulli,sites=conv1+cas:sites=conv2+kwta:fraction=0.2,sites=conv2"
+    assert sorted(both.module.guards) == ["conv1", "conv2", "conv2+1"]
+    # The same weights under other guards, CAS before kWTA, which leaves a fifth of what CAS made.
+    features = both.module.apply(run.variables, images, rngs={"defense": key}).features["conv2"]
+    assert np.count_nonzero(features) <= 8 * round(0.2 * 128)
+    with pytest.raises(InputError, match="one of the two has trained parameters"):
+        runs.load(tmp_path, defense="sap")
+    with pytest.raises(InputError, match=r"cas: sites must be some of conv1, .*, got 'stage1'"):
+        runs.load(tmp_path, defense="cas:sites=stage1")
+
+    # A run of before there were these keys: its config has the name alone.
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["defense"] = {"name": "cas"}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    old = config_file.read(tmp_path)
+    assert old.defense.sites is None and config.defense_options(old) == [("cas", {})]
 
 
 def test_nothing_is_said_while_a_run_is_loaded(workdir, caplog, capfd):

@@ -1,10 +1,14 @@
-"""Memory that a program freed comes again without a page fault."""
+"""Memory that a program freed comes again without a page fault, and no Ctrl-C is lost."""
 
+import gc
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
+
+from robustjax.runtime import process
 
 FAULTS_OF_A_LATER_RUN = """
 import resource, sys
@@ -33,3 +37,21 @@ def test_a_program_that_runs_again_touches_no_new_page():
     given_back, kept = faults("given back"), faults("kept")
     assert given_back > 10_000  # a fault for each page of 4 KiB, or the program does not show what it should
     assert kept < given_back / 100
+
+
+@pytest.mark.filterwarnings("ignore")  # silence_orbax adds a filter, which is undone with this one
+def test_an_interrupt_that_the_garbage_collector_would_drop_comes_once_more(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    process.silence_orbax()
+
+    def interrupted(phase, info):
+        if phase == "start":
+            raise KeyboardInterrupt
+
+    gc.callbacks.append(interrupted)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(30)

@@ -195,11 +195,13 @@ def test_the_average_lags_behind_the_weights():
         {"defense__name": "cas", "objective__name": "mart", "attack__epsilon": 0.05},
         {"defense__name": "cifs", "defense__importance": "sigmoid", "attack__epsilon": 0.05},
         {"defense__name": "fsr", "objective__name": "trades", "defense__width": 4},
-        {"defense__name": "sns", "objective__name": "standard", "attack__epsilon": 0.05},
+        # Several defenses at chosen sites; one of them stands aside until the network is evaluated.
+        {"defense__name": "cas:sites=conv2,attack_beta=0.0+sns:sites=conv1,norm=l2+sap", "objective__name": "standard",
+         "attack__epsilon": 0.05},
         {"attack__norm": "l2", "attack__epsilon": 1.0, "data__flip": True, "data__crop_padding": 1, "data__cutout": 2},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_objective_and_attack_lowers_its_loss(changes):
     experiment = build.experiment(make_config(attack__warmup_epochs=0.0, optimizer__schedule="constant", **changes))
     # The same four batches again and again: whatever the objective, its loss on them falls.

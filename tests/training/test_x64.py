@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from processes import QUICKLY, SMALL, read_metrics, run
+from processes import SMALL, read_metrics, run
 
 from robustjax import build, config, runs
 
@@ -33,7 +33,7 @@ def test_a_step_keeps_the_dtypes_that_it_has_without_x64(objective, defense):
 
 def test_a_run_with_x64_is_the_run_without_and_both_are_read_with_and_without(tmp_path):
     for name, x64 in (("with", "1"), ("without", "0")):
-        done = run("train", *BRIEF, f"--workdir={tmp_path / name}", JAX_ENABLE_X64=x64, **QUICKLY)
+        done = run("train", *BRIEF, f"--workdir={tmp_path / name}", JAX_ENABLE_X64=x64)
         assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "with") == read_metrics(tmp_path / "without")
     jax.tree.map(lambda a, b: (a == b).all(), *(runs.load(tmp_path / name).variables for name in ("with", "without")))
@@ -43,7 +43,6 @@ def test_a_run_with_x64_is_the_run_without_and_both_are_read_with_and_without(tm
         "--attacks=clean,pgd20",
         "--num_examples=64",
         JAX_ENABLE_X64="1",
-        **QUICKLY,
     )
     assert done.returncode == 0, done.stderr
     assert "pgd20" in done.stdout
