@@ -40,11 +40,11 @@ class Geometry(NamedTuple):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> gradient, images = jnp.array([[3.0, -4.0]]), jnp.full((1, 2), 0.5)
-        >>> get("l2").steepest(gradient, images, (0.0, 1.0)).round(2)
-        Array([[ 0.6, -0.8]], dtype=float32)
+        >>> gradient, images = jnp.array([[0.0, -4.0]]), jnp.full((1, 2), 0.5)
+        >>> get("l2").steepest(gradient, images, (0.0, 1.0))
+        Array([[ 0., -1.]], dtype=float32)
         >>> get("linf").project(images, images + gradient, 0.25, (0.0, 1.0))
-        Array([[0.75, 0.25]], dtype=float32)
+        Array([[0.5 , 0.25]], dtype=float32)
     """
 
     random_start: Callable[[Key, Array, Array | float], Array]
