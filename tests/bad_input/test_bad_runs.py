@@ -119,10 +119,17 @@ RECORD = {
     "num_examples": 100,
     "epsilon": 0.1,
     "norm": "linf",
+    "robust": [True, False] * 50,
     "config": config.plain(config.base()),
 }
 WRONG_RECORDS = [
-    *((field, wrong) for field in RECORD for wrong in (None, [], {"a": 1})),
+    # Of a network that is no run there is no config, and a list may be empty as far as its kind tells.
+    *(
+        (field, wrong)
+        for field in RECORD
+        for wrong in (None, [], {"a": 1})
+        if (field, wrong) not in (("config", None), ("robust", []))
+    ),
     *(("accuracy", wrong) for wrong in ("0.5", float("nan"), float("inf"), -0.1, 1.1, True)),
     *(("num_examples", wrong) for wrong in (0, -1, 1.5, "100", True, 10**400)),
     *(("epsilon", wrong) for wrong in ("0.1", float("nan"), -1.0)),
