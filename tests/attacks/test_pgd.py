@@ -151,7 +151,7 @@ def test_non_finite_gradients_do_not_stop_or_spoil_the_attack(key):
 
 def test_a_saturated_network_is_still_attacked(key):
     def sure(images):
-        score = 100.0 * (jnp.mean(images, axis=(1, 2, 3)) - 0.2)
+        score = 1000.0 * (jnp.mean(images, axis=(1, 2, 3)) - 0.2)
         return jnp.stack([jnp.zeros_like(score), score], axis=1)
 
     labels = jnp.ones(SHAPE[0], jnp.int32)
