@@ -2,6 +2,7 @@
 
 import gc
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -48,10 +49,12 @@ def test_an_interrupt_that_the_garbage_collector_would_drop_comes_once_more(monk
         if phase == "start":
             raise KeyboardInterrupt
 
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # the workers of tests ignore it
     gc.callbacks.append(interrupted)
     try:
         gc.collect()
-    finally:
         gc.callbacks.remove(interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        time.sleep(30)
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(30)
+    finally:
+        signal.signal(signal.SIGINT, previous)
