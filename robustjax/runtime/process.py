@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import signal
 import sys
 import threading
 import warnings
@@ -91,7 +91,8 @@ class _Silence:
 
     def __call__(self, unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(0.1, _thread.interrupt_main).start()  # from here it would be dropped again
+            # From here it would be dropped again. A signal, unlike `interrupt_main`, ends a wait as well.
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             return
         code = getattr(unraisable.object, "cr_code", None)
         of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
