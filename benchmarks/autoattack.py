@@ -135,7 +135,8 @@ def ours(case: str, norm: str) -> None:
     params, module = nested(arrays), models.create("small_cnn")
     network = lambda images: module.apply(params, images).logits  # noqa: E731
     if FOREIGN.value:
-        network = partial(foreign.network("small_cnn", FOREIGN.value), params)
+        forward = foreign.network("small_cnn", FOREIGN.value)
+        network = lambda images: forward(params, images)  # noqa: E731
     epsilon = EPSILON[DATASET.value, norm]
     seconds = []
     for _ in range(2):
