@@ -32,7 +32,7 @@ LINEAR_RADIUS, SMALL_RADIUS = 0.05, 0.04
 
 
 class Case(NamedTuple):
-    """A network, the images and the radius that it is judged with, and what is robust where that is known, bool [N]."""
+    """A network, the images and the radius of its verdict, and what is robust where that is known, bool [N]."""
 
     logits_fn: Any
     images: np.ndarray

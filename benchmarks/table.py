@@ -85,9 +85,9 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
                 fields.append(_spread([robust(record, "protocol", attack) for record in found]))
         fields += [_spread([robust(record, part) for record in found]) for part in VERDICTS]
         fields.append(_spread([worst_case(record) for record in found], interval=True))
-        judged = [record[part] for record in found for part in VERDICTS if part in record]
-        failed = sorted({flag for verdict in judged for flag in verdict["failed"]})
-        fields.append((", ".join(failed) or "none") if judged else MISSING)
+        verdicts = [record[part] for record in found for part in VERDICTS if part in record]
+        failed = sorted({flag for verdict in verdicts for flag in verdict["failed"]})
+        fields.append((", ".join(failed) or "none") if verdicts else MISSING)
         if of_seeds[0].base is None:
             fields.append("")
         else:

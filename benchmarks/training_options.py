@@ -72,7 +72,7 @@ def main() -> int:
     if name in _read(path):
         print(f"{name} is there")
         return 0
-    record = (judged if kind == "ablations" else run)(OPTION.value, SEED.value)
+    record = (evaluated if kind == "ablations" else run)(OPTION.value, SEED.value)
     records = {**_read(path), name: record}  # as another process may have left it meanwhile
     part = path.with_suffix(".part")
     part.write_text(json.dumps(records, indent=1) + "\n")
@@ -128,7 +128,7 @@ def run(option: str, seed: int) -> dict:
     }
 
 
-def judged(name: str, seed: int) -> dict:
+def evaluated(name: str, seed: int) -> dict:
     """Trains one setting of ``ablations.py``, and attacks its last checkpoint by all that is known of the defense."""
     import runpy
     import time

@@ -194,8 +194,8 @@ def row(robust: np.ndarray, found: Sequence[Attacked]) -> dict[str, object]:
         robust: of :func:`decided`.
         found: by several verdicts where a network has one for each class.
     """
-    right, hand, alone, judged = robust
-    difference, interval = paired_difference(judged, hand)
+    right, hand, alone, of_judge = robust
+    difference, interval = paired_difference(of_judge, hand)
     findings = dict.fromkeys(finding for each in found for finding in each.verdict.findings)
     flags = dict.fromkeys(name for each in found for name, flag in each.verdict.flags.items() if flag.status == "fail")
     planted = [each.verdict.flags["planted_examples_missed"] for each in found]
@@ -203,10 +203,10 @@ def row(robust: np.ndarray, found: Sequence[Attacked]) -> dict[str, object]:
         "clean": float(np.mean(right)),
         "by_hand": float(np.mean(hand)),
         "autoattack": "no gradient" if found[0].autoattack is None else float(np.mean(alone)),
-        "judge": float(np.mean(judged)),
+        "judge": float(np.mean(of_judge)),
         "judge_less_by_hand": [difference, *interval],
-        "judge_only": int(np.sum(hand & ~judged)),
-        "hand_only": int(np.sum(~hand & judged)),
+        "judge_only": int(np.sum(hand & ~of_judge)),
+        "hand_only": int(np.sum(~hand & of_judge)),
         "findings": [f"{finding.kind}: {finding.primitive} at {finding.where}" for finding in findings],
         "fired": list(flags),
         "planted": [sum(round(flag.value * flag.n) for flag in planted if flag.value is not None),

@@ -64,7 +64,7 @@ def test_a_batch_has_the_largest_size_of_which_fewer_slots_stay_empty_than_the_n
         assert [lanes.Driver._size(driver, count) for count in counts] == [64, 64, 16, 16, 4, 4]
 
 
-def test_a_stochastic_network_is_judged_by_draws_and_gradients_of_the_documented_numbers():
+def test_a_stochastic_network_is_evaluated_by_draws_and_gradients_of_the_documented_numbers():
     assert inspect.signature(autoattack).parameters["num_draws"].default == 200
     assert autoattack_lib.RAND_EOT_SAMPLES == 20
 
