@@ -194,8 +194,8 @@ def autoattack(
     as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]
     inputs.labels_in_range(labels, num_classes)
-    for doubt in driver.doubts(as_given.logits):
-        warnings.warn(doubt, stacklevel=2)
+    for warning in driver.output_warnings(as_given.logits):
+        warnings.warn(warning, stacklevel=2)
     correct = ~as_given.misclassified
     targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
     stages = {name: _stage(name, norm, version, bounds, eot_samples, num_classes - 1) for name in names}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import active, goals, reading
+from robustjax.evaluation.verdict import active, goals, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.trial import Trial
@@ -14,7 +14,7 @@ from robustjax.evaluation.verdict.trial import Trial
 EPSILON = {"linf": 0.05, "l2": 0.3}
 IMAGES, LABELS, _ = toys.linear_examples(24, "linf")
 EVERY = np.arange(24)
-NOTHING = reading.Reading(())
+NOTHING = relaxations.Relaxations(())
 
 
 def trial_of(network, *, norm="linf", epsilon=None, stochastic=False, surrogate=None):

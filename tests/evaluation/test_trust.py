@@ -9,8 +9,8 @@ from rich.console import Console
 
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Acceptance, Verdict
-from robustjax.evaluation.verdict.reading import Remedy
 from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.evaluation.verdict.relaxations import Remedy
 from robustjax.transforms import Finding, Findings
 
 PROTOCOL = [{"attack": "pgd20", "accuracy": 0.75, "seconds": 1.25}]
@@ -88,8 +88,8 @@ def test_markdown_has_a_table_of_each_part():
 
 def test_a_finding_is_told_with_how_often_it_is_there_and_what_relaxing_it_did():
     once, often = (Finding("step", "round", f"net.py:{count} (f)", count, "the identity") for count in (1, 2))
-    shown = verdict()._replace(findings=Findings((once, often)), remedies=(Remedy(once, 30, 40, 5, 60),))
-    lines = trust.markdown(shown).splitlines()
+    page = verdict()._replace(findings=Findings((once, often)), remedies=(Remedy(once, 30, 40, 5, 60),))
+    lines = trust.markdown(page).splitlines()
     assert "| step: round | net.py:1 (f) | 30 of 40 images | 5 of 60 that were left | the identity |" in lines
     assert "| step: round (2 times) | net.py:2 (f) |  |  | the identity |" in lines
 
@@ -103,10 +103,10 @@ def test_the_terminal_shows_the_same():
 
 
 def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
-    shown = verdict(surrogate_helps=Flag("fail", 0.25, 0.05, 4, "BPDA <b>wins</b>"))._repr_html_()
-    assert "<td>worst case</td><td>50.00%</td><td>15.00% to 85.00%</td>" in shown
-    assert "<td>surrogate:apgd-ce</td><td>1</td>" in shown
-    assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in shown and "probabilities" not in shown
+    page = verdict(surrogate_helps=Flag("fail", 0.25, 0.05, 4, "BPDA <b>wins</b>"))._repr_html_()
+    assert "<td>worst case</td><td>50.00%</td><td>15.00% to 85.00%</td>" in page
+    assert "<td>surrogate:apgd-ce</td><td>1</td>" in page
+    assert "BPDA &lt;b&gt;wins&lt;/b&gt;" in page and "probabilities" not in page
     assert "No flag was raised" in verdict()._repr_html_()
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
-from robustjax.attacks.engine import doubts, inputs, threads, verify
+from robustjax.attacks.engine import inputs, output_warnings, threads, verify
 from robustjax.attacks.engine import search as search_lib
 from robustjax.attacks.engine.hyperplane import nearest_wrong
 from robustjax.attacks.engine.search import Search
@@ -120,10 +120,10 @@ class Driver(NamedTuple):
         """
         return self._verified(self._key(purpose), np.arange(len(self.images)), points, self.num_draws)
 
-    def doubts(self, logits: np.ndarray) -> Iterator[str]:
+    def output_warnings(self, logits: np.ndarray) -> Iterator[str]:
         """What is wrong with the network's outputs, by these clean logits and a few images."""
-        return doubts.doubts(
-            self.network, self._key("doubts"), self.images, logits, bounds=self.bounds,
+        return output_warnings.output_warnings(
+            self.network, self._key("output_warnings"), self.images, logits, bounds=self.bounds,
             stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._on_devices,
         )  # fmt: skip
 
@@ -251,7 +251,7 @@ class Driver(NamedTuple):
 
     def _key(self, purpose: str) -> Key:
         return jax.random.fold_in(
-            self.key, {"decide": 101, "check": 102, "doubts": 103, "targets": 104, "choose": 105}[purpose]
+            self.key, {"decide": 101, "check": 102, "output_warnings": 103, "targets": 104, "choose": 105}[purpose]
         )
 
 

@@ -15,7 +15,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
-from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, reading, red_flags, shown, trust
+from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, notebook, red_flags, relaxations, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Networks
@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
     seconds_by_attack: dict[str, float]
     threat: dict[str, Any]
     findings: transforms.Findings = transforms.Findings()
-    remedies: tuple[reading.Remedy, ...] = ()
+    remedies: tuple[relaxations.Remedy, ...] = ()
 
     def __str__(self) -> str:
         return trust.sentence(self)
@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Accuracies and the flags that were raised, as notebooks show them."""
-        return shown.html(self)
+        return notebook.html(self)
 
 
 def judge(
@@ -160,7 +160,7 @@ def judge(
     keys = (key,) if checked_hints(hints).stochastic else ()
     outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
-    findings = reading.read(goals.as_logits_fn(logits_fn), images[:2], keys)
+    findings = relaxations.find(goals.as_logits_fn(logits_fn), images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
     flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
     flags["batch_dependent"] = (
@@ -208,7 +208,7 @@ def judge(
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
     left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
-    relaxed = reading.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
+    relaxed = relaxations.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
     label_only = batteries.black_box(trial, measured)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)

@@ -17,8 +17,8 @@ import numpy as np
 
 from robustjax.evaluation.verdict import red_flags
 from robustjax.evaluation.verdict.goals import Plant
-from robustjax.evaluation.verdict.reading import Reading, draws_of
 from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.evaluation.verdict.relaxations import Relaxations, draws_of
 from robustjax.evaluation.verdict.trial import Trial
 
 # Random points of each ball at which the network is asked for its values.
@@ -82,7 +82,7 @@ def plant(trial: Trial, rows: np.ndarray) -> Planted:
     return Planted(chosen, planted, points, len(rows))
 
 
-def test(trial: Trial, planted: Planted, reading: Reading) -> np.ndarray:
+def test(trial: Trial, planted: Planted, relaxations: Relaxations) -> np.ndarray:
     """Whether the verdict's gradient-based attacks find what was planted, bool [n].
 
     They are APGD on the network's own gradient, on that of the declared surrogate, and on that of the relaxed network,
@@ -91,11 +91,11 @@ def test(trial: Trial, planted: Planted, reading: Reading) -> np.ndarray:
     Args:
         trial: the examples.
         planted: of :func:`plant`.
-        reading: of the network's program, for the relaxed network.
+        relaxations: of the network's program, for the relaxed network.
     """
     ways: list[dict[str, Any]] = [{"view": view} for view in ("direct", "surrogate") if view in trial.networks.views()]
-    if reading.networks is not None:
-        ways.append({"view": "direct", "networks": reading.networks, "num_draws": draws_of(trial)})
+    if relaxations.networks is not None:
+        ways.append({"view": "direct", "networks": relaxations.networks, "num_draws": draws_of(trial)})
     found = np.zeros(len(planted.rows), bool)
     for way in ways:
         for loss in ("ce", "margin"):
@@ -106,11 +106,11 @@ def test(trial: Trial, planted: Planted, reading: Reading) -> np.ndarray:
     return found
 
 
-def flag(trial: Trial, rows: np.ndarray, reading: Reading) -> Flag:
+def flag(trial: Trial, rows: np.ndarray, relaxations: Relaxations) -> Flag:
     """The flag of planted adversarial examples, of one batch of the examples ``rows``."""
     if not len(rows):
         return Flag.not_applicable("no example is classified correctly")
     planted = plant(trial, rows[: trial.batch_size])
     if not len(planted.rows):
         return Flag.not_applicable("the outputs do not change at random points of the ball, so nothing can be planted")
-    return red_flags.planted_examples_missed(test(trial, planted, reading))
+    return red_flags.planted_examples_missed(test(trial, planted, relaxations))

@@ -13,8 +13,8 @@ from robustjax.attacks import geometry
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import broader, comparisons, goals, probes, red_flags
 from robustjax.evaluation.verdict.batteries import AdaptiveResults, PGDGrid, label_only_missing
-from robustjax.evaluation.verdict.reading import Reading
 from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.evaluation.verdict.relaxations import Relaxations
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.types import Array, Key, LogitsFn
 
@@ -148,7 +148,7 @@ def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
 
 def attacks(
     trial: Trial, rows: np.ndarray, grid: PGDGrid | None, by_gradient: np.ndarray, restarted: np.ndarray,
-    random: np.ndarray, adaptive: AdaptiveResults, reading: Reading, label_only: np.ndarray | None,
+    random: np.ndarray, adaptive: AdaptiveResults, relaxations: Relaxations, label_only: np.ndarray | None,
 ) -> dict[str, Flag]:  # fmt: skip
     """The flags of attacks that should find nothing beyond what direct gradient-based attacks find.
 
@@ -162,7 +162,7 @@ def attacks(
         by_gradient: shares [N] of direct gradient-based attacks, before the restart.
         restarted, random: shares [N] of :func:`batteries.restart` and :func:`batteries.random_search`.
         adaptive: shares of adaptive attacks.
-        reading: of attacks on what the network's program hides.
+        relaxations: of attacks on what the network's program hides.
         label_only: share [N] of an attack that sees labels only; None where there is none.
     """
     missing, certain = Flag.not_applicable, trial.certainly_misclassified
@@ -173,7 +173,7 @@ def attacks(
         "transfer_beats_white_box": missing("no undefended_fn and no trained_fn declared"),
         "auxiliary_attack_helps": missing("no auxiliary_fn declared"),
         "surrogate_helps": missing("no surrogate_fn declared"),
-        "relaxation_helps": missing(_nothing_to_relax(reading)),
+        "relaxation_helps": missing(_nothing_to_relax(relaxations)),
         "silent_success": missing("the draws of an attack's steps are not those on which its images are verified"),
     } | dict.fromkeys(red_flags.STOCHASTIC, missing("the network is not declared as stochastic"))
     if grid is not None:
@@ -194,9 +194,9 @@ def attacks(
     )
     if adaptive.surrogate is not None:
         flags["surrogate_helps"] = comparisons.surrogate_helps(certain(adaptive.surrogate), direct)
-    if reading.share is not None:
+    if relaxations.share is not None:
         flags["relaxation_helps"] = comparisons.relaxation_helps(
-            certain(reading.share), direct, helped=reading.helped, num_findings=len(reading.findings)
+            certain(relaxations.share), direct, helped=relaxations.helped, num_findings=len(relaxations.findings)
         )
     if adaptive.auxiliary is not None and adaptive.control is not None:  # both or neither
         flags["auxiliary_attack_helps"] = comparisons.auxiliary_attack_helps(
@@ -214,8 +214,8 @@ def attacks(
     return flags
 
 
-def _nothing_to_relax(reading: Reading) -> str:
-    if not reading.findings:
+def _nothing_to_relax(relaxations: Relaxations) -> str:
+    if not relaxations.findings:
         return "nothing in the network's program hides a gradient"
     return "what the network's program holds cannot be relaxed, or attacks on its own gradient left no example"
 

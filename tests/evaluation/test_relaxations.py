@@ -9,7 +9,7 @@ import pytest
 import verdict_toys as toys
 
 from robustjax.evaluation import Hints, judge
-from robustjax.evaluation.verdict import goals, reading, trust
+from robustjax.evaluation.verdict import goals, relaxations, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.ops import bpda
@@ -70,7 +70,7 @@ def test_without_hints_as_much_is_found_as_with(broken, honest):
 def test_the_report_names_the_line(broken):
     name, own = broken
     (finding,) = own.findings
-    assert "test_reading.py:" in finding.where and finding.where.endswith(BROKEN[name][1])
+    assert "test_relaxations.py:" in finding.where and finding.where.endswith(BROKEN[name][1])
     (remedy,) = own.remedies
     assert remedy.hidden == remedy.num_images > 0 and remedy.misclassified > 0
     page, data = trust.markdown(own), json.loads(json.dumps(trust.to_json(own)))
@@ -104,10 +104,10 @@ def finding(kind, primitive="round", where="net.py:3 (f)"):
 
 def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
     kinds = ["step", "selection", "step", "detached"]
-    assert reading._groups([finding(kind) for kind in kinds]) == [[0], [1], [2], [3]]
+    assert relaxations._groups([finding(kind) for kind in kinds]) == [[0], [1], [2], [3]]
     eight, nine = (kinds * 3)[:8], (kinds * 3)[:9]
-    assert reading._groups([finding(kind) for kind in eight]) == [[i] for i in range(8)]
-    assert reading._groups([finding(kind) for kind in nine]) == [[0, 2, 4, 6, 8], [1, 5], [3, 7]]
+    assert relaxations._groups([finding(kind) for kind in eight]) == [[i] for i in range(8)]
+    assert relaxations._groups([finding(kind) for kind in nine]) == [[0, 2, 4, 6, 8], [1, 5], [3, 7]]
 
 
 @pytest.mark.parametrize(
@@ -131,31 +131,31 @@ def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
 )
 def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
     findings = [finding(kind) for kind in kinds]
-    plans = list(reading._plans(findings, reading._groups(findings)))
+    plans = list(relaxations._plans(findings, relaxations._groups(findings)))
     assert [(plan.name, plan.strengths.tolist(), plan.temperature, plan.loops) for plan in plans] == expected
 
 
 def test_a_sign_is_relaxed_at_every_temperature_too():
     findings = [finding("step", "sign")]
-    assert [plan.temperature for plan in reading._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
+    assert [plan.temperature for plan in relaxations._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
 
 
 def test_what_was_relaxed_is_said_in_three_lines_at_most():
     findings = [finding("step", "round", f"net.py:{i} (f)") for i in (1, 2, 2, 3, 4, 5)]
-    plan = reading._Plan("all", np.array([1, 1, 1, 0, 0, 0]), 1.0, "through")
-    assert reading._words(plan, findings) == "round at net.py:1 (f), round at net.py:2 (f)"
+    plan = relaxations._Plan("all", np.array([1, 1, 1, 0, 0, 0]), 1.0, "through")
+    assert relaxations._words(plan, findings) == "round at net.py:1 (f), round at net.py:2 (f)"
     plan = plan._replace(strengths=np.ones(6))
     lines = ", ".join(f"round at net.py:{i} (f)" for i in (1, 2, 3))
-    assert reading._words(plan, findings) == f"{lines} and 2 more"
+    assert relaxations._words(plan, findings) == f"{lines} and 2 more"
 
 
 def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_side_only():
     angles = np.deg2rad([0, 59, 61, 180])
     one = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3.0
-    np.testing.assert_array_equal(reading._turned(one, np.array([[2.0, 0.0]])), [False, False, True, True])
+    np.testing.assert_array_equal(relaxations._turned(one, np.array([[2.0, 0.0]])), [False, False, True, True])
     nothing, something = np.zeros((1, 2)), np.ones((1, 2))
-    assert reading._turned(nothing, something) and reading._turned(something, nothing)
-    assert not reading._turned(nothing, nothing)
+    assert relaxations._turned(nothing, something) and relaxations._turned(something, nothing)
+    assert not relaxations._turned(nothing, nothing)
 
 
 @pytest.mark.parametrize("num_found", [0, 1])
@@ -166,7 +166,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
         goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
         stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
     )  # fmt: skip
-    findings = reading.read(hiding, images[:2], ())
+    findings = relaxations.find(hiding, images[:2], ())
     assert {finding.kind for finding in findings} == {"step", "detached"}
     run, rows = [], np.arange(16)
     last = f"relaxed:{findings[1].kind}"
@@ -180,7 +180,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
         return shares
 
     monkeypatch.setattr(trial, "apgd", apgd)
-    found = reading.attack(trial, hiding, findings, rows, rows, quicken=False)
+    found = relaxations.attack(trial, hiding, findings, rows, rows, quicken=False)
     first = f"relaxed:{findings[0].kind}"
     sample, rest = list(range(8)), list(range(8, 16))
     expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]

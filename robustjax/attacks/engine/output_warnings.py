@@ -22,7 +22,7 @@ from robustjax.types import Array, Key
 SAME_PROGRAM, OTHER_PROGRAM = 1e-3, 5e-2
 
 
-def doubts(
+def output_warnings(
     network: Any,
     key: Key,
     images: np.ndarray,

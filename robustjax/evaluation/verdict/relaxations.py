@@ -48,7 +48,7 @@ class Remedy(NamedTuple):
     tried: int
 
 
-class Reading(NamedTuple):
+class Relaxations(NamedTuple):
     """Results of the attacks on a program's findings.
 
     Attributes:
@@ -77,14 +77,14 @@ class _Plan(NamedTuple):
     differences: bool = False
 
 
-def read(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
+def find(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
     """The findings of a network's program at a few images."""
     return transforms.inspect(logits_fn, jnp.asarray(images), *keys)
 
 
 def attack(
     trial: Trial, network: Any, findings: Findings, rows: np.ndarray, measured: np.ndarray, *, quicken: bool
-) -> Reading:
+) -> Relaxations:
     """Attacks through the relaxed network, on what direct gradient-based attacks left.
 
     Args:
@@ -97,7 +97,7 @@ def attack(
     """
     relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
     if not relaxable or not len(trial.images):
-        return Reading(findings)
+        return Relaxations(findings)
 
     def networks(plan: _Plan) -> Networks:
         static = _Relaxed(relaxable, plan.loops, plan.differences)
@@ -106,9 +106,9 @@ def attack(
 
     every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
     if not _differentiable(networks(every).direct, trial, np.arange(1)):
-        return Reading(findings)
+        return Relaxations(findings)
     if not len(rows):
-        return Reading(findings, networks=networks(every))
+        return Relaxations(findings, networks=networks(every))
     groups = _groups(relaxable)
     hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
     shares = np.zeros(len(trial.images), np.float32)
@@ -140,7 +140,7 @@ def attack(
         for i in some
     )
     helped = _words(best[0][1], relaxable) if shares.any() else ""
-    return Reading(findings, remedies, shares, helped, networks(best[0][1]))
+    return Relaxations(findings, remedies, shares, helped, networks(best[0][1]))
 
 
 def draws_of(trial: Trial) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.attacks.engine import doubts as doubts_lib
+from robustjax.attacks.engine import output_warnings
 
 COUNT, NUM_CLASSES = 8, 3
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ def of_batch(given, images):
 
 
 def told(network, logits, *, stochastic=False):
-    found = doubts_lib.doubts(
+    found = output_warnings.output_warnings(
         network, KEY, IMAGES, logits, bounds=(0.0, 1.0), stochastic=stochastic, size=COUNT, split=lambda batch: batch
     )
     names = {"outputs are probabilities": "probabilities", "outputs differ": "randomness", "outputs change": "batch"}
@@ -40,42 +40,43 @@ SPAN = np.ptp(LOGITS)
 
 
 @pytest.mark.parametrize(
-    ("rows", "change", "doubts"),
+    ("rows", "change", "warned"),
     [(8, 0.049, []), (8, 0.051, ["randomness"]), (5, 0.051, ["randomness"]), (4, 9.0, []), (1, 9.0, [])],
 )
-def test_two_programs_may_differ_by_rounding_and_on_half_of_the_images(rows, change, doubts):
+def test_two_programs_may_differ_by_rounding_and_on_half_of_the_images(rows, change, warned):
     others = LOGITS + np.where(np.arange(COUNT)[:, None] < rows, change * SPAN, 0.0) * np.eye(NUM_CLASSES)[:1]
-    assert told(NETWORK, others.astype(np.float32)) == doubts
+    assert told(NETWORK, others.astype(np.float32)) == warned
     # Noise that was declared is none that hides.
     assert told(NETWORK, others.astype(np.float32), stochastic=True) == []
 
 
-@pytest.mark.parametrize(("moved", "doubts"), [(0, []), (2, []), (3, ["batch"]), (8, ["batch"])])
-def test_other_images_behind_them_may_move_half_of_the_first(moved, doubts):
+@pytest.mark.parametrize(("moved", "warned"), [(0, []), (2, []), (3, ["batch"]), (8, ["batch"])])
+def test_other_images_behind_them_may_move_half_of_the_first(moved, warned):
     """Four images stay where they are, behind which four are mirrored."""
     network = jax.tree_util.Partial(of_batch, (WEIGHTS, jnp.int32(moved)))
-    assert told(network, np.asarray(of_batch((WEIGHTS, moved), IMAGES))) == doubts
+    assert told(network, np.asarray(of_batch((WEIGHTS, moved), IMAGES))) == warned
 
 
 def test_rows_between_0_and_1_that_add_up_to_1_are_probabilities():
     rows = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
-    assert doubts_lib.are_probabilities(rows)
+    assert output_warnings.are_probabilities(rows)
     assert told(NETWORK, rows)[0] == "probabilities"
-    assert not doubts_lib.are_probabilities(1.01 * rows) and not doubts_lib.are_probabilities(0.99 * rows)
+    assert not output_warnings.are_probabilities(1.01 * rows) and not output_warnings.are_probabilities(0.99 * rows)
     beyond = rows + np.array([[1.0, -0.5, -0.5]])
     np.testing.assert_allclose(beyond.sum(1), 1.0, rtol=1e-6)
-    assert not doubts_lib.are_probabilities(beyond)
+    assert not output_warnings.are_probabilities(beyond)
     one = rows.copy()
     one[0] = [0.2, 0.2, 0.2]
-    assert not doubts_lib.are_probabilities(one)
+    assert not output_warnings.are_probabilities(one)
 
 
 def test_a_change_is_measured_by_the_range_of_all_logits_and_nothing_is_like_nan_but_nan():
     first = np.array([[0.0, 10.0], [5.0, np.nan], [-np.inf, 1.0], [1.0, 2.0]], np.float32)
     other = first + np.array([[0.0, 0.2], [0.0, 0.0], [0.0, 0.0], [0.09, 0.0]], np.float32)
-    np.testing.assert_array_equal(doubts_lib._changed(first, other, 0.01), [True, False, False, False])
+    np.testing.assert_array_equal(output_warnings._changed(first, other, 0.01), [True, False, False, False])
     other[1, 1], other[2, 0] = 3.0, np.inf
-    np.testing.assert_array_equal(doubts_lib._changed(first, other, 0.01), [True, True, True, False])
+    np.testing.assert_array_equal(output_warnings._changed(first, other, 0.01), [True, True, True, False])
     # Equal logits have no range: a thousandth of their size takes its place.
     same = np.full((2, 3), 100.0, np.float32)
-    np.testing.assert_array_equal(doubts_lib._changed(same, same + np.array([[0.0005], [0.0015]]), 0.01), [False, True])
+    moved = same + np.array([[0.0005], [0.0015]])
+    np.testing.assert_array_equal(output_warnings._changed(same, moved, 0.01), [False, True])
