@@ -54,9 +54,14 @@ class Records:
 
     def _code(self, mutant: Mutant) -> tuple[str, str]:
         """Digests of the definition around it, as it is and as changed: what a mutant is, wherever that stands."""
-        source, around = self.sources[mutant.file], self._around(mutant)
-        changed = source[around.start : mutant.start] + mutant.after.encode() + source[mutant.stop : around.stop]
-        return _digest(source[around.start : around.stop]), _digest(changed)
+        text, start = self._text(mutant), self._around(mutant).start
+        changed = text[: mutant.start - start] + mutant.after.encode() + text[mutant.stop - start :]
+        return _digest(text), _digest(changed)
+
+    def _text(self, mutant: Mutant) -> bytes:
+        """The definition around it."""
+        around = self._around(mutant)
+        return self.sources[mutant.file][around.start : around.stop]
 
     def _around(self, mutant: Mutant) -> Definition:
         (around,) = (part for part in definitions(self.sources[mutant.file]) if part.start <= mutant.start < part.stop)
@@ -68,7 +73,7 @@ class Records:
         pairs = []
         for file, source in self.sources.items():
             if known & _digests(source):
-                made = (mutant for mutant in generate(file, source) if self._code(mutant)[0] in known)
+                made = (mutant for mutant in generate(file, source) if _digest(self._text(mutant)) in known)
                 pairs += [(mutant, record) for mutant in made if (record := self.find(mutant))]
         return pairs
 
