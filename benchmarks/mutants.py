@@ -86,9 +86,9 @@ def run(
         if not due:
             return
         coverage = Coverage(cache, sources)
-        coverage.measure(copy, tests)
-        for unit in coverage.units.values():
-            for name in unit["failed"]:
+        coverage.measure(copy, [*sorted({mutant.file for mutant in due}), *tests])
+        for measured in coverage.files.values():
+            for name in measured["failed"]:
                 print(f"fails without any change, and is left out: {name}")
         survived = 0
         with progress.Progress("mutants", total=len(due)) as bar:
@@ -144,7 +144,7 @@ def _options() -> types.SimpleNamespace:
         list=flags.DEFINE_boolean("list", False, "Print the mutants that were drawn and run nothing."),
         report=flags.DEFINE_boolean("report", False, "Print what the records say and run nothing."),
         tests=flags.DEFINE_list(
-            "tests", ["tests"], "Files and folders of tests; the files' own examples are always run."
+            "tests", ["tests"], "Files and folders of tests, besides the examples of a file itself."
         ),
         most=flags.DEFINE_float(
             "most_seconds", 600.0, "Of tests that a mutant meets; the slowest are left out beyond that."

@@ -25,7 +25,6 @@ from robustjax.types import InputError
 
 HERE = Path(__file__).resolve().parent
 START = 300.0  # seconds that Python and the tests may take to load
-EXAMPLES = "examples"  # the unit of measurement that is not a file of tests but the doctests of the sources
 # Tests of other things, or by way of processes of their own, in which nothing is measured.
 APART = (
     "tests/bad_input",
@@ -100,54 +99,52 @@ class Copy:
 
 
 class Coverage:
-    """test -> seconds, and file -> line -> tests, measured unit by unit; a unit is a file of tests, or the examples."""
+    """test -> seconds, and file -> line -> tests, of each file of tests, or of sources with examples."""
 
     def __init__(self, path: Path, sources: dict[str, bytes]):
         self.path, self.sources = path, sources
         self.root = Path()  # of the tests' files
-        self.units: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.files: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def measure(self, copy: Copy, paths: Sequence[str]) -> None:
-        """Measures the units that are new, or of which something has changed."""
+        """Measures the files that are new, or of which something has changed."""
         self.root = copy.root
-        wanted = [EXAMPLES]
+        wanted = []
         for path in paths:
             place = self.root / path
             found = [place] if place.is_file() else sorted(place.rglob("test_*.py"))
             if not found:
                 raise InputError(f"`tests` must be files or folders with tests, got {path!r}")
             wanted += [str(file.relative_to(self.root)) for file in found]
-        wanted = [unit for unit in dict.fromkeys(wanted) if not unit.startswith(APART)]
-        due = [unit for unit in wanted if not self._is_current(unit)]
+        wanted = [file for file in dict.fromkeys(wanted) if not file.startswith(APART)]
+        due = [file for file in wanted if not self._is_current(file)]
         with progress.Progress("which tests reach which lines", total=len(due)) as bar:
-            for done, unit in enumerate(due, 1):
-                self.units[unit] = self._measured(copy, unit)
-                files.write(self.path, json.dumps(self.units, separators=(",", ":")))
-                bar.update(done, unit)
-        self.units = {unit: self.units[unit] for unit in wanted}
+            for done, file in enumerate(due, 1):
+                self.files[file] = self._measured(copy, file)
+                files.write(self.path, json.dumps(self.files, separators=(",", ":")))
+                bar.update(done, file)
+        self.files = {file: self.files[file] for file in wanted}
 
-    def _is_current(self, unit: str) -> bool:
-        known = self.units.get(unit)
-        return known is not None and known["digest"] == self._digest(unit, known["lines"])
+    def _is_current(self, tests: str) -> bool:
+        known = self.files.get(tests)
+        return known is not None and known["digest"] == self._digest(tests, known["lines"])
 
-    def _digest(self, unit: str, reached: Sequence[str]) -> str:
+    def _digest(self, tests: str, reached: Sequence[str]) -> str:
         """Of the tests, of the files that help them, and of the sources in which they executed something."""
-        if unit == EXAMPLES:
-            parts = [source for _, source in sorted(self.sources.items())]
-        else:
-            helpers = [path for path in (self.root / unit).parent.glob("*.py") if not path.name.startswith("test_")]
-            parts = [self.sources.get(file, b"") for file in sorted(reached)]
-            parts += [path.read_bytes() for path in [self.root / unit, *sorted(helpers)]]
+        helpers = [] if tests in self.sources else sorted((self.root / tests).parent.glob("*.py"))
+        helpers = [path for path in helpers if not path.name.startswith("test_")]
+        parts = [path.read_bytes() for path in [self.root / tests, *helpers]]
+        parts += [self.sources.get(file, b"") for file in sorted(reached)]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
-    def _measured(self, copy: Copy, unit: str) -> dict[str, Any]:
+    def _measured(self, copy: Copy, tests: str) -> dict[str, Any]:
         import coverage  # only here: records can be read without it
 
         data = copy.folder / "coverage.data"
         data.unlink(missing_ok=True)
-        status, report = copy.pytest(sorted(self.sources) if unit == EXAMPLES else [unit], data=data)
+        status, report = copy.pytest([tests], data=data)
         if status not in (0, 1, 5) or "tests" not in report:
-            raise InputError(f"`tests` must run, got exit status {status} from {unit}: {report['output']}")
+            raise InputError(f"`tests` must run, got exit status {status} from {tests}: {report['output']}")
         # A test that fails, or is skipped, without any change can tell nothing.
         seconds = {name: spent for name, (outcome, spent) in report["tests"].items() if outcome == "passed"}
         number = {name: i for i, name in enumerate(seconds)}
@@ -171,7 +168,7 @@ class Coverage:
             if by_line:
                 lines[file] = by_line
         return {
-            "digest": self._digest(unit, list(lines)),
+            "digest": self._digest(tests, list(lines)),
             "tests": list(seconds),
             "seconds": list(seconds.values()),
             "lines": lines,
@@ -187,11 +184,11 @@ class Coverage:
         """
         found: dict[str, list[tuple[float, float, str]]] = {}
         stem = Path(mutant.file).stem.strip("_")
-        for unit, known in self.units.items():
+        for file, known in self.files.items():
             lines = known["lines"].get(mutant.file, {})
-            weight = 0.2 if stem in Path(unit).stem or unit == EXAMPLES else 1.0
+            weight = 0.2 if stem in Path(file).stem else 1.0
             reaching = {i for line in mutant.reached for i in lines.get(str(line), ())}
-            if not mutant.reached and unit != EXAMPLES and stem in (self.root / unit).read_text():
+            if not mutant.reached and stem in (self.root / file).read_text():
                 reaching = set(range(len(known["tests"])))
             for i in reaching:
                 name, seconds = known["tests"][i], known["seconds"][i]
