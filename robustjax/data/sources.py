@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax.data import folder, tfds_source
-from robustjax.data.order import permutation
+from robustjax.data.order import check_integers, permutation
 from robustjax.data.scaling import Size
 from robustjax.types import InputError, nearest
 
@@ -98,6 +98,7 @@ def load(
         ...
         robustjax.types.InputError: split must be one of train, test of 'digits', got 'tset' (nearest: 'test')
     """
+    check_integers(validation_examples=validation_examples, num_examples=num_examples, image_size=image_size)
     if validation_examples < 0:
         raise InputError(f"validation_examples must be at least 0, got {validation_examples}")
     carved = split == "train" or (split == "validation" and validation_examples > 0)
@@ -124,6 +125,8 @@ def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str
         >>> splits("digits")
         ('train', 'test')
     """
+    if not isinstance(name, str):
+        raise InputError(f"data set must be a name, got {name!r}; give one such as 'digits'")
     if name == "digits":
         return "train", "test"
     of_folder = _as_folder(name, data_dir)
