@@ -15,6 +15,7 @@ import pytest
 
 from robustjax import attacks
 from robustjax.attacks import losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import is_correct, is_valid, verify
 from robustjax.types import InputError, Outputs
 
