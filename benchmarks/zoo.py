@@ -45,6 +45,8 @@ OWN = {
     "own at_cas": ("at_cas", None),
     "own at_cifs": ("at_cifs", None),
     "own at_fsr": ("at_fsr", None),
+    "own at_kwta": ("at_kwta", None),
+    "own at_sns": ("at_sns", None),
     "own at with meansparse": ("at", "meansparse:alpha=0.2"),
     "own at with kwta": ("at", "kwta:fraction=0.2"),
     "own at with sap": ("at", "sap:sampler=bernoulli"),

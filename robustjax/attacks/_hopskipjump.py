@@ -101,7 +101,7 @@ def hopskipjump(
         >>> nearest.ravel().round(2)
         Array([0.45, 0.45], dtype=float32)
     """
-    inputs.at_least(1, num_steps=num_steps, num_queries=num_queries)
+    inputs.static(1, num_steps=num_steps, num_queries=num_queries)
     if norm in geometry.GEOMETRIES and norm not in NORMS:
         raise InputError(f"norm must be linf or l2, got {norm!r}; use square in l1")
     given = inputs.check(

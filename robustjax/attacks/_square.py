@@ -152,7 +152,9 @@ def square(
         >>> square(linear, jax.random.key(0), images, labels, epsilon=0.1, num_queries=20).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    inputs.at_least(1, num_queries=num_queries, num_restarts=num_restarts)
+    inputs.static(1, num_queries=num_queries)
+    inputs.at_least(1, num_restarts=num_restarts)
+    inputs.are_flags(targeted=targeted)
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
         keys_per_example=True, num_axes=4,

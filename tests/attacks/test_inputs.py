@@ -3,8 +3,10 @@
 import functools
 import inspect
 import re
+import types
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from robustjax import attacks
 from robustjax.attacks import losses
+from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import is_correct, is_valid, verify
 from robustjax.types import InputError, Outputs
 
@@ -402,3 +405,32 @@ def test_the_driver_does_not_warn_of_what_is_fine():
     squashed = lambda images: jax.nn.sigmoid(network(images))  # noqa: E731
     for fine in (half, jumping, flat, squashed):
         _attacked(fine)
+
+
+def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
+    traces = 0
+
+    def linear(weights, images, scale, *, shift, doubled):
+        nonlocal traces
+        traces += 1
+        logits = scale * ((images.reshape(images.shape[0], -1) - 0.5) @ weights["w"]) + shift
+        return 2 * logits if doubled else logits  # a value, which no array could be
+
+    module = nn.Dense(NUM_CLASSES)
+    flat = jnp.asarray(IMAGES.reshape(-1, SIZE))
+    variables = module.init(jax.random.key(0), flat)
+    ask = jax.jit(lambda network, images, *rest: network(images, *rest))
+    for scale in (1.0, 2.0, 3.0):
+        given = functools.partial(linear, {"w": scale * WEIGHTS}, shift=np.ones((1, 1), np.float32))
+        for doubled in (True, False):
+            network = inputs.as_pytree(functools.partial(given, doubled=doubled))
+            expected = (1 + doubled) * (scale * (flat - 0.5) @ WEIGHTS + 1.0)
+            np.testing.assert_allclose(ask(network, IMAGES, 1.0), expected, rtol=1e-4, atol=1e-5)
+        applied = inputs.as_pytree(functools.partial(module.apply, jax.tree.map(lambda x, by=scale: by * x, variables)))
+        np.testing.assert_allclose(ask(applied, flat), scale * module.apply(variables, flat), rtol=1e-4, atol=1e-5)
+    assert traces == 2 and ask._cache_size() == 3
+    # What is no array, or may change without being another object, stays as it was: in a function around it.
+    mutable = types.SimpleNamespace(scale=1.0)
+    for other in (functools.partial(linear, "w"), functools.partial(linear, mutable), functools.partial(WEIGHTS.dot)):
+        kept = inputs.as_pytree(other)
+        assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robustjax import attacks
 from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.probes import RecordedPGD
 from robustjax.evaluation.verdict.trial import Trial
 
@@ -24,6 +25,8 @@ RADII = (0.25, 0.5, 1.0, 2.0)
 UNBOUNDED_STEP_SIZES = (0.25, 0.02)
 # What the names of direct gradient-based attacks begin with.
 GRADIENT_BASED = ("apgd", "fab", "fgsm", "pgd")
+# The least share of draws in which an example is misclassified that may become most of them.
+CLOSE = 0.2
 # Weights of the auxiliary heads' loss beside that of the logits; infinity for the heads alone.
 WEIGHTS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, float("inf"))
 
@@ -176,6 +179,31 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     if label_only_missing(trial):
         return None
     return trial.hopskipjump("hopskipjump", np.union1d(left, missed))
+
+
+def close(trial: Trial, relaxed: Networks | None) -> None:
+    """Of a stochastic network APGD of more steps and draws, where some draws are misclassified and not surely most.
+
+    Everything before takes gradients of few draws, which is enough for most examples.
+
+    Args:
+        trial: the examples.
+        relaxed: the network relaxed as it was attacked best; None where that found nothing.
+    """
+    budget, share = trial.budget, trial.strongest_share()
+    ways: dict[str, dict[str, Any]] = {"apgd": {"view": "direct"}}
+    if relaxed is not None:
+        ways["relaxed"] = {"view": "direct", "networks": relaxed}
+    if "surrogate" in trial.networks.views():
+        ways["surrogate"] = {"view": "surrogate"}
+    for way, options in ways.items():
+        for loss in ("ce", "dlr"):
+            rows = np.flatnonzero(trial.attacked & (share >= CLOSE) & ~trial.certainly_misclassified(share))
+            found = trial.apgd(
+                f"{way}:close:{loss}", rows, loss=loss, num_draws=budget.close_draws, num_steps=budget.close_steps,
+                **options,
+            )  # fmt: skip
+            share = np.maximum(share, found)
 
 
 def label_only_missing(trial: Trial) -> str:
