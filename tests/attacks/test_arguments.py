@@ -1,5 +1,7 @@
 """Checks of single arguments, each bound from both sides; test_inputs.py has the attacks that use them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +65,45 @@ def test_a_radius_is_a_number_from_0_or_one_for_each_example():
     for value in (-1e-9, np.nan, [0.1, -0.1], np.zeros(3), np.zeros((2, 1)), "0.1"):
         with pytest.raises(InputError, match="epsilon must be a number >= 0, or one for each of 2 examples"):
             arguments.check_radius("epsilon", value, 2, allow_infinite=True)
+    for value, got in (
+        ("0.1", "'0.1'"),
+        (None, "None"),
+        (np.zeros((2, 1)), r"float64 \[2, 1\]"),
+        ([True], r"bool \[1\]"),
+    ):
+        with pytest.raises(InputError, match=f"got {got}; give one number for all"):
+            arguments.check_radius("epsilon", value, 2, allow_infinite=True)
     with pytest.raises(InputError, match="got inf"):
         arguments.check_radius("epsilon", np.inf, 2, allow_infinite=False)
+
+
+def test_logits_are_floats_of_each_example_and_two_classes_at_least():
+    logits = jnp.zeros((3, 2))
+    assert arguments.logits_of(logits, 3) is logits
+    assert arguments.logits_of(SimpleNamespace(logits=logits), 3) is logits
+    for outputs, got in (
+        (jnp.zeros((2, 2)), r"float32 \[2, 2\]; return a row"),
+        (jnp.zeros((3, 2), jnp.int32), r"int32 \[3, 2\]; return a row"),
+        (jnp.zeros((3, 2, 2)), r"float32 \[3, 2, 2\]; return a row"),
+        (jnp.zeros((3, 1)), r"float32 \[3, 1\]; of one score"),
+        (jnp.zeros(3), r"float32 \[3\]; of one score"),
+        ([logits], "list; return a row"),
+    ):
+        with pytest.raises(InputError, match=rf"logits_fn must return float logits \[3, K\] with K >= 2, got {got}"):
+            arguments.logits_of(outputs, 3)
+
+
+def test_images_are_batches_of_floats():
+    for num_axes, shape in ((None, (2, 3)), (None, (1, 2, 2, 1)), (4, (1, 2, 2, 1))):
+        assert arguments.as_images(np.zeros(shape), num_axes).shape == shape
+    for images, num_axes, message in (
+        (np.zeros(3), None, r"floats \[B, ...\], got float64 \[3\]; give a batch"),
+        (np.zeros((2, 3)), 4, r"floats \[B, H, W, C\], got float64 \[2, 3\]; give a batch"),
+        (np.zeros((2, 3), np.uint8), None, "divide integers by 255 and"),
+        (np.zeros((2, 3), bool), None, "convert them and"),
+    ):
+        with pytest.raises(InputError, match=message):
+            arguments.as_images(images, num_axes)
 
 
 def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
