@@ -38,7 +38,7 @@ FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_string("norm", None, "linf, l2 or l1; by default that of the run, or linf."),
     flags.DEFINE_string("epsilon", None, "Radius of the ball, as 0.5 or 8/255; by default that of the run."),
     flags.DEFINE_list("threat", None, "Several: linf:8/255,l2:0.5,l1:12; a row for each, and their union."),
-    flags.DEFINE_list("bounds", ["0", "1"], "Lowest and highest pixel."),
+    flags.DEFINE_list("bounds", ["0", "1"], "Lowest and highest pixel that an attack may use, in [0, 1]."),
     flags.DEFINE_list("attacks", None, "In their order; by default clean,fgsm,pgd20,cw,pgd100, of a sweep pgd20."),
     flags.DEFINE_string("sweep", None, "Accuracy against epsilon or steps, as epsilon or epsilon:0,2/255,4/255."),
     flags.DEFINE_string("checkpoint", "best", "best (by robust validation accuracy), last, or a step."),

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from robustjax.types import Array
+from robustjax.types import Array, InputError
 
 
 @jax.custom_jvp
@@ -66,6 +68,43 @@ def in_dtypes_of(old: Any, new: Any) -> Any:
         {'a': Array([1.], dtype=float32)}
     """
     return jax.tree.map(lambda one, other: other.astype(one.dtype), old, new)
+
+
+def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
+    """Refuses what is no array of floats, such as integers, to which results would be cut off; or has too few axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> check_floats("cas: features", jnp.ones((2, 3), int), least_axes=2)
+        Traceback (most recent call last):
+        robustjax.types.InputError: cas: features must be an array of floats with 2 axes or more, got int32 [2, 3];
+        convert them
+    """
+    if not (hasattr(values, "dtype") and jnp.issubdtype(values.dtype, jnp.floating) and values.ndim >= least_axes):
+        wanted = "an array of floats" + (f" with {least_axes} axes or more" if least_axes else "")
+        got = f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else type(values).__name__
+        raise InputError(f"{name} must be {wanted}, got {got}; convert them")
+
+
+def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -> None:
+    """Refuses labels that are no classes [B], which indexing would wrap or clip; traced ones by shape and dtype alone.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> check_classes("cas: labels", jnp.array([-1, 0]), 2, 3)
+        Traceback (most recent call last):
+        robustjax.types.InputError: cas: labels must be integers [2] of classes 0 to 2, got -1 to 0; number the classes
+        from 0
+    """
+    wanted = f"{name} must be integers [{num_examples}] of classes 0 to {num_classes - 1}"
+    dtype, shape = getattr(labels, "dtype", type(labels).__name__), list(getattr(labels, "shape", ()))
+    if not (hasattr(labels, "dtype") and jnp.issubdtype(dtype, jnp.integer) and shape == [num_examples]):
+        raise InputError(f"{wanted}, got {dtype} {shape}; give the number of each example's class")
+    if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True) or not num_examples:
+        return
+    least, most = int(np.min(labels)), int(np.max(labels))
+    if least < 0 or most >= num_classes:
+        raise InputError(f"{wanted}, got {least} to {most}; number the classes from 0")
 
 
 def global_average_pool(features: Array) -> Array:

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from robustjax.types import InputError
+
 
 def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tuple[float, float]:
     r"""The 95 % interval of a proportion (Wilson 1927), which unlike the usual one holds at 0 and 1.
@@ -20,11 +22,17 @@ def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tup
     Returns:
         Its ends, in [0, 1] and around the share itself.
 
+    Raises:
+        InputError: there is no trial, or successes are not in [0, total].
+
     Example:
         >>> low, high = wilson_interval(50, 100)
         >>> print(f"{low:.3f} {high:.3f}")
         0.404 0.596
     """
+    if not (total >= 1 and 0 <= successes <= total):  # not a number compares false
+        wanted = "at least 1 and successes from 0 to it"
+        raise InputError(f"total must be {wanted}, got {total} and {successes}; count on at least one example")
     share = successes / total
     scale = 1 + z**2 / total
     middle = (share + z**2 / (2 * total)) / scale
@@ -51,14 +59,22 @@ def paired_difference(
     Returns:
         The mean of the differences as it is, in [-1, 1], and the interval.
 
+    Raises:
+        InputError: the two differ in shape, hold anything but 0 and 1, or are of no image.
+
     Example:
         >>> first, second = np.array([True] * 90 + [False] * 10), np.array([True] * 80 + [False] * 20)
         >>> difference, (low, high) = paired_difference(first, second)
         >>> print(f"{difference:.3f} {low:.3f} {high:.3f}")
         0.100 0.037 0.159
     """
-    change = np.atleast_2d(first).astype(np.float64) - np.atleast_2d(second)
-    change = change.mean(axis=0)
+    both = [np.asarray(flags) for flags in (first, second)]
+    fine = both[0].shape == both[1].shape and both[0].ndim in (1, 2) and both[0].size > 0
+    if not (fine and all(np.isin(flags, (0, 1)).all() for flags in both)):
+        got = " and ".join(f"{flags.dtype} {list(flags.shape)}" for flags in both)
+        raise InputError(f"first and second must be bool [n] or [seeds, n] of one shape, got {got}; pair them by image")
+    first, second = (np.atleast_2d(flags).astype(np.float64) for flags in both)
+    change = (first - second).mean(axis=0)
     n = len(change) + 2
     middle = change.sum() / n
     half = z * math.sqrt(max(0.0, (1 + np.square(change).sum()) / n - middle**2) / n)

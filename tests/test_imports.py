@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "robustjax"
 
 # From the bottom up: a room imports only from itself and from rooms on lines before its own.
 FLOORS = (
-    ("types", "version", "statistics"),
-    ("ops", "runtime"),
+    ("types", "version"),
+    ("ops", "runtime", "statistics"),
     ("layers",),
     ("transforms",),
     ("attacks", "defenses", "data"),

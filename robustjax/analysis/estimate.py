@@ -59,12 +59,16 @@ def proportion(hits: np.ndarray, meaning: str = "") -> Estimate:
     Returns:
         An :class:`Estimate`.
 
+    Raises:
+        InputError: there is no example.
+
     Example:
         >>> print(proportion(np.array([True] * 50 + [False] * 50)))
         0.5 (0.404 to 0.596, n = 100)
     """
     count, total = int(np.sum(hits)), len(hits)
-    return Estimate(count / total, wilson_interval(count, total), total, meaning)
+    interval = wilson_interval(count, total)
+    return Estimate(count / total, interval, total, meaning)
 
 
 def bootstrap(

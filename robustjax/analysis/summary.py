@@ -97,8 +97,11 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     Args:
         workdirs: of runs that were evaluated, or folders of the records of other networks.
 
+    Where rows are of different threats, their labels say of which.
+
     Raises:
-        InputError: a folder holds no evaluation, or runs have different numbers of images under one attack.
+        InputError: a folder holds no evaluation, or runs of one row were not evaluated alike: on other images, under
+            another threat, or with a worst case over other attacks.
     """
     groups: dict[str, list[_Evaluated]] = {}
     for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
@@ -116,7 +119,10 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
             folder = _root(workdir) / variant
             groups.setdefault(identity, []).append(_Evaluated(workdir, records, folder))
     labels = _labels([json.loads(identity) for identity in groups])
-    return [_row(label, runs) for label, runs in zip(labels, groups.values(), strict=True)]
+    rows = [_row(label, runs) for label, runs in zip(labels, groups.values(), strict=True)]
+    if len({tuple(row.threats) for row in rows}) > 1:
+        rows = [row._replace(label=f"{row.label} ({', '.join(row.threats)})") for row in rows]
+    return rows
 
 
 class _Evaluated(NamedTuple):
@@ -207,18 +213,37 @@ def _row(label: str, runs: list[_Evaluated]) -> Row:
     cells = {}
     for attack in dict.fromkeys(attack for run in runs for attack in run.records):
         records = [run.records[attack] for run in runs if attack in run.records]
-        counts = {record["num_examples"] for record in records}
-        if len(counts) > 1:
-            raise InputError(
-                f"{label}: {attack} was run on {' and '.join(map(str, sorted(counts)))} images in different runs; "
-                f"evaluate them with one --num_examples"
-            )
-        cells[attack] = Cell(tuple(record["accuracy"] for record in records), counts.pop())
+        _check_alike(label, attack, records)
+        cells[attack] = Cell(tuple(record["accuracy"] for record in records), records[0]["num_examples"])
     first = runs[0]
     configs = [next(iter(run.records.values()))["config"] for run in runs]
     seeds = tuple(config["seed"] for config in configs if "seed" in config)
     workdirs = tuple(run.workdir for run in runs)
     return Row(label, seeds, cells, workdirs, next(iter(first.records.values())), first.records, first.folder)
+
+
+def _check_alike(label: str, attack: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to average what was measured in different ways."""
+    ways: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "on {} images": lambda record: str(record["num_examples"]),
+        "on {}": data_of,
+        "on the images of subset_seed {}": lambda record: str(_subset_seed(record)),
+        "under {}": lambda record: " or ".join(of_record(record)),
+        "over {}": lambda record: ", ".join(sorted(record.get("attacks") or [])),
+    }
+    for words, read in ways.items():
+        found = sorted({read(record) for record in records}, key=lambda text: (len(text), text))
+        if len(found) > 1:
+            raise InputError(
+                f"{label}: {attack} must be alike in the runs of one row, got it {words.format(' and '.join(found))}; "
+                "evaluate the runs with the same flags"
+            )
+
+
+def _subset_seed(record: Mapping[str, Any]) -> Any:
+    about = record.get("data")
+    subset = about.get("subset") if isinstance(about, dict) else None
+    return subset.get("seed") if isinstance(subset, dict) else None
 
 
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:

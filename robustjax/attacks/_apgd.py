@@ -318,7 +318,9 @@ def apgd(
         >>> apgd(linear, jax.random.key(0), images, labels, epsilon=0.1, num_steps=10).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
+    inputs.static(1, num_steps=num_steps, num_targets=num_targets)
+    inputs.at_least(1, num_restarts=num_restarts)
+    inputs.are_flags(targeted=targeted)
     _loss(loss)
     if targeted and loss == "dlr-targeted":
         raise InputError("loss must be ce, dlr or a function where labels are targets, got 'dlr-targeted'; use 'dlr'")

@@ -162,11 +162,12 @@ def autoattack(
         raise InputError(f"version must be {wanted}, got {version!r}; choose among these")
     if eot_samples is None:
         eot_samples = RAND_EOT_SAMPLES if version == "rand" else 0
-    inputs.at_least(0, eot_samples=eot_samples)
-    inputs.at_least(1, num_draws=num_draws)
+    inputs.static(0, eot_samples=eot_samples)
+    inputs.static(1, num_draws=num_draws)
+    inputs.are_flags(quicken=quicken)
     num_devices = 1 if sharding is None else sharding.num_devices
     batch_size = default_batch_size() * num_devices if batch_size is None else batch_size
-    inputs.at_least(1, batch_size=batch_size)
+    inputs.static(1, batch_size=batch_size)
     if batch_size % num_devices:
         wanted = f"a multiple of the {num_devices} devices"
         raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")

@@ -92,6 +92,7 @@ def cw(
         Array([0.45, 0.45], dtype=float32)
     """
     inputs.at_least(1, num_steps=num_steps, num_searches=num_searches)
+    inputs.are_flags(targeted=targeted)
     given = inputs.check(
         logits_fn, key, images, labels, norm="l2", bounds=bounds, radii={"confidence": confidence},
         eot_samples=eot_samples, keys_per_example=True,

@@ -159,7 +159,8 @@ def fab(
     """
     inputs.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     if num_targets is not None:
-        inputs.at_least(1, num_targets=num_targets)
+        inputs.static(1, num_targets=num_targets)
+    inputs.are_flags(targeted=targeted)
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
         keys_per_example=True, allow_infinite=True,

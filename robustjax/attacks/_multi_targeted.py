@@ -55,7 +55,7 @@ def multi_targeted(
     """
     inputs.at_least(0, num_steps=num_steps)
     if num_targets is not None:
-        inputs.at_least(1, num_targets=num_targets)
+        inputs.static(1, num_targets=num_targets)
     check_random_start(random_start)
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon, "step_size": step_size},

@@ -14,7 +14,7 @@ from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import example_keys, network_key
 from robustjax.attacks.eot import expected_gradient_and_outcome
 from robustjax.ops import in_dtypes_of
-from robustjax.types import Array, Key, LogitsFn, LossFn
+from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
 
 def momentum(
@@ -35,7 +35,7 @@ def momentum(
         An optax optimizer for :func:`optimized_pgd`.
 
     Raises:
-        InputError: for an unknown norm.
+        InputError: for an unknown norm, or a number or bounds out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,6 +45,9 @@ def momentum(
         Array([[-0.1,  0.1]], dtype=float32)
     """
     direction = geometry.get(norm).steepest
+    inputs.check_radius("step_size", step_size, 1, allow_infinite=False)
+    inputs.check_radius("decay", decay, 1, allow_infinite=False)
+    bounds = inputs.box(bounds, 1)
 
     def steepest(gradient: Any, points: Any) -> Any:  # to optax they are pytrees, here arrays
         return -direction(-gradient, points, bounds)
@@ -98,6 +101,9 @@ def optimized_pgd(
         Array([0.4, 0.4], dtype=float32)
     """
     inputs.at_least(0, num_steps=num_steps)
+    inputs.are_flags(random_start=random_start)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InputError(f"optimizer must be one of optax, got {optimizer!r}; give for example optax.adam(0.05)")
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, loss=loss,
         eot_samples=eot_samples, keys_per_example=True,

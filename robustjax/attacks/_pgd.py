@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine import inputs
@@ -89,6 +90,7 @@ def pgd(
     """
     inputs.at_least(0, num_steps=num_steps)
     inputs.at_least(1, num_restarts=num_restarts)
+    inputs.are_flags(targeted=targeted, keep_best=keep_best)
     check_random_start(random_start)
     if not (isinstance(widened, int | float) and 1.0 <= widened < math.inf):
         raise InputError(f"widened must be a number from 1, got {widened!r}; leave it out for the ball itself")
@@ -181,6 +183,6 @@ def ascend(
 
 def check_random_start(random_start: bool | str) -> None:
     """Refuses an unknown start."""
-    if random_start not in (True, False, "gaussian"):
+    if not isinstance(random_start, bool | np.bool_ | str | int) or random_start not in (True, False, "gaussian"):
         wanted = "True, False or 'gaussian'"
         raise InputError(f"random_start must be {wanted}, got {random_start!r}; choose one of these")

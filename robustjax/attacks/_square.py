@@ -152,7 +152,9 @@ def square(
         >>> square(linear, jax.random.key(0), images, labels, epsilon=0.1, num_queries=20).ravel().round(3)
         Array([0.4, 0.4], dtype=float32)
     """
-    inputs.at_least(1, num_queries=num_queries, num_restarts=num_restarts)
+    inputs.static(1, num_queries=num_queries)
+    inputs.at_least(1, num_restarts=num_restarts)
+    inputs.are_flags(targeted=targeted)
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
         keys_per_example=True, num_axes=4,
@@ -269,8 +271,8 @@ def _bump(height: int, width: int) -> np.ndarray:
     bump = np.zeros((height, width))
     top, left = height // 2, width // 2
     for ring in range(max(top, left) + 1):
-        rows = slice(max(top - ring, 0), max(top + ring + 1, 0))
-        columns = slice(max(left - ring, 0), max(left + ring + 1, 0))
+        rows = slice(max(top - ring, 0), top + ring + 1)
+        columns = slice(max(left - ring, 0), left + ring + 1)
         bump[rows, columns] += 1.0 / (ring + 1) ** 2
     return bump
 

@@ -156,9 +156,12 @@ def kl(logits: Array, labels: Array) -> Array:
     if labels.ndim == 1:
         return cross_entropy(logits, labels)
     target = labels.astype(jnp.float32)
-    # The inner ``where`` keeps the gradient to a target of probability 0 finite: TRADES differentiates both sides.
-    log_target = jnp.log(jnp.where(target > 0, target, 1.0))
-    return jnp.sum(target * (log_target - jax.nn.log_softmax(logits.astype(jnp.float32))), axis=-1)
+    # The ``where`` keep value and gradient finite at a target of probability 0, whose class a network may mask by a
+    # logit of -inf: TRADES differentiates both sides.
+    possible = target > 0
+    log_target = jnp.log(jnp.where(possible, target, 1.0))
+    log_probabilities = jnp.where(possible, jax.nn.log_softmax(logits.astype(jnp.float32)), 0.0)
+    return jnp.sum(target * (log_target - log_probabilities), axis=-1)
 
 
 def _ratio(gap: Array, scale: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustjax.data import arrays, folder, scaling, sources, tfds_source
-from robustjax.data.order import permutation
+from robustjax.data.order import check_integers, permutation
 from robustjax.types import InputError
 
 # Second half of the key that orders a random subset: no epoch has it, and validation examples have another.
@@ -99,6 +99,9 @@ def read_images(
     """
     if channels not in (None, 1, 3):
         raise InputError(f"channels must be 1 (grey), 3 (colour) or None, got {channels!r}")
+    check_integers(num_examples=num_examples, subset_seed=subset_seed)
+    if not isinstance(spec, str | os.PathLike):
+        raise InputError(f"data must be a data set, a folder of class folders or an .npz file, got {spec!r}; name one")
     size = _checked_size(size)
     stored = _open(spec, split, size=size, channels=channels, data_dir=data_dir)
     indices = _subset(stored.num_examples, os.fspath(spec), num_examples, subset_seed)

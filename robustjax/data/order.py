@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from robustjax.types import InputError
+
+
+def check_integers(**values: Any) -> None:
+    """Refuses what is neither an integer nor None.
+
+    Example:
+        >>> check_integers(num_examples="5")
+        Traceback (most recent call last):
+        robustjax.types.InputError: num_examples must be an integer, got '5'; give one
+    """
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int | np.integer) and not isinstance(value, bool)):
+            raise InputError(f"{name} must be an integer, got {value!r}; give one")
 
 
 def permutation(key: tuple[int, int], size: int) -> np.ndarray:

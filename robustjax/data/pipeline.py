@@ -25,7 +25,7 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
         Batches of NumPy arrays: images, labels and a bool mask.
 
     Raises:
-        InputError: ``batch_size`` is below 1.
+        InputError: ``batch_size`` is below 1, or there are not as many labels as images.
 
     Example:
         >>> from robustjax.data import load
@@ -35,6 +35,8 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if len(images) != len(labels):
+        raise InputError(f"labels must be one for each of {len(images)} images, got {len(labels)}; give as many")
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         count = len(labels[part])
@@ -55,8 +57,14 @@ def to_float(images: AnyArray) -> Array:
     Returns:
         float32 in [0, 1], of the same shape.
 
+    Raises:
+        InputError: they are of another dtype. Floats in [0, 1] are what networks and attacks take already.
+
     Example:
         >>> to_float(np.array([0, 255], np.uint8))
         Array([0., 1.], dtype=float32)
     """
+    if getattr(images, "dtype", None) != np.uint8:
+        got = getattr(images, "dtype", type(images).__name__)
+        raise InputError(f"images must be uint8 in 0..255, got {got}; floats in [0, 1] are taken as they are")
     return jnp.asarray(images, jnp.float32) / 255

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from robustjax.defenses import cas, cifs, dropout, fsr, kwta, meansparse, noise, sap, sns
@@ -57,15 +58,36 @@ def create(name: str, *, sites: str | Sequence[str] = (), **options: Any) -> Def
         ...
         robustjax.types.InputError: defense 'cas' takes the options beta, attack_beta, sites, got alpha
     """
-    if name not in DEFENSES:
-        raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {name!r}")
+    if not isinstance(name, str) or name not in DEFENSES:
+        raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {name!r}{nearest(name, DEFENSES)}")
     unknown = sorted(set(options) - set(options_of(name)))
     if unknown:
         raise InputError(f"defense {name!r} takes the options {', '.join(options_of(name))}, got {', '.join(unknown)}")
+    known = options_of(name)
+    for option, value in options.items():
+        kind, fits = _kind(known[option])
+        if not fits(value):
+            raise InputError(f"{name}: {option} must be {kind}, got {value!r}; give one")
+    if not (isinstance(sites, str) or (isinstance(sites, Sequence) and all(isinstance(site, str) for site in sites))):
+        raise InputError(f"{name}: sites must be names, got {sites!r}; give them in a sequence or separated by commas")
     places = tuple(site.strip() for site in (sites.split(",") if isinstance(sites, str) else sites))
     if not all(places) or len(set(places)) < len(places):
         raise InputError(f"{name}: sites must be different names, separated by commas, got {','.join(places)!r}")
     return DEFENSES[name](**options)._replace(sites=places)
+
+
+def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What an option with this default must be, in words, and whether a value is."""
+    number = lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)  # noqa: E731
+    if isinstance(default, bool):
+        return "True or False", lambda value: isinstance(value, bool)
+    if isinstance(default, int):
+        return "an integer", lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if isinstance(default, str):
+        return "a string", lambda value: isinstance(value, str)
+    return ("a number or None", lambda value: value is None or number(value)) if default is None else (
+        "a number", number
+    )
 
 
 def options_of(name: str) -> dict[str, Any]:

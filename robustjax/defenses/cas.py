@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
-from robustjax.ops import global_average_pool, scale_channels, straight_through
+from robustjax.ops import check_classes, check_floats, global_average_pool, scale_channels, straight_through
 from robustjax.types import Array, InputError
 
 
@@ -30,7 +30,7 @@ def suppress(
     clipped, and the gradient flows into them on both ways. Columns of ones leave the features as they are.
 
     Args:
-        features: z, [B, ..., C].
+        features: z, float [B, ..., C].
         weights: M, [C, K].
         biases: b, [K].
         labels: integers [B] in training, None in inference.
@@ -41,7 +41,8 @@ def suppress(
         Features like those given, and the logits a, float32 [B, K].
 
     Raises:
-        InputError: weights and biases do not fit the features or each other.
+        InputError: weights and biases do not fit the features or each other, features are no floats, or labels no
+            classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,13 +50,16 @@ def suppress(
         >>> suppress(jnp.ones((1, 1, 1, 2)), weights, jnp.zeros(2))
         (Array([[[[0., 3.]]]], dtype=float32), Array([[2., 3.]], dtype=float32))
     """
+    check_floats("cas: features", features, least_axes=2)
     channels = features.shape[-1]
     if weights.ndim != 2 or weights.shape[0] != channels or biases.shape != weights.shape[1:]:
         raise InputError(
             f"cas: weights and biases must be [{channels}, K] and [K], got {list(weights.shape)} and "
             f"{list(biases.shape)}; of PyTorch's weights [K, C] give the transpose"
         )
-    weights = weights.astype(jnp.float32)
+    if labels is not None:
+        check_classes("cas: labels", labels, features.shape[0], weights.shape[1])
+    weights = jnp.asarray(weights).astype(jnp.float32)
     logits = global_average_pool(features) @ weights + biases.astype(jnp.float32)[None, :]
     classes = jnp.argmax(logits, axis=-1) if labels is None else labels
     columns = weights.T[classes]

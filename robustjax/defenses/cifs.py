@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
-from robustjax.ops import global_average_pool, scale_channels
+from robustjax.ops import check_classes, check_floats, global_average_pool, scale_channels
 from robustjax.types import Array, InputError
 
 Importance = Literal["softmax", "sigmoid", "softplus"]
@@ -67,7 +67,7 @@ def importance(
         g, float32 [B, C].
 
     Raises:
-        InputError: ``top_k`` is out of range.
+        InputError: ``top_k`` is out of range, features are no floats, or labels no classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,6 +77,8 @@ def importance(
         >>> importance(linear, jnp.ones((1, 2, 2, 1)), jnp.array([0]))
         Array([[3.]], dtype=float32)
     """
+
+    check_floats("cifs: features", features, least_axes=2)
 
     def score(points: Array) -> Array:
         logits = probe_fn(points)
@@ -90,6 +92,8 @@ def _classes(logits: Array, labels: Array | None, top_k: int) -> Array:
     """The classes that count, integers [B, k]."""
     if not 1 <= top_k <= logits.shape[-1]:
         raise InputError(f"cifs: top_k must be in [1, {logits.shape[-1]}], the number of classes, got {top_k}")
+    if labels is not None:
+        check_classes("cifs: labels", labels, *logits.shape)
     classes = jax.lax.top_k(jax.lax.stop_gradient(logits), top_k)[1]
     return classes if labels is None else classes.at[:, 0].set(labels.astype(classes.dtype))
 
@@ -149,6 +153,7 @@ def select(
         (Array([[[[0.5, 0.5]]]], dtype=float32), Array([[2., 2., 2.]], dtype=float32))
     """
     _check(importance, top_k, scale, temperature, class_mix)
+    check_floats("cifs: features", features, least_axes=2)
     source = features if differentiate_mask else jax.lax.stop_gradient(features)
 
     def mask_of(relevance: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, Views, own_loss
 from robustjax.layers import BatchNorm, conv2d
-from robustjax.ops import global_average_pool, straight_through
+from robustjax.ops import check_floats, global_average_pool, straight_through
 from robustjax.types import Array, InputError, Key, Term
 
 Parts = Literal["both", "separation", "recalibration"]
@@ -55,7 +55,7 @@ def separate(
         Robust and non-robust part, like features, and the mask m, float32.
 
     Raises:
-        InputError: a temperature is not above 0, or the shapes differ.
+        InputError: a temperature is not above 0, the shapes differ, or features are no floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,6 +66,7 @@ def separate(
     for value in (temperature, backward_temperature):
         if value is not None and not value > 0:
             raise InputError(f"fsr: temperatures must be above 0, got {value}")
+    check_floats("fsr: features", features)
     _like("scores", scores, "features", features)
     logits = scores.astype(jnp.float32)
     if key is not None:
@@ -102,6 +103,7 @@ def recalibrate(nonrobust: Array, correction: Array, mask: Array) -> Array:
         >>> recalibrate(jnp.array([1.0, 1.0]), jnp.array([4.0, 4.0]), jnp.array([1.0, 0.5]))
         Array([1., 3.], dtype=float32)
     """
+    check_floats("fsr: nonrobust", nonrobust)
     _like("correction", correction, "nonrobust", nonrobust)
     _like("mask", mask, "nonrobust", nonrobust)
     added = (1.0 - mask.astype(jnp.float32)) * correction.astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import straight_through
+from robustjax.ops import check_floats, straight_through
 from robustjax.types import Array, InputError
 
 
@@ -20,7 +20,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
     positive entries.
 
     Args:
-        activations: [B, ...], one map per example.
+        activations: float [B, ...], one map per example.
         fraction: in (0, 1]; at least one entry is kept.
         by_magnitude: the winners are the largest in absolute value, as in pruning the weights of a layer.
 
@@ -28,7 +28,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         An array like activations.
 
     Raises:
-        InputError: ``fraction`` is out of range.
+        InputError: ``fraction`` is out of range, or activations are no floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,6 +36,9 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         Array([[0., 4., 3., 0.]], dtype=float32)
     """
     _check(fraction)
+    check_floats("kwta: activations", activations, least_axes=1)
+    if not activations.size:
+        return activations
     maps = activations.reshape(activations.shape[0], -1)
     num_winners = max(1, round(fraction * maps.shape[1]))
     ranked = jax.lax.stop_gradient(jnp.abs(maps) if by_magnitude else maps)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import STATISTICS, Defense, Mode
-from robustjax.ops import straight_through
+from robustjax.ops import check_floats, straight_through
 from robustjax.types import Array, InputError
 
 
@@ -33,7 +33,7 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
         An array like activations.
 
     Raises:
-        InputError: ``alpha`` is out of range.
+        InputError: ``alpha`` is out of range, activations are no floats, or mean or deviation is not one a channel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,6 +44,11 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
                [1.5 , 0.  ]], dtype=float32)
     """
     _check(alpha)
+    check_floats("meansparse: activations", activations, least_axes=1)
+    channels = list(activations.shape[-1:])
+    for name, numbers in (("mean", mean), ("deviation", deviation)):
+        if list(jnp.shape(numbers)) != channels:
+            raise InputError(f"meansparse: {name} must be {channels}, one a channel, got {list(jnp.shape(numbers))}")
     dtype = activations.dtype if jnp.finfo(activations.dtype).bits > 32 else jnp.float32
     values = activations.astype(dtype)
     mean, deviation = (

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import straight_through
+from robustjax.ops import check_floats, straight_through
 from robustjax.types import Array, InputError, Key
 
 Sampler = Literal["multinomial", "bernoulli"]
@@ -43,7 +43,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
         An array like ``activations``, of which draws with another key are different.
 
     Raises:
-        InputError: ``fraction`` or ``sampler`` is out of range.
+        InputError: ``fraction`` or ``sampler`` is out of range, or activations are no floats.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,6 +52,9 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
                [0., 0., 0.]], dtype=float32)
     """
     _check(fraction, sampler)
+    check_floats("sap: activations", activations, least_axes=1)
+    if not activations.size:
+        return activations
     maps = jax.lax.stop_gradient(activations).astype(jnp.float32).reshape(activations.shape[0], -1)
     num_draws = max(1, round(fraction * maps.shape[1]))
     magnitudes = jnp.abs(maps)

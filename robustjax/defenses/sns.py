@@ -38,7 +38,7 @@ def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Arra
         float32 [C], at least 0; differentiable in both, also where nothing moves.
 
     Raises:
-        InputError: the shapes differ, or there is no such norm.
+        InputError: the shapes differ, there is no such norm, or no example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,6 +48,8 @@ def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Arra
     if benign.shape != adversarial.shape:
         raise InputError(f"sns: benign and adversarial features differ in shape: {benign.shape}, {adversarial.shape}")
     _check(norm)
+    if 0 in benign.shape[:-1]:
+        raise InputError(f"sns: features must be of one example at least, got {list(benign.shape)}; leave them out")
     difference = benign.astype(jnp.float32) - adversarial.astype(jnp.float32)
     if norm == "l1":
         return jnp.mean(jnp.abs(difference), axis=tuple(range(benign.ndim - 1)))
@@ -56,11 +58,13 @@ def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Arra
     if norm == "linf":
         return jnp.mean(largest, axis=0)
     # In units of the largest movement, so that squares neither overflow nor vanish.
-    unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    # What is not finite stays so.
+    moved = largest != 0
+    unit = jax.lax.stop_gradient(jnp.where(moved & jnp.isfinite(largest), largest, 1.0))
     scaled = difference / jnp.expand_dims(unit, positions)
     squares = jnp.mean(scaled**2, axis=positions)
-    roots = jnp.sqrt(jnp.where(largest > 0, squares, 1.0))  # of 0 the gradient is not finite
-    return jnp.mean(jnp.where(largest > 0, unit * roots, 0.0), axis=0)
+    roots = jnp.sqrt(jnp.where(moved, squares, 1.0))  # of 0 the gradient is not finite
+    return jnp.mean(jnp.where(moved, unit * roots, 0.0), axis=0)
 
 
 def _check(norm: str) -> None:

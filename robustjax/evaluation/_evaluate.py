@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
 from robustjax.evaluation.protocol.runner import NUM_KEPT, Runner, floats
 from robustjax.evaluation.protocol.specs import Spec
-from robustjax.evaluation.protocol.threats import NO_BALL, Threat
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat, radius
 from robustjax.evaluation.verdict._judge import Verdict, checked_hints, judge
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
@@ -99,22 +99,35 @@ def evaluate(
     Example:
         See :class:`Evaluation`.
     """
-    if isinstance(attacks, str):
-        raise InputError(f"attacks must be a sequence of names, got {attacks!r}; give ({attacks!r},)")
+    if isinstance(class_names, str):
+        raise InputError(f"class_names must be a sequence of strings, got {class_names!r}; give one for each class")
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
+        raise InputError(f"attacks must be a sequence of names, got {attacks!r}; give for example ('clean', 'pgd20')")
+    if not isinstance(sources, Mapping):
+        got = type(sources).__name__
+        raise InputError(f"sources must be a mapping from names to networks, got {got}; give {{NAME: logits_fn}}")
     chosen = specs.parse(attacks)
     if budget not in BUDGETS:
         raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}; choose among these")
     stochastic = checked_hints(hints).stochastic
     inputs.check_key(key)
-    inputs.at_least(1, batch_size=batch_size)
+    inputs.static(1, batch_size=batch_size)
+    inputs.are_flags(keep_images=keep_images, quicken=quicken)
     if stochastic:
-        inputs.at_least(1, eot_samples=eot_samples, num_draws=num_draws)
-    if getattr(images, "dtype", None) == np.uint8:
+        inputs.static(1, eot_samples=eot_samples, num_draws=num_draws)
+    images = inputs.as_array("images", images)
+    are_bytes = images.dtype == np.uint8
+    if are_bytes:
         images = floats(np.asarray(images))
     threats = [_checked_threat(each, images) for each in ([threat] if isinstance(threat, Threat) else _listed(threat))]
     if len({(each.norm, each.epsilon) for each in threats}) < len(threats):
         raise InputError(
             "threat must be threats of different norm or epsilon, got one twice; evaluate them in two calls"
+        )
+    if are_bytes and (other := [each.bounds for each in threats if each.bounds != (0.0, 1.0)]):
+        raise InputError(
+            f"images must be floats inside the threat's bounds {list(other[0])}, got uint8, which stand for [0, 1]; "
+            "scale them yourself, or leave the bounds out"
         )
     for each in threats:
         host_images, host_labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
@@ -138,7 +151,7 @@ def evaluate(
         eot_samples=eot_samples,
         num_draws=num_draws,
         conditions={},
-        class_names=class_names,
+        class_names=None if class_names is None else [str(name) for name in class_names],
         read_others=first_others,
         read_source=named_source,
         keep_images=keep_images,
@@ -157,11 +170,11 @@ def _listed(threat: Any) -> list[Any]:
 
 def _checked_threat(threat: Threat, images: Any) -> Threat:
     """The threat with plain numbers in it, which records and compiled programs need."""
-    if np.ndim(threat.epsilon):
+    if not isinstance(threat.epsilon, str) and np.ndim(threat.epsilon):
         shape = list(np.shape(threat.epsilon))
         raise InputError(f"epsilon must be a number, got shape {shape}; evaluate under one radius at a time")
     channels = np.shape(images)[-1] if np.ndim(images) else 1
-    return Threat(threat.norm, float(threat.epsilon), inputs.box(threat.bounds, channels))
+    return Threat(threat.norm, radius("epsilon", threat.epsilon), inputs.box(threat.bounds, channels))
 
 
 def evaluate_subject(

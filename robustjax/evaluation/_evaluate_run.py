@@ -42,7 +42,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     ``results.csv`` and ``examples.png``, of adaptive attacks ``trust.json`` and ``trust.md``, of a sweep
     ``sweep_<kind>.json`` and ``.png`` instead. The folder holds records of one set of conditions: those of others, such
     as fewer images or another threat, are put aside in ``earlier/`` and come back when they are evaluated again. The
-    worst case of a run is over all records of its conditions, also those of calls before.
+    worst case of a run is over all records of its conditions, also those of calls before; of a ``model``, which may
+    have changed, the records are those of one call.
 
     Args:
         options: an :class:`Options`, whose attributes are the flags of the command.
@@ -93,7 +94,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         if place is None or not hosts.is_first():
             return
         if not settled:
-            folder.settle(place, own)
+            # Nothing tells whether a --model is the network that it was in an earlier call.
+            folder.settle(place, own, anew=options.model is not None)
             settled = True
         records.write(place, folder.record_name(record, several=several), record)
 
@@ -106,6 +108,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     if before:
         every = [*before, *evaluation.records]
         evaluation = evaluation._replace(worst_case=worst_case(every), by_threat=by_threat(every))
+    if place is not None:
+        folder.settle(place, own)  # another evaluation may have written there meanwhile
     _write(evaluation, before, subject, options, place)
     return evaluation
 
@@ -168,7 +172,7 @@ def _write(
         print(f"records: {place}" + (f"; picture: {picture}" if picture else ""))
     if options.save_images is not None:
         evaluation.save_images(options.save_images)
-        print(f"images: {options.save_images}")
+        print(f"images: {options.save_images}" + (", of the attacks of this call alone" if before else ""))
     if options.card is not None:
         card.write(options.card, evaluation.card())
         print(f"card: {options.card}; to be filled in: {', '.join(card.TO_FILL_IN)}")

@@ -37,7 +37,7 @@ class Options(NamedTuple):
         data_dir: where prepared data sets lie; None: where the run's lie, or else TFDS_DATA_DIR.
         norm, epsilon: of the threat; None: those that the run was trained for.
         threat: several threats, as ``["linf:8/255", "l2:0.5"]``, in place of norm and epsilon.
-        bounds: of the pixels.
+        bounds: lowest and highest pixel, in [0, 1], as all images that are read are.
         attacks: in the order in which they run, as in ``["clean", "apgd:loss=dlr,num_steps=50"]``; None: clean, fgsm,
             pgd20, cw and pgd100, of a sweep pgd20.
         sweep: ``"epsilon"`` or ``"steps"``, of chosen values ``"epsilon:0,2/255,4/255"``: accuracy against them in
@@ -219,6 +219,11 @@ def _bounds(options: Options) -> tuple[float, float]:
     if not low < high:
         text = options.bounds if isinstance(options.bounds, str) else ",".join(map(str, options.bounds))
         raise InputError(f"bounds must be two numbers low < high, got {text!r}; give for example 0,1")
+    if low < 0 or high > 1:
+        raise InputError(
+            f"bounds must lie in [0, 1], as all images do that are read, got {low:g},{high:g}; leave them out, and let "
+            "the network scale its images"
+        )
     return low, high
 
 

@@ -112,6 +112,8 @@ class Subject(NamedTuple):
         same = len(others.labels) == len(self.labels) and bool(np.all(others.labels == self.labels))
         about = {
             "dataset": spec.argument,
+            "split": others.about.get("split"),
+            "data": others.about,
             "no_attack": "images of another data set, classified as they are and within no ball",
             "labels_in_the_same_order": same,
         }

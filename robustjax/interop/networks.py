@@ -84,7 +84,7 @@ def load_network(
         ('jax', {'mean': [0.5], 'std': [0.25]})
     """
     constants = _constants(mean, std)
-    kind, colon, name = spec.partition(":")
+    kind, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if not (kind and colon and name):
         raise InputError(f"model must be {FORMS}, got {spec!r}; give one of these")
     if kind == "onnx":

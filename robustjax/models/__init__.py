@@ -93,7 +93,7 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         >>> module.apply(variables, jnp.zeros((2, 8, 8, 1))).logits.shape
         (2, 3)
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise InputError(f"model must be one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}")
     allowed = (*OPTIONS, *OWN_OPTIONS.get(name, ()))
     unknown = sorted(set(options) - set(allowed))
@@ -106,6 +106,10 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         )
     if options.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise InputError(f"dtype must be float32 or bfloat16, got {options['dtype']!r}")
+    if not isinstance(options.get("remat", False), bool):
+        raise InputError(f"remat must be True or False, got {options['remat']!r}; choose one of the two")
+    if defense is not None and not hasattr(defense, "guards"):
+        raise InputError(f"defense must be one of defenses.create(...) or None, got {defense!r}; make one")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"num_classes must be an integer from 2 on, got {num_classes!r}")
     options |= {

@@ -282,4 +282,4 @@ def average_pool(features: Array) -> Array:
 
 def flatten(features: Array) -> Array:
     """[B, H, W, C] to [B, H W C]."""
-    return features.reshape(features.shape[0], -1)
+    return features.reshape(features.shape[0], math.prod(features.shape[1:]))  # -1 would not do for an empty batch

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from robustjax.models.layers import Network, Pass, Sites, average_pool, overlapping_max_pool, with_inputs
-from robustjax.types import Array, Outputs
+from robustjax.types import Array, InputError, Outputs
 
 
 class ResNet(Network):
@@ -132,6 +132,12 @@ class PreActResNet(Network):
     @nn.compact
     def __call__(self, images: Array, labels: Array | None = None, train: bool = False) -> Outputs:
         net = Pass(self, images, labels, train)
+        multiple = 2 ** (len(self.blocks) - 1)
+        if self.pad_after and not self.large_shortcut and any(side % multiple for side in images.shape[1:3]):
+            raise InputError(
+                f"images must have sides divisible by {multiple} for DeepMind's WideResNet, whose shortcuts fit no "
+                f"others, got {images.shape[1:3]}; scale them"
+            )
         x = net.conv("stem_conv", net.images, self.stem_width, 3)
         for each in _plan(self.blocks, self.widths):
             x = net.block(partial(self._block, *each), x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
         small_cnn...
         True
     """
-    if not str(workdir):
-        raise InputError("workdir must be a folder, got ''; give one that is new or holds a run of this config")
+    if not isinstance(workdir, str | os.PathLike) or not str(workdir):
+        mend = "give one that is new or holds a run of this config"
+        raise InputError(f"workdir must be a folder, got {workdir!r}; {mend}")
     config_lib.validate(config)
     experiment = hosts.together(lambda: build.experiment(config))
     return run(experiment, workdir, warm_start(config, experiment.module, experiment.train.image_shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 
 from robustjax import config as config_lib
@@ -16,6 +17,8 @@ def read(workdir: str | Path) -> Config:
     Raises:
         InputError: workdir holds no run, or its config.json is damaged or holds what this version does not know.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        raise InputError(f"workdir must be the folder of a run, got {workdir!r}; give its path")
     folder = Path(workdir)
     path = folder / "config.json"
     if not path.exists():

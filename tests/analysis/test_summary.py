@@ -51,6 +51,35 @@ def test_what_was_not_judged_alike_is_not_averaged(tmp_path):
         summary.summarise(workdirs)
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"epsilon": 0.1}, "got it under linf epsilon 0.1 and linf epsilon 0.2; evaluate the runs with the same flags"),
+        ({"norm": "l2"}, "got it under l2 epsilon 0.2 and linf epsilon 0.2"),
+        ({"dataset": "mnist"}, "got it on mnist, test split and digits, test split"),
+        ({"data": {"subset": {"seed": 1}}}, "got it on the images of subset_seed 1 and None"),
+        ({"attacks": ["clean"]}, "worst_case must be alike in the runs of one row, got it over clean and clean, pgd20"),
+    ],
+    ids=str,
+)
+def test_seeds_under_other_conditions_are_not_averaged(tmp_path, change, cause):
+    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", seed=1)]
+    for path in (workdirs[1] / "evaluation").glob("*.json"):
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps(entry | {name: change[name] for name in change if name in entry or name == "data"}))
+    with pytest.raises(InputError) as caught:
+        summary.summarise(workdirs)
+    assert cause in str(caught.value)
+
+
+def test_rows_of_other_threats_say_so(tmp_path):
+    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", model__name="lenet5")]
+    for path in (workdirs[1] / "evaluation").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"epsilon": 0.1}))
+    labels = [row.label for row in summary.summarise(workdirs)]
+    assert labels == ["model small_cnn (linf epsilon 0.2)", "model lenet5 (linf epsilon 0.1)"]
+
+
 def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no evaluation"):
         summary.summarise([tmp_path])

@@ -139,3 +139,37 @@ def test_wrong_input_is_one_line(options, message):
     with pytest.raises(InputError, match=message) as caught:
         evaluate(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threat": Threat("linf", None)}, "epsilon must be a number >= 0"),
+        ({"threat": Threat("linf", "8_255")}, "epsilon must be a number >= 0 in the units of the pixels, got '8_255'"),
+        ({"threat": Threat("linf", 8.0, (0.0, 255.0))}, "images must be floats inside the threat's bounds .*got uint8"),
+        ({"class_names": "ab"}, "class_names must be a sequence of strings"),
+        ({"attacks": None}, "attacks must be a sequence of names, got None"),
+        ({"sources": [network]}, "sources must be a mapping from names to networks, got list"),
+        ({"quicken": "no"}, "quicken must be True or False, got 'no'"),
+        ({"batch_size": np.array(4)}, "batch_size must be a Python integer"),
+    ],
+    ids=str,
+)
+def test_odd_arguments_are_one_line(options, message):
+    images = np.round(255 * IMAGES).astype(np.uint8)
+    given = {"threat": Threat("linf", 0.1), "attacks": ("clean",)} | options
+    with pytest.raises(InputError, match=message):
+        evaluation.evaluate(network, jax.random.key(0), images, LABELS, **given)
+
+
+def test_names_of_classes_and_a_radius_as_text():
+    result = evaluate(attacks=("clean",), class_names=np.array(["dark", "light"]), threat=Threat("linf", "1/10"))
+    assert result.worst_case["epsilon"] == 0.1 and result.records[0]["per_class"][0]["name"] == "dark"
+    assert result.unmet("clean>=0") == []
+
+
+def test_records_of_other_images_say_which(tmp_path):
+    np.savez(tmp_path / "dark.npz", images=0.5 * IMAGES, labels=LABELS)
+    spec = f"corruption:{tmp_path / 'dark.npz'}"
+    (_, other) = evaluate(attacks=("clean", spec)).records
+    assert other["dataset"] == other["data"]["spec"] == str(tmp_path / "dark.npz") and other["data"]["n"] == len(LABELS)

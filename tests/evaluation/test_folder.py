@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from robustjax.evaluation.protocol import folder
@@ -68,6 +69,32 @@ def test_records_of_older_versions_are_put_aside(tmp_path):
     (tmp_path / "clean.json").write_text('{"attack": "clean", "accuracy": 0.5}')
     folder.settle(tmp_path, mark())
     assert there(tmp_path) == {"earlier/unmarked/clean.json"}
+
+
+def test_files_of_the_users_own_stay_where_they_are(tmp_path):
+    """--output may be the folder that model and data lie in."""
+    own = {"mine.py": "x = 1", "package.json": '{"name": "x"}', "ts.json": "{ // x", "plot.png": "p", "a.npz": "?"}
+    for name, text in own.items():
+        (tmp_path / name).write_text(text)
+    np.savez(tmp_path / "test.npz", images=np.zeros((1, 2, 2, 1)), labels=np.zeros(1, int))
+    np.savez(tmp_path / "found.npz", images=np.zeros(1), about=json.dumps({folder.MARK: mark(20)}))
+    (tmp_path / "results.csv").write_text("mine")  # a name that an evaluation writes: put aside, and not lost
+    (tmp_path / "pgd20-l2-0.5.json").write_text("{")  # a damaged record
+    before = there(tmp_path)
+    folder.settle(tmp_path, mark())
+    moved = {"results.csv", "found.npz", "pgd20-l2-0.5.json"}
+    assert there(tmp_path) == (before - moved) | {f"earlier/unmarked/{name}" for name in moved}
+
+
+def test_records_of_a_network_that_may_have_changed_are_put_aside_for_good(tmp_path):
+    own = mark()
+    folder.write(tmp_path, [record("autoattack", own)], several=False)
+    (tmp_path / "sweep_epsilon.json").write_text(json.dumps({"sweep": "epsilon", folder.MARK: own}))
+    for _ in range(2):
+        folder.settle(tmp_path, own, anew=True)
+        assert there(tmp_path) == {"sweep_epsilon.json"} | {
+            f"earlier/{own}-before/{name}" for name in ("autoattack.json", "results.csv")
+        }
 
 
 def test_nothing_is_made_of_an_empty_folder(tmp_path):

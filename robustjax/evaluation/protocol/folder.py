@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustjax.evaluation.protocol import records, tables
+import numpy as np
+
+from robustjax.evaluation.protocol import records, specs, tables
 from robustjax.evaluation.protocol.threats import NO_BALL, Threat
 from robustjax.runtime import files
 
 # The key of a record under which its conditions are named.
 MARK = "evaluation"
 EARLIER = "earlier"
+# What the names of records begin with, up to an option or a threat.
+NAMES = (*specs.ATTACKS, *specs.FIXED, *specs.GIVEN, specs.TRANSFER, "worst_case", "trust")
 # What does not make a figure, or follows from the rest: an image that is misclassified is, whatever code found it.
 NO_CONDITION = ("commit", "source", "versions", "hardware", "config")
 
@@ -56,17 +61,26 @@ def record_name(record: Mapping[str, Any], *, several: bool) -> str:
     return file_name(record["attack"]) + threat
 
 
-def settle(folder: str | Path, own: str) -> None:
-    """Makes room for records of these conditions: those of others go to ``earlier/``, their own come back."""
+def settle(folder: str | Path, own: str, *, anew: bool = False) -> None:
+    """Makes room for records of these conditions: those of others go to ``earlier/``, their own come back.
+
+    Files that no evaluation wrote stay where they are.
+
+    Args:
+        folder: of the records.
+        own: the mark of the conditions.
+        anew: put the records of these conditions aside as well, for good, but no sweeps: where nothing tells whether
+            they are of the same network.
+    """
     folder = Path(folder)
     present = _mark_of(folder)
-    if present == own or (present is None and not _files(folder)):
-        present = own
     if present != own:
         _move(folder, folder / EARLIER / (present or "unmarked"))
     kept = folder / EARLIER / own
     if kept.is_dir():
         _move(kept, folder)
+    if anew:
+        _move(folder, folder / EARLIER / f"{own}-before", keep_sweeps=True)
 
 
 def read(folder: str | Path, own: str) -> list[dict[str, Any]]:
@@ -90,7 +104,30 @@ def write(folder: str | Path, entries: Sequence[Mapping[str, Any]], *, several: 
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    """What an evaluation wrote into a folder, which may be one of the user's own with other files in it."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_ours(path)) if folder.is_dir() else []
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name in ("results.csv", "examples.png", "trust.md"):
+        return True
+    if path.suffix == ".png":
+        return path.name.startswith("sweep_")
+    if path.suffix == ".json":
+        content = _read(path)
+        attack = path.stem.partition(":")[0].partition("-")[0]  # a damaged record still has its name
+        return bool({MARK, "attack", "sweep"} & content.keys()) if content else attack in NAMES
+    return path.suffix == ".npz" and _holds_images(path)
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether a file is one of ``--save_images``, and of an evaluation with conditions."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            about = json.loads(str(saved["about"])) if "about" in saved.files else None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return isinstance(about, dict) and MARK in about
 
 
 def _mark_of(folder: Path) -> str | None:
@@ -111,8 +148,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path, *, keep_sweeps: bool = False) -> None:
+    found = [path for path in _files(source) if not (keep_sweeps and path.name.startswith("sweep_"))]
+    if not found:
+        return
     with files.writing(target):
         target.mkdir(parents=True, exist_ok=True)
-        for path in _files(source):
+        for path in found:
             os.replace(path, target / path.name)

@@ -52,8 +52,8 @@ def parse(expressions: Sequence[str], attacks: Sequence[str]) -> list[Requiremen
     """The requirements that a command line names.
 
     Args:
-        expressions: as ``"autoattack>=0.5"`` or ``"worst_case>=45%"``; a comparison with ``>=``, ``>``, ``<=`` or
-            ``<``.
+        expressions: a list, or one, as ``"autoattack>=0.5"`` or ``"worst_case>=45%"``; a comparison with ``>=``,
+            ``>``, ``<=`` or ``<``.
         attacks: names of the records that there will be, beside the worst case.
 
     Raises:
@@ -67,7 +67,7 @@ def parse(expressions: Sequence[str], attacks: Sequence[str]) -> list[Requiremen
         images)']
     """
     found, problems = [], []
-    for text in expressions:
+    for text in [expressions] if isinstance(expressions, str) else expressions:
         name, comparison, value = _parts(str(text))
         bound = _share(value)
         if not comparison or bound is None:

@@ -37,13 +37,17 @@ def number(text: str | float) -> float:
     Example:
         >>> number("0.5"), number("8/255") == 8 / 255
         (0.5, True)
+        >>> number("8_255")
+        Traceback (most recent call last):
+        ValueError: not a finite number: 8_255
     """
-    above, slash, below = str(text).partition("/")
+    above, slash, below = text.partition("/") if isinstance(text, str) else (text, "", "")
     try:
         value = float(above) / float(below) if slash else float(above)
-    except ZeroDivisionError:
+    except (TypeError, ZeroDivisionError):
         value = math.nan
-    if not math.isfinite(value):
+    # Python reads 8_255 as 8255, which here is more likely a slip of 8/255.
+    if not math.isfinite(value) or "_" in str(text):
         raise ValueError(f"not a finite number: {text}")
     return value
 

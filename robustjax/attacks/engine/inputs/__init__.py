@@ -7,12 +7,16 @@ nothing here waits for a device inside traced code. All errors are :class:`robus
 """
 
 from robustjax.attacks.engine.inputs._arguments import (
+    are_flags,
+    as_array,
     at_least,
     box,
     check_key,
     check_network,
+    check_radius,
     labels_in_range,
     logits_of,
+    static,
     takes,
 )
 from robustjax.attacks.engine.inputs._check import Inputs, check, on_host
@@ -20,15 +24,19 @@ from robustjax.attacks.engine.inputs._convert import as_pytree, in_dtype_of
 
 __all__ = [
     "Inputs",
+    "are_flags",
+    "as_array",
     "as_pytree",
     "at_least",
     "box",
     "check",
     "check_key",
     "check_network",
+    "check_radius",
     "in_dtype_of",
     "labels_in_range",
     "logits_of",
     "on_host",
+    "static",
     "takes",
 ]

@@ -40,6 +40,36 @@ def at_least(least: int, **counts: Any) -> None:
             raise InputError(f"{name} must be at least {least}, got {value!r}; give an integer from {least}")
 
 
+def static(least: int, **counts: Any) -> None:
+    """Like :func:`at_least`, of counts that decide what is compiled: no arrays, traced ones least of all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> static(1, num_steps=jnp.int32(3))
+        Traceback (most recent call last):
+        robustjax.types.InputError: num_steps must be a Python integer, got an array; it decides what is compiled, so
+        give a number, of jit a static argument
+    """
+    for name, value in counts.items():
+        if isinstance(value, jax.Array | np.ndarray):
+            mend = "it decides what is compiled, so give a number, of jit a static argument"
+            raise InputError(f"{name} must be a Python integer, got an array; {mend}")
+    at_least(least, **counts)
+
+
+def are_flags(**flags: Any) -> None:
+    """Refuses what is neither True nor False, such as text, which would always count as True.
+
+    Example:
+        >>> are_flags(targeted="no")
+        Traceback (most recent call last):
+        robustjax.types.InputError: targeted must be True or False, got 'no'; choose one of the two
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} must be True or False, got {value!r}; choose one of the two")
+
+
 def box(bounds: Any, num_channels: int) -> geometry.Bounds:
     """Bounds as floats, or as tuples of one float for each channel: hashable, and equal where the numbers are.
 
@@ -139,14 +169,25 @@ def logits_of(outputs: Any, num_examples: int) -> Array:
     return logits
 
 
-def _array(values: Any) -> AnyArray:
+def as_array(name: str, values: Any) -> AnyArray:
     """An array of JAX or NumPy as it is, and of anything else, such as lists and tensors of PyTorch, one of NumPy."""
-    return values if isinstance(values, jax.Array | np.ndarray) else np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{name} must be an array, got one with a mask; fill it by values.filled(...)")
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        array = np.asarray(values)
+        # JAX knows neither the byte order of other machines nor more than 64 bits.
+        dtype = np.dtype(np.float64) if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+        return array if array.dtype == dtype else array.astype(dtype)
+    except (TypeError, ValueError) as error:  # rows of different lengths
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{name} must be an array, got {type(values).__name__} ({reason}); make it one") from error
 
 
 def as_images(images: Any, num_axes: int | None) -> AnyArray:
     """Images as an array of JAX or NumPy; refused by rank and dtype."""
-    images = _array(images)
+    images = as_array("images", images)
     axes = "[B, H, W, C]" if num_axes == 4 else "[B, ...]"
     if not jnp.issubdtype(images.dtype, jnp.floating):
         mend = "divide integers by 255 and" if jnp.issubdtype(images.dtype, jnp.integer) else "convert them and"
@@ -182,7 +223,7 @@ def check_in_box(images: AnyArray, bounds: geometry.Bounds) -> None:
 
 def as_labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
     """Labels as an array; int32 where they are integers."""
-    labels = _array(labels)
+    labels = as_array("labels", labels)
     kind = unwrapped(loss)
     integers = jnp.issubdtype(labels.dtype, jnp.integer)
     if kind in INTEGER_LABEL_LOSSES or (kind is losses.kl and integers):
@@ -210,7 +251,7 @@ def _fits_int32(labels: Any) -> None:
 
 def check_radius(name: str, value: Any, num_examples: int, *, allow_infinite: bool) -> None:
     """Refuses all but one number >= 0, or one for each example; values where they are concrete."""
-    given = value if hasattr(value, "dtype") else np.asarray(value)
+    given = as_array(name, value)
     wanted = f"a number >= 0, or one for each of {num_examples} examples"
     number = jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)
     if not number or given.shape not in ((), (num_examples,)):

@@ -15,7 +15,6 @@ from robustjax.attacks.engine.inputs._arguments import (
     LIBRARY_LOSSES,
     as_images,
     as_labels,
-    at_least,
     box,
     check_in_box,
     check_key,
@@ -23,6 +22,7 @@ from robustjax.attacks.engine.inputs._arguments import (
     check_outputs,
     check_radius,
     labels_in_range,
+    static,
     unwrapped,
 )
 from robustjax.attacks.engine.inputs._convert import in_dtype_of
@@ -90,7 +90,7 @@ def check(
         InputError: for whatever is wrong.
     """
     geometry.get(norm)
-    at_least(0, eot_samples=eot_samples)
+    static(0, eot_samples=eot_samples)
     check_loss(loss)
     given = jnp.asarray(as_images(images, num_axes))
     bounds = box(bounds, given.shape[-1])
