@@ -315,6 +315,68 @@ def test_of_a_stochastic_network_the_draws_in_a_gradient_are_swept():
     assert found.curve.shape == (2, 16) and found.frozen.dtype == bool
 
 
+def test_where_the_majority_is_close_more_steps_and_draws_are_taken():
+    share = np.float32([0.0, 0.2, 0.25, 0.45, 0.6, 0.65, 1.0, 0.5])
+    asked = []
+
+    def apgd(name, rows, **options):
+        asked.append((name, rows.tolist(), options.pop("networks", None), options))
+        return np.where(np.isin(np.arange(8), rows[-1:]), 0.9, 0.0).astype(np.float32)
+
+    trial = SimpleNamespace(
+        budget=BUDGETS["quick"], attacked=np.arange(8) < 7, networks=Networks(1, surrogate=2), apgd=apgd,
+        strongest_share=lambda: share,
+    )  # fmt: skip
+    batteries.close(trial, Networks(3))
+    # What is found is attacked no more.
+    assert [each[:3] for each in asked] == [
+        ("apgd:close:ce", [2, 3, 4], None), ("apgd:close:dlr", [2, 3], None),
+        ("relaxed:close:ce", [2], Networks(3)), ("relaxed:close:dlr", [], Networks(3)),
+        ("surrogate:close:ce", [], None), ("surrogate:close:dlr", [], None),
+    ]  # fmt: skip
+    for name, _, _, options in asked:
+        view = "surrogate" if name.startswith("surrogate") else "direct"
+        assert options == {"view": view, "loss": name.split(":")[-1], "num_draws": 10, "num_steps": 100}
+
+
+def test_what_costs_most_of_a_stochastic_network_is_run_on_measured_examples_alone():
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    options = {"num_steps": 1, "num_queries": 2, "eot_samples": 1, "num_draws": 3, "num_measured_by_draws": 12}
+    trial = trial_of(Networks(drawing), stochastic=True, epsilon=0.01 * BETWEEN, labels=OF_TWO, **options)
+    asked, attacks = [], {"apgd": trial.apgd, "square": trial.square}
+    for name, attack in attacks.items():
+
+        def recorded(given, rows, attack=attack, **options):
+            asked.append((given, rows.tolist()))
+            return attack(given, rows, **options)
+
+        setattr(trial, name, recorded)  # fmt: skip
+    trial.shares["apgd-ce"] = (ROWS % 3 == 0).astype(np.float32)
+    measured = trial.measured
+    batteries.restart(trial)
+    assert batteries.black_box(trial, measured) is None
+    left = [i for i in range(12) if i % 3]
+    assert asked == [("apgd-ce:restart", left), ("apgd-dlr:restart", left), ("square", left[:8])]
+
+
+def test_the_strongest_candidate_is_chosen_by_more_draws_than_decide(monkeypatch):
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    trial = trial_of(Networks(drawing), stochastic=True, labels=OF_TWO, num_draws=3, num_choosing=7)
+    keys = []
+    classified = trial.classified
+
+    def recorded(rows, points, *, key):
+        keys.append(jax.random.key_data(key).tolist())
+        return classified(rows, points, key=key)
+
+    monkeypatch.setattr(trial, "classified", recorded)
+    trial.decide()
+    # Three sets of three draws for each of three candidates, and others that decide, the same for all.
+    choosing, deciding = keys[:9], keys[9:]
+    assert choosing == 3 * choosing[:3] and len({str(key) for key in choosing}) == 3
+    assert len(deciding) == 3 and len({str(key) for key in deciding}) == 1 and deciding[0] not in choosing
+
+
 def test_images_beside_which_a_network_is_asked_are_valid():
     seen = []
 
@@ -372,12 +434,12 @@ def test_budgets_are_those_that_are_documented():
         "quick": Budget(
             autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
             pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
-            curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=20, num_choosing=100,
+            curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
         ),
         "full": Budget(
             autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
             pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
-            curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=60, num_choosing=300,
+            curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=40, num_choosing=300,
         ),
     } == BUDGETS  # fmt: skip
     assert max(budget.pgd_steps for budget in BUDGETS.values()) <= probes.MAX_STEPS

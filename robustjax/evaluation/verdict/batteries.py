@@ -25,8 +25,8 @@ RADII = (0.25, 0.5, 1.0, 2.0)
 UNBOUNDED_STEP_SIZES = (0.25, 0.02)
 # What the names of direct gradient-based attacks begin with.
 GRADIENT_BASED = ("apgd", "fab", "fgsm", "pgd")
-# The least share of draws in which an example is misclassified that may become most of them.
-CLOSE = 0.2
+# Shares of draws misclassified, from and below, at which stronger attacks or other draws may change the majority.
+CLOSE = (0.25, 0.65)
 # Weights of the auxiliary heads' loss beside that of the logits; infinity for the heads alone.
 WEIGHTS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, float("inf"))
 
@@ -128,8 +128,9 @@ def by_gradient(trial: Trial) -> np.ndarray:
 
 
 def restart(trial: Trial) -> np.ndarray:
-    """APGD from other random starts, on what gradient-based attacks left."""
-    rows = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(by_gradient(trial)))
+    """APGD from other random starts, on what gradient-based attacks left; of a stochastic network, of the measured."""
+    left = trial.attacked & ~trial.certainly_misclassified(by_gradient(trial))
+    rows = trial.measured[left[trial.measured]] if trial.stochastic else np.flatnonzero(left)
     return np.maximum(
         trial.apgd("apgd-ce:restart", rows, view="direct", loss="ce"),
         trial.apgd("apgd-dlr:restart", rows, view="direct", loss="dlr"),
@@ -161,8 +162,8 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """Attacks without gradients, on what all others left, and for comparison on what direct gradient-based ones did.
 
     Of a stochastic network Square, which AutoAttack's version for these does not hold, and which costs more than all
-    gradients: on the measured examples, and on the others only if it finds what everything else missed there. With the
-    full budget HopSkipJump, which sees labels only.
+    gradients: on a batch of the measured examples, and on the others only if it finds what everything else missed
+    there. With the full budget HopSkipJump, which sees labels only.
 
     Args:
         trial: the examples.
@@ -173,6 +174,7 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """
     missed, left = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])], trial.remaining()
     if trial.stochastic:
+        missed = missed[: trial.batch_size]
         share = trial.square("square", missed)
         if trial.certainly_misclassified(share[np.intersect1d(missed, left)]).any():
             trial.square("square", np.setdiff1d(left, missed))
@@ -182,9 +184,9 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
 
 
 def close(trial: Trial, relaxed: Networks | None) -> None:
-    """Of a stochastic network APGD of more steps and draws, where some draws are misclassified and not surely most.
+    """Of a stochastic network APGD of more steps and draws, on examples whose majority is close.
 
-    Everything before takes gradients of few draws, which is enough for most examples.
+    Everything before takes gradients of few draws, which is enough for the others.
 
     Args:
         trial: the examples.
@@ -198,7 +200,7 @@ def close(trial: Trial, relaxed: Networks | None) -> None:
         ways["surrogate"] = {"view": "surrogate"}
     for way, options in ways.items():
         for loss in ("ce", "dlr"):
-            rows = np.flatnonzero(trial.attacked & (share >= CLOSE) & ~trial.certainly_misclassified(share))
+            rows = np.flatnonzero(trial.attacked & (share >= CLOSE[0]) & (share < CLOSE[1]))
             found = trial.apgd(
                 f"{way}:close:{loss}", rows, loss=loss, num_draws=budget.close_draws, num_steps=budget.close_steps,
                 **options,

@@ -252,7 +252,8 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The largest logit of another class less the label's, [N]; the more, the stronger."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
-    return np.nan_to_num(others.max(axis=1) - own, nan=np.inf)
+    with np.errstate(invalid="ignore"):  # of two that are infinite
+        return np.nan_to_num(others.max(axis=1) - own, nan=np.inf)
 
 
 def _least_certain(num_draws: int) -> float:
