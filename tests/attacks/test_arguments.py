@@ -1,5 +1,6 @@
 """Checks of single arguments, each bound from both sides; test_inputs.py has the attacks that use them."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robustjax import attacks
 from robustjax.attacks import losses
 from robustjax.attacks.engine.inputs import _arguments as arguments
 from robustjax.attacks.engine.inputs import on_host
@@ -115,6 +117,28 @@ def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
         arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=2, library_loss=True)
     with pytest.raises(InputError, match="logits_fn must take"):
         arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=0, library_loss=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        (attacks.apgd, {"epsilon": 0.1, "num_steps": 8}),
+        (attacks.fab, {"epsilon": 0.1, "num_steps": 2}),
+        (attacks.square, {"epsilon": 0.1, "num_queries": 4}),
+        (attacks.hopskipjump, {"epsilon": 0.1, "num_steps": 1, "num_queries": 100}),
+        (attacks.cw, {"num_steps": 2}),
+        (attacks.deepfool, {"num_steps": 2}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_attacks_take_one_key_for_each_example(attack, options):
+    def network(images):
+        return images.reshape(2, -1)[:, :3]
+
+    images, labels = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, jnp.int32)
+    for keys in (jax.random.key(0), jax.random.split(jax.random.key(0))):
+        shape = jax.eval_shape(partial(attack, network, **options), keys, images, labels)
+        assert (shape.shape, shape.dtype) == (images.shape, images.dtype)
 
 
 def test_a_driver_gets_one_radius_for_each_image_and_refuses_to_have_none():
