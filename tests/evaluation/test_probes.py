@@ -98,6 +98,42 @@ def test_recorded_pgd_is_that_of_numpy_and_repeats_its_last_iterate():
     np.testing.assert_allclose(record.images, best, atol=1e-5)
 
 
+def test_a_pixel_whose_gradient_is_not_a_number_stays_where_it_is():
+    def rooted(weights, images):
+        return linear(weights, images) + jnp.sqrt(0.0 * images[:, :1, 0, 0])
+
+    goal = trial_of().goal(ROWS, view="direct", loss="ce")
+    record = probes.recorded_pgd(
+        Networks(jax.tree_util.Partial(rooted, network().args[0])), toys.KEY, IMAGES, LABELS, goal,
+        np.float32(EPSILON), np.float32(EPSILON), np.int32(1), np.int32(1), np.bool_(False), stochastic=False,
+        norm="linf", bounds=(0.0, 1.0),
+    )  # fmt: skip
+    assert np.isnan(record.gradient[:, 0, 0, 0]).all()
+    np.testing.assert_array_equal(record.images[:, 0, 0, 0], IMAGES[:, 0, 0, 0])
+    assert np.mean(record.images != IMAGES) > 0.9
+
+
+def test_of_random_points_every_other_one_is_on_the_ball():
+    trial = trial_of()
+    trial.norm = "l2"
+    found = trial.random_points(ROWS, 40)
+    lengths = np.linalg.norm((found.strongest - IMAGES).reshape(16, -1).astype(np.float64), axis=1)
+    # Uniform in a ball of 64 dimensions hardly any is so near the end.
+    assert lengths.max() < EPSILON * (1 + 1e-5) and np.sum(lengths > EPSILON * (1 - 1e-5)) > 4
+
+
+def test_predictions_are_to_be_stable_under_8_of_255_in_units_of_the_box(monkeypatch):
+    asked, trial = [], trial_of()
+    trial.bounds = (-1.0, 1.0)
+    trial.random_points = lambda rows, count, *, key, most: (
+        asked.append((count, most)) or SimpleNamespace(change=np.zeros(len(rows)))
+    )
+    monkeypatch.setattr(diagnostics.broader, "accuracies", lambda trial, rows: {})
+    monkeypatch.setattr(diagnostics.red_flags, "broader_threats", lambda *_: None)
+    assert diagnostics.surroundings(trial, ROWS)["unstable_predictions"].status == "pass"
+    assert asked == [(100, 16 / 255)]
+
+
 def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(size=(64, 4)) for name in ("direct", "surrogate", "undefended", "trained", "1", "2")}
