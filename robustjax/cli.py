@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -176,8 +180,9 @@ def join_hosts() -> None:
 def fail(message: str) -> int:
     """One line on stderr for what is no fault of the input, and exit status 1."""
     # In one piece, as several processes may speak at once.
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:  # it may be closed
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        sys.stderr.flush()
     return 1
 
 
@@ -185,14 +190,28 @@ def _status(main: Callable[[], int | None]) -> int | None:
     """What main returns, or the status and the line that belong to what it raises."""
     process.keep_memory()
     process.silence_orbax()
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that lacks a character, show what it is
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return main()
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # or what goes wrong would be told by the interpreter, after all
+        return status
     except (InputError, WriteError) as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # of `| head`, which has read enough
+        if hosts.several():
+            raise
+        _say_no_more()
+        return 128 + signal.SIGPIPE
     except hosts.NotTogetherError as error:
         return fail(str(error))
     except Exception as error:
         if not hosts.several():
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a log on a full disk
+                _say_no_more()
+                return fail(f"nothing more can be written: {error.strerror}; make room, and run the same command again")
             raise
         which = f"process {jax.process_index()}"
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -201,6 +220,12 @@ def _status(main: Callable[[], int | None]) -> int | None:
             traceback.print_exc()
             fail(f"{which} stops, it failed as above")
         return hosts.abandon(1)
+
+
+def _say_no_more() -> None:
+    """Takes away a standard output that cannot be written, which Python would try once more at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> NoReturn:

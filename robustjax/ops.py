@@ -102,7 +102,8 @@ def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -
         raise InputError(f"{wanted}, got {dtype} {shape}; give the number of each example's class")
     if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True) or not num_examples:
         return
-    least, most = int(np.min(labels)), int(np.max(labels))
+    values = np.asarray(labels)  # within a trace, what is computed of an array of JAX would be traced
+    least, most = int(values.min()), int(values.max())
     if least < 0 or most >= num_classes:
         raise InputError(f"{wanted}, got {least} to {most}; number the classes from 0")
 

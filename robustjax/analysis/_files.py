@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,8 +112,9 @@ def _gallery(path: Path) -> list[Example]:
             if not {"images", "clean_images", "labels", "predictions", "clean_predictions", "robust"} <= {*saved.files}:
                 return []
             given = {name: saved[name] for name in saved.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged: {error}; evaluate again with --save_images") from error
+    except Exception as error:  # of a damaged file, whatever its bytes lead to
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged: {reason}; evaluate again with --save_images") from error
     clean = given["clean_images"]
     clean = clean.astype(np.float32) / (255 if clean.dtype == np.uint8 else 1)
     won = np.flatnonzero((given["predictions"] != given["labels"]) & (given["clean_predictions"] == given["labels"]))

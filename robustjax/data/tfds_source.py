@@ -38,7 +38,10 @@ class Source(NamedTuple):
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
     """Where data sets lie: ``data_dir``, or else TFDS_DATA_DIR, or else ~/tensorflow_datasets, as tfds has it."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    with contextlib.suppress(RuntimeError):  # a user without a home; then nothing is there
+        folder = folder.expanduser()
+    return folder
 
 
 def find_prepared(directory: Path) -> dict[str, Path]:

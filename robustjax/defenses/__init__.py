@@ -85,8 +85,8 @@ def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
         return "an integer", lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if isinstance(default, str):
         return "a string", lambda value: isinstance(value, str)
-    return ("a number or None", lambda value: value is None or number(value)) if default is None else (
-        "a number", number
+    return (
+        ("a number or None", lambda value: value is None or number(value)) if default is None else ("a number", number)
     )
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -23,8 +24,16 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def cache_folder() -> Path:
-    """XDG_CACHE_HOME/robustjax, or ~/.cache/robustjax: files that cost time to make again, and nothing else."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustjax"
+    """XDG_CACHE_HOME/robustjax, or ~/.cache/robustjax: files that cost time to make again, and nothing else.
+
+    Of a user without a home, a folder for temporary files.
+    """
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "robustjax"
+    try:
+        return Path.home() / ".cache" / "robustjax"
+    except RuntimeError:  # a user without a name, as containers have them
+        return Path(tempfile.gettempdir()) / f"robustjax-{os.getuid()}"
 
 
 @functools.cache
@@ -43,7 +52,7 @@ def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second start does not compile again.
 
     Compiled programs hold machine code: each kind of processor has a folder of its own. JAX_COMPILATION_CACHE_DIR names
-    another folder; empty, it switches this off.
+    another folder; empty, it switches this off. Where the folder cannot be written, nothing is kept.
 
     Of every program that it reads, jaxlib says on some CPUs that it may not run there, which is not so: it takes
     preferences of the compiler for features of the processor (jax issue 38445). JAX_LOGGING_LEVEL=ERROR shows it.
@@ -52,7 +61,14 @@ def keep_compiled() -> None:
         jax.config.update("jax_logging_level", "CRITICAL")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
+    folder = cache_folder() / processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return  # jax would warn of each program
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from robustjax.attacks import _hopskipjump
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.search import network_key
+from robustjax.types import InputError
 
 SHAPE, SIZE, STARTS = (2, 3, 2), 12, 15
 LOW, HIGH = np.array([0.1, -0.3]), np.array([0.9, 1.1])  # of the two channels
@@ -192,3 +193,17 @@ def test_the_budget_is_what_the_documentation_says():
         roots = [math.sqrt(step) for step in range(1, steps + 1)]
         assert number == starts
         np.testing.assert_array_equal(samples, [int(left * root / sum(roots)) for root in roots])
+
+
+def test_no_step_is_taken_where_none_stays_misclassified(search):
+    state = _hopskipjump.State(jnp.zeros(3, jnp.int32), jnp.asarray(IMAGES), jnp.full(3, 1e-2))
+    moved, hits = jax.jit(search.leap)(state, jnp.ones_like(state.points), jnp.int32(0))
+    np.testing.assert_array_equal(moved, IMAGES)
+    np.testing.assert_array_equal(hits, False)
+
+
+def test_the_least_number_of_queries_that_is_named_is_enough():
+    for size in (24, 3072):
+        with pytest.raises(InputError) as refused:
+            _hopskipjump._budget("linf", 20, 10, size)
+        _hopskipjump._budget("linf", 20, int(str(refused.value).split("at least ")[1].split()[0]), size)

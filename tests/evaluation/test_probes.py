@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes
+from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Goal, Networks, Plant
@@ -415,6 +415,28 @@ def test_an_attack_is_said_to_misclassify_what_the_decision_confirms():
     found = _judge._misclassified_by(trial, decision)
     np.testing.assert_array_equal(found["a"], bits("10001"))
     np.testing.assert_array_equal(found["b"], bits("00010"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "turning", "hidden"),
+    [
+        # Alone the first group turns the gradient, left out of all the second does, and the third does neither.
+        ([[0], [1, 3], [2]], {(1, 0, 0, 0), (1, 0, 1, 0)}, [True, True, False]),
+        ([[0], [1, 3], [2]], {(1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 1, 0)}, [False, False, True]),
+        ([[0, 1]], {(1, 1)}, [True]),
+        ([[0, 1]], set(), [False]),
+    ],
+)
+def test_a_finding_hides_what_turns_alone_or_beside_all_others(groups, turning, hidden, monkeypatch):
+    """Networks are the strengths that they were made of, and so is the gradient: along one axis or another."""
+
+    def gradient(strengths, images, labels, goal):
+        axis = tuple(strengths.astype(int).tolist()) in turning
+        return np.broadcast_to(np.eye(2, dtype=np.float32)[int(axis)], (len(images), 2))
+
+    monkeypatch.setattr(relaxations, "_gradient", gradient)
+    found = relaxations._hidden(trial_of(), lambda strengths: strengths, groups, ROWS)
+    np.testing.assert_array_equal(found, np.broadcast_to(np.array(hidden)[:, None], (len(groups), 8)))
 
 
 def test_budgets_are_those_that_are_documented():
