@@ -187,7 +187,7 @@ def inject(bench: Bench, fault: str, workdir: Path, processes: int) -> tuple[boo
             time.sleep(bench.random.uniform(0, 0.2))
             process.send_signal(signal.SIGTERM)
     # A signal before training began ends a process in the usual way: there is nothing yet to save.
-    allowed = None if kill or processes > 1 else (0, -signal.SIGTERM, 130)
+    allowed = None if kill or processes > 1 else (0, -signal.SIGTERM, -signal.SIGINT, 130)
     return True, end(running, bench, workdir, allowed=allowed)
 
 

@@ -280,10 +280,11 @@ class _Search(NamedTuple):
         zeros = jnp.zeros_like(points)
         count = jnp.asarray(self.samples)[at]
         signed, plain, sides = jax.lax.fori_loop(0, count, sample, (zeros, zeros, jnp.zeros_like(state.distance)))
-        mean = sides / count.astype(sides.dtype)
-        # Where all points fall on one side, the mean of them all is taken, into that side or away from it.
-        one_sided = jnp.abs(mean) == 1.0
-        return signed - geometry.per_example(jnp.where(one_sided, 0.0, mean), points) * plain
+        count = count.astype(sides.dtype)
+        # Where all points fall on one side, the mean of them all is taken, into that side or away from it. A sum of
+        # ones says so exactly: compiled, n / n may be n times the rounded 1 / n.
+        mean = jnp.where(jnp.abs(sides) == count, 0.0, sides / count)
+        return signed - geometry.per_example(mean, points) * plain
 
     def leap(self, state: State, normal: Array, at: Array) -> tuple[Array, Array]:
         """A step along the normal as long as stays misclassified, and whether one did."""

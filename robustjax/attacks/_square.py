@@ -271,8 +271,8 @@ def _bump(height: int, width: int) -> np.ndarray:
     bump = np.zeros((height, width))
     top, left = height // 2, width // 2
     for ring in range(max(top, left) + 1):
-        rows = slice(max(top - ring, 0), max(top + ring + 1, 0))
-        columns = slice(max(left - ring, 0), max(left + ring + 1, 0))
+        rows = slice(max(top - ring, 0), top + ring + 1)
+        columns = slice(max(left - ring, 0), left + ring + 1)
         bump[rows, columns] += 1.0 / (ring + 1) ** 2
     return bump
 

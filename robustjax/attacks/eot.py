@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks.engine.inputs import logits_of
-from robustjax.attacks.engine.verify import is_correct
+from robustjax.attacks.engine.verify import exact_share, is_correct
 from robustjax.types import Array, Key, LogitsFn, LossFn
 
 
@@ -80,7 +80,8 @@ def expected_outcome(
         value = loss(outputs, labels).astype(jnp.float32)
         return _share(outputs, labels, value, targeted=targeted), value
 
-    return _average(outcome, logits_fn, key, num_samples)
+    share, value = _average(outcome, logits_fn, key, num_samples)
+    return exact_share(share, max(num_samples, 1)), value
 
 
 def expected_gradient_and_outcome(
@@ -113,7 +114,7 @@ def expected_gradient_and_outcome(
         return jax.grad(total, has_aux=True)(images)
 
     gradient, (share, value) = _average(evaluate, logits_fn, key, num_samples)
-    return jnp.where(jnp.isfinite(gradient), gradient, 0.0), share, value
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0), exact_share(share, max(num_samples, 1)), value
 
 
 def expected_logits_fn(logits_fn: LogitsFn, key: Key, *, num_samples: int) -> Callable[[Array], Array]:

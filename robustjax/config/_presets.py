@@ -15,7 +15,7 @@ def base() -> Config:
     config.init_from = config_dict.placeholder(str)  # workdir of a run whose weights this one begins with; None: anew
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # "digits" (embedded) or any prepared tfds image-classification data set
+    config.data.name = "digits"  # "digits" (embedded), a prepared tfds data set, or the path of a folder of splits
     config.data.data_dir = config_dict.placeholder(
         str
     )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default

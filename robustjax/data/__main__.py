@@ -1,7 +1,7 @@
 """Prepares a tfds data set: ``python -m robustjax.data prepare NAME [--archive=FILE] [--data_dir=DIR] [--sha256=HEX]``.
 
-NAME is mnist, fashion_mnist, cifar10, cifar100 or svhn_cropped. Its original archives become ArrayRecord files, without
-TensorFlow.
+NAME is mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or tiny_imagenet. Its original archives become
+ArrayRecord files, without TensorFlow.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from robustjax.data import decoded, scaling
-from robustjax.data.tfds_source import blaming
+from robustjax.data.tfds_source import Source, blaming
 from robustjax.types import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -65,6 +65,38 @@ def find(folder: Path) -> Files:
     )
 
 
+def splits(folder: Path) -> tuple[str, ...]:
+    """The splits of a folder that has one folder for each, sorted."""
+    with blaming(f"{folder} must be a folder that can be read"):
+        return tuple(entry.name for entry in _visible(folder) if entry.is_dir())
+
+
+def open_split(folder: Path, split: str, size: scaling.Size | None) -> Source:
+    """Opens a split of a folder; its images are decoded, and scaled to a size, when they are read.
+
+    Raises:
+        InputError: as :func:`find`, or "train" has other classes, by which labels are numbered.
+    """
+    files = find(folder / split)
+    if split != "train" and (folder / "train").is_dir():
+        own, numbered = set(files.class_names), find(folder / "train").class_names
+        if own - set(numbered):
+            raise InputError(
+                f"{folder / split} must have the classes of {folder / 'train'}, got {min(own - set(numbered))} beside "
+                "them; move its images, or train with that class"
+            )
+        places = np.array([numbered.index(name) for name in files.class_names], np.int32)
+        files = files._replace(labels=places[files.labels], class_names=numbered)
+    channels = None  # of all images, those of the first
+
+    def example(index: int, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
+        nonlocal channels
+        channels = channels or _decode(files.paths[0], None, None).shape[2]
+        return _decode(files.paths[index], size, channels, draws), int(files.labels[index])
+
+    return Source(len(files.paths), files.class_names, example, reader(files, size=size, channels=None))
+
+
 def reader(
     files: Files, *, size: scaling.Size | None, channels: int | None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -116,12 +148,16 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _decode(path: Path, size: scaling.Size | None, channels: int | None) -> np.ndarray:
-    """The pixels of a file, uint8 [H, W, 1] or [H, W, 3]."""
+def _decode(path: Path, size: scaling.Size | None, channels: int | None, draws: np.ndarray | None = None) -> np.ndarray:
+    """The pixels of a file, uint8 [H, W, 1] or [H, W, 3]; with draws, of a random part of it."""
     with blaming(f"{path} must be a whole JPEG or PNG"), Image.open(path, formats=("JPEG", "PNG")) as image:
         channels = channels or scaling.natural_channels(image)
         image = scaling.to_channels(image, channels)
-        pixels = np.asarray(image) if size is None else scaling.to_size(image, size)
+        if draws is not None:
+            assert isinstance(size, int)  # random crops are square
+            pixels = scaling.random_resized_crop(image, size, draws)
+        else:
+            pixels = np.asarray(image) if size is None else scaling.to_size(image, size)
     return pixels[:, :, None] if channels == 1 else pixels
 
 

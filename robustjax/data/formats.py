@@ -6,21 +6,25 @@ split: arrays or lists of one length, by feature. Nothing is unpickled and nothi
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import math
 import struct
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from robustjax.types import InputError
 
-# "image": uint8 [N, H, W, C]; labels: integer arrays [N]; "id", where tfds has one: N strings.
+# "image": uint8 [N, H, W, C], or the bytes of N encoded files; labels: integer arrays [N]; "id", where there is one: N
+# strings.
 Columns = dict[str, Any]
 
 
@@ -56,6 +60,83 @@ def read_cifar100(files: Sequence[File]) -> dict[str, Columns]:
 def read_svhn(files: Sequence[File]) -> dict[str, Columns]:
     """SVHN's cropped digits: MATLAB files with X [32, 32, 3, N] and y [N, 1], where the digit 0 has the label 10."""
     return {split: _svhn(file, split) for split, file in zip(("train", "test"), files, strict=True)}
+
+
+def read_tiny_imagenet(files: Sequence[File]) -> dict[str, Columns]:
+    """Tiny ImageNet's zip: JPEG files in folders of their classes, and a table of the validation images' classes.
+
+    Labels are the places of the WordNet ids in their sorted order. The test images have no public labels.
+    """
+    (archive,) = files
+    with _tiny_imagenet(archive) as opened:
+        places = {wnid: place for place, wnid in enumerate(_wnids(opened))}
+        train, validation = [], []
+        for path in sorted(opened.namelist()):
+            parts = PurePosixPath(path).parts[1:]
+            if len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
+                train.append((path, parts[1]))
+        for line in opened.read("tiny-imagenet-200/val/val_annotations.txt").decode().splitlines():
+            name, wnid, *_ = line.split("\t")
+            validation.append((f"tiny-imagenet-200/val/images/{name}", wnid))
+        return {
+            split: {
+                "id": [PurePosixPath(path).name for path, _ in listed],
+                "image": [opened.read(path) for path, _ in listed],
+                "label": np.array([places[wnid] for _, wnid in listed], np.int64),
+            }
+            for split, listed in (("train", train), ("validation", validation))
+        }
+
+
+def tiny_imagenet_classes(files: Sequence[File]) -> dict[str, tuple[str, ...]]:
+    """The first word for each class, with the WordNet id where two classes share it."""
+    (archive,) = files
+    with _tiny_imagenet(archive) as opened:
+        lines = opened.read("tiny-imagenet-200/words.txt").decode().splitlines()
+        words = {wnid: text.split(",")[0].strip() for wnid, text in (line.split("\t", 1) for line in lines)}
+        wnids = _wnids(opened)
+        first = [words[wnid] for wnid in wnids]
+    return {
+        "label": tuple(
+            word if first.count(word) == 1 else f"{word} ({wnid})" for word, wnid in zip(first, wnids, strict=True)
+        )
+    }
+
+
+@contextlib.contextmanager
+def _tiny_imagenet(file: File) -> Iterator[zipfile.ZipFile]:
+    """The archive, whatever of which is missing or damaged is an InputError."""
+    try:
+        # Members are read by their names into memory, with their checksums, so no path can lead anywhere.
+        with zipfile.ZipFile(io.BytesIO(file.content)) as opened:
+            yield opened
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{file.name} must be a whole tiny-imagenet-200.zip, got {_reason(error)}") from error
+
+
+def _wnids(opened: zipfile.ZipFile) -> list[str]:
+    return sorted(opened.read("tiny-imagenet-200/wnids.txt").decode().split())
+
+
+def shape_of(images: Any) -> tuple[int, ...]:
+    """(N, H, W, C) of a column of images; of encoded ones, which count as colour, all have to be of one size.
+
+    Raises:
+        InputError: one is no image, or of another size than the first.
+    """
+    if isinstance(images, np.ndarray):
+        return images.shape
+    sizes = []
+    for number, content in enumerate(images):
+        try:
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+                sizes.append(image.size)
+        except OSError as error:
+            raise InputError(f"image {number} must be a JPEG or PNG, got {_reason(error)}") from error
+        if sizes[-1] != sizes[0]:
+            raise InputError(f"images must be of one size, {sizes[0]} as the first, got {sizes[-1]} in image {number}")
+    width, height = sizes[0] if sizes else (0, 0)
+    return len(images), height, width, 3
 
 
 def _idx(file: File, rank: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The data sets that ``python -m robustjax.data prepare`` can make: where they come from and what they hold.
 
-Names and versions are those of tfds. The SHA-256 digests are those that tfds lists for the same archives, so that they
-come from another hand than the archives' own servers.
+Names and versions are those of tfds, which lacks Tiny ImageNet alone. The SHA-256 digests are those that tfds lists for
+the same archives, and of Tiny ImageNet that which those who use it publish, so that they come from another hand than
+the archives' own servers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Known(NamedTuple):
         title, homepage: for people.
         version: the version of tfds whose records these are.
         image_shape: (H, W, C).
-        class_names: names of the classes, by label feature; "label" is the one to learn.
+        class_names: names of the classes, by label feature; "label" is the one to learn. Or a function that finds them
+            in the archives' contents.
         archives: what to fetch.
         read: the archives' contents -> columns by split, see ``robustjax.data.formats``.
     """
@@ -40,7 +42,7 @@ class Known(NamedTuple):
     homepage: str
     version: str
     image_shape: tuple[int, int, int]
-    class_names: Mapping[str, tuple[str, ...]]
+    class_names: Mapping[str, tuple[str, ...]] | Callable[[list[formats.File]], Mapping[str, tuple[str, ...]]]
     archives: tuple[Archive, ...]
     read: Callable[[list[formats.File]], dict[str, formats.Columns]]
 
@@ -184,5 +186,20 @@ KNOWN = {
             ),
         ),
         read=formats.read_svhn,
+    ),
+    "tiny_imagenet": Known(
+        title="Tiny ImageNet, 200 classes at 64 x 64 (without its test images, whose labels are not public)",
+        homepage="http://cs231n.stanford.edu",
+        version="1.0.0",
+        image_shape=(64, 64, 3),
+        class_names=formats.tiny_imagenet_classes,
+        archives=(
+            Archive(
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                248100043,
+                "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+            ),
+        ),
+        read=formats.read_tiny_imagenet,
     ),
 }

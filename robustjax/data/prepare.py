@@ -14,7 +14,7 @@ import os
 import shutil
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from rich import progress
 from rich.console import Console
 
-from robustjax.data.formats import Columns, File
+from robustjax.data.formats import Columns, File, shape_of
 from robustjax.data.known import KNOWN, Known
 from robustjax.data.tfds_source import resolve_data_dir
 from robustjax.types import InputError, nearest
@@ -61,13 +61,14 @@ def prepare(
     files = _download(known) if archive is None else _open(known, archive)
     _verify(known, files, sha256)
     splits = known.read(files)
+    class_names = known.class_names(files) if callable(known.class_names) else known.class_names
     for split, columns in splits.items():
-        _check_columns(name, split, columns, known)
+        _check_columns(name, split, columns, known, class_names)
 
     staging = directory / f".{name}-{known.version}.incomplete-{uuid.uuid4().hex}"
     try:
         staging.mkdir(parents=True)
-        _write(staging, name, known, splits)
+        _write(staging, name, known, splits, class_names)
         folder.parent.mkdir(exist_ok=True)
         staging.rename(folder)
     except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError
@@ -145,12 +146,17 @@ def _verify(known: Known, files: list[File], accepted: Sequence[str]) -> None:
         )
 
 
-def _check_columns(name: str, split: str, columns: Columns, known: Known) -> None:
+def _check_columns(
+    name: str, split: str, columns: Columns, known: Known, class_names: Mapping[str, tuple[str, ...]]
+) -> None:
     """What the archives hold is what the table promises, as far as records and features depend on it."""
-    count, *shape = columns["image"].shape
+    try:
+        count, *shape = shape_of(columns["image"])
+    except InputError as error:
+        raise InputError(f"{name}, {split}: {error}") from error
     if tuple(shape) != known.image_shape or not count:
         raise InputError(f"{name}, {split}: images must be of shape {known.image_shape}, got {count} of {tuple(shape)}")
-    for key, names in known.class_names.items():
+    for key, names in class_names.items():
         labels = columns[key]
         if len(labels) != count:
             raise InputError(f"{name}, {split}: labels must be as many as images ({count}), got {len(labels)}")
@@ -160,7 +166,13 @@ def _check_columns(name: str, split: str, columns: Columns, known: Known) -> Non
             )
 
 
-def _write(folder: Path, name: str, known: Known, splits: dict[str, Columns]) -> None:
+def _write(
+    folder: Path,
+    name: str,
+    known: Known,
+    splits: dict[str, Columns],
+    class_names: Mapping[str, tuple[str, ...]],
+) -> None:
     """Writes the records and what tfds keeps beside them: features, names of the classes, sizes."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -168,7 +180,7 @@ def _write(folder: Path, name: str, known: Known, splits: dict[str, Columns]) ->
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=known.image_shape),
-            **{key: tfds.features.ClassLabel(names=names) for key, names in known.class_names.items()},
+            **{key: tfds.features.ClassLabel(names=names) for key, names in class_names.items()},
             **({"id": tfds.features.Text()} if "id" in splits["train"] else {}),
         }
     )
@@ -184,7 +196,8 @@ def _write(folder: Path, name: str, known: Known, splits: dict[str, Columns]) ->
         num_bytes = 0
         for index in progress.track(order, description=f"writing {name} {split}", console=Console(stderr=True)):
             example = {key: column[index] for key, column in columns.items()}
-            record = features.serialize_example(example | {"image": _png(example["image"])})
+            encoded = example["image"] if isinstance(example["image"], bytes) else _png(example["image"])
+            record = features.serialize_example(example | {"image": encoded})
             writer.write(record)
             num_bytes += len(record)
         writer.close()

@@ -1,13 +1,14 @@
-"""Data sets as arrays in memory: the embedded digits, or any prepared tfds image-classification data set."""
+"""Data sets as arrays in memory: the embedded digits, any prepared tfds image-classification data set, or a folder."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from robustjax.data import tfds_source
+from robustjax.data import folder, tfds_source
 from robustjax.data.order import check_integers, permutation
 from robustjax.data.scaling import Size
 from robustjax.types import InputError, nearest
@@ -15,7 +16,7 @@ from robustjax.types import InputError, nearest
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
 _VALIDATION_KEY = (0, 2**64 - 1)
 # Where the test labels are not public, everyone evaluates on the validation split.
-_STORED_TEST = {"imagenet2012": "validation"}
+_STORED_TEST = {"imagenet2012": "validation", "tiny_imagenet": "validation"}
 
 
 class Dataset(NamedTuple):
@@ -65,14 +66,16 @@ def load(
 
     With ``validation_examples``, "validation" is a random part of the training split, the same in every run, and
     "train" is the rest: the two together are the data set's own training split, each in its order. Every other split is
-    read as it is stored. Of ImageNet, whose test labels are not public, "test" is the stored validation split.
+    read as it is stored. Of ImageNet and Tiny ImageNet, whose test labels are not public, "test" is the stored
+    validation split.
 
     Images are decoded to 8 bits: 16-bit values v become v // 256, palettes become colours, and an alpha channel is
     dropped unless the data set declares four channels.
 
     Args:
-        name: "digits" (1797 images 8x8, embedded), or a prepared tfds data set as in "cifar10", "cifar10:3.0.2" or
-            "name/config".
+        name: "digits" (1797 images 8x8, embedded); a prepared tfds data set as in "cifar10", "cifar10:3.0.2" or
+            "name/config"; or the path of a folder with a folder for each split, as "train" and "test", that holds JPEG
+            and PNG files in folders of their classes (./NAME, where a data set has the same name).
         split: "train", "test", or another of the splits that :func:`splits` lists; "validation" see above.
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
         validation_examples: size of the part of the training split that is "validation", at least 0.
@@ -124,7 +127,10 @@ def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str
     """
     if not isinstance(name, str):
         raise InputError(f"data set must be a name, got {name!r}; give one such as 'digits'")
-    return ("train", "test") if name == "digits" else tfds_source.split_names(name, data_dir)
+    if name == "digits":
+        return "train", "test"
+    of_folder = _as_folder(name, data_dir)
+    return tfds_source.split_names(name, data_dir) if of_folder is None else folder.splits(of_folder)
 
 
 def open_stored(
@@ -136,11 +142,26 @@ def open_stored(
         InputError: as :func:`load`.
     """
     split = _stored_split(name, split, data_dir)
+    of_folder = _as_folder(name, data_dir)
+    if of_folder is not None:
+        return folder.open_split(of_folder, split, image_size)
     if name != "digits":
         return tfds_source.open_split(name, split, data_dir, image_size=image_size)
     if image_size is not None:
         raise InputError(f"image_size must be None for the digits, which are always 8 x 8, got {image_size}")
     return _digits(split)
+
+
+def _as_folder(name: str, data_dir: str | os.PathLike | None) -> Path | None:
+    """The folder that a name means: where there is one, and no data set of that name."""
+    path = Path(name).expanduser()
+    if (
+        name == "digits"
+        or not path.is_dir()
+        or name in tfds_source.find_prepared(tfds_source.resolve_data_dir(data_dir))
+    ):
+        return None
+    return path
 
 
 def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> str:

@@ -15,17 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robustjax.data import tfds_source
 from robustjax.data.order import epoch_order
 from robustjax.data.scaling import NUM_DRAWS
-from robustjax.data.sources import select
+from robustjax.data.sources import open_stored, select
 from robustjax.types import InputError
 
 NUM_THREADS = 16  # that read and decode
 
 
 class Stream(NamedTuple):
-    """The training split of a prepared data set.
+    """The training split of a prepared data set, or of a folder.
 
     Attributes:
         name: as given to ``open_stream``.
@@ -64,8 +63,8 @@ def open_stream(
         InputError: as for ``load``, and for the embedded digits, which have no files.
     """
     if name == "digits":
-        raise InputError("data.pipeline 'stream' reads prepared data sets; the digits are in memory: use 'memory'")
-    source = tfds_source.open_split(name, "train", data_dir, image_size=image_size)
+        raise InputError("data.pipeline 'stream' reads data sets from files; the digits are in memory: use 'memory'")
+    source = open_stored(name, "train", data_dir=data_dir, image_size=image_size)
     indices = select(source.num_examples, name, "train", validation_examples, num_examples)
 
     shape = source.example(int(indices[0]), None)[0].shape

@@ -225,7 +225,7 @@ def not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
     if base in KNOWN:
         mend = f"prepare it with: python -m robustjax.data prepare {base} --data_dir={directory}"
     elif like := nearest(name, ["digits", *KNOWN, *found]):
-        mend = f"give the name of one that is there{like}"
+        mend = f"give the name of one that is there{like}, or have tfds prepare it in the array_record format"
     else:
         mend = (
             f"give digits, or one of {', '.join(KNOWN)} (python -m robustjax.data prepare NAME), or another data set "

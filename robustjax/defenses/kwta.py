@@ -51,9 +51,10 @@ def _largest(rows: Array, count: int) -> Array:
 
     The smallest of them is found bit by bit, from the highest down, in 32 counts over the row: sorting it is slower.
     """
-    bits = jax.lax.bitcast_convert_type(rows.astype(jnp.float32) + 0.0, jnp.uint32)  # + 0 makes -0 and 0 equal
+    bits = jax.lax.bitcast_convert_type(rows.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    order = jnp.where(bits >= sign, ~bits, bits | sign)  # as unsigned integers in the order of the floats
+    # As unsigned integers in the order of the floats; -0, whose bits are the sign alone, is 0.
+    order = jnp.where(bits > sign, ~bits, bits | sign)
 
     def add_bit(i: Array, least: Array) -> Array:
         raised = least | (sign >> i.astype(jnp.uint32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from robustjax import build
@@ -11,9 +12,10 @@ from robustjax.types import Config, InputError
 # What the training split has of data sets that need not be there to plan for them.
 TRAINING_EXAMPLES = {
     "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257,
-    "imagenet2012": 1_281_167,
+    "imagenet2012": 1_281_167, "tiny_imagenet": 100_000,
 }  # fmt: skip
-_IMAGENET_CLASSES = 1000
+# Of those whose archives name their classes.
+NUM_CLASSES = {"imagenet2012": 1000, "tiny_imagenet": 200}
 
 
 class Facts(NamedTuple):
@@ -40,7 +42,8 @@ def facts_of(config: Config) -> Facts:
             shape = (size, size, 3 if shape is None else shape[2])
         if shape is None:
             raise InputError(f"data.image_size must be set for {name}, whose images are of many sizes, got None")
-        classes = len(KNOWN[known].class_names["label"]) if known in KNOWN else _IMAGENET_CLASSES
+        names = KNOWN[known].class_names if known in KNOWN else None
+        classes = len(names["label"]) if isinstance(names, Mapping) else NUM_CLASSES[known]
         total = TRAINING_EXAMPLES[known] - config.data.validation_examples
         return Facts(min(total, config.data.train_examples or total), shape, classes)
     train, _ = build.datasets(config)

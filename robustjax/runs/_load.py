@@ -29,6 +29,9 @@ class Run(NamedTuple):
         step: of the checkpoint.
         defense: whose guards the network has, or None.
         spelling: that defense as a command line names it, as ``"sap:fraction=0.5"``.
+        logits_fn: images [B, H, W, C] in [0, 1] -> logits [B, K], for every attack and for :func:`evaluation.judge`;
+            ``(images, key) -> logits`` of a stochastic network. A ``jax.tree_util.Partial`` that holds the variables:
+            what is compiled with it takes them as arguments, and is compiled once.
     """
 
     config: Config
@@ -37,19 +40,12 @@ class Run(NamedTuple):
     step: int
     defense: defenses.Defense | None
     spelling: str | None
+    logits_fn: LogitsFn
 
     @property
     def stochastic(self) -> bool:
         """Whether inference draws random numbers; ``logits_fn`` then takes ``(images, key)``."""
         return self.defense is not None and self.defense.stochastic
-
-    @property
-    def logits_fn(self) -> LogitsFn:
-        """images [B, H, W, C] in [0, 1] -> logits [B, K], for every attack and for :func:`evaluation.judge`.
-
-        A ``jax.tree_util.Partial`` that holds the variables, so that what is compiled with it takes them as arguments.
-        """
-        return jax.tree_util.Partial(network.logits_fn(self.module, stochastic=self.stochastic), self.variables)
 
     def with_defense(self, defense: defenses.Defense | None) -> Any:
         """The module with the guards of another defense in place of its own."""
@@ -121,4 +117,6 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
         # The same work on each device: no batch, not even the last, has to be divisible by their number.
         batches = map(layout.replicate, build.training_images(config, STATISTICS_BATCH_SIZE))
         variables = with_statistics(module, variables, batches)
-    return Run(config, module, variables, step, chosen, spelling)
+    stochastic = chosen is not None and chosen.stochastic
+    logits_fn = jax.tree_util.Partial(network.logits_fn(module, stochastic=stochastic), variables)
+    return Run(config, module, variables, step, chosen, spelling, logits_fn)

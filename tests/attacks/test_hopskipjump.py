@@ -122,10 +122,3 @@ def test_no_more_queries_are_made_than_were_given():
 def test_wrong_options_are_named(options, message, key):
     with pytest.raises(InputError, match=message):
         hopskipjump(toys.linear, key, toys.IMAGES, jnp.zeros(16, jnp.int32), epsilon=0.1, **options)
-
-
-def test_the_least_number_of_queries_that_is_named_is_enough(key):
-    for size in (24, 3072):
-        with pytest.raises(InputError) as refused:
-            _budget("linf", 20, 10, size)
-        _budget("linf", 20, int(str(refused.value).split("at least ")[1].split()[0]), size)

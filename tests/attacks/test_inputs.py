@@ -3,8 +3,10 @@
 import functools
 import inspect
 import re
+import types
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,19 +242,6 @@ def test_half_precision_stays_in_ball_and_box(dtype, name):
     assert np.any(~np.asarray(is_correct(network(jnp.asarray(adversarial)), LABELS)) & (np.arange(6) > 0))
 
 
-def test_half_precision_is_rounded_towards_the_image(key):
-    images, points = jax.random.uniform(key, (2, 1000))
-    for dtype in (jnp.bfloat16, jnp.float16):
-        given = images.astype(dtype)
-        rounded = inputs.in_dtype_of(given, points, (0.0, 1.0)).astype(jnp.float32)
-        origin = given.astype(jnp.float32)
-        assert np.all(np.abs(rounded - origin) <= np.abs(points - origin))
-        np.testing.assert_allclose(rounded, points, rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-6)
-        np.testing.assert_array_equal(inputs.in_dtype_of(given, origin, (0.0, 1.0)), given)
-        gradient = jax.grad(lambda points, given=given: inputs.in_dtype_of(given, points, (0.0, 1.0)).sum())(points)
-        np.testing.assert_array_equal(gradient, 1.0)
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_x64_gives_what_float32_gives(dtype, name):
@@ -416,3 +405,32 @@ def test_the_driver_does_not_warn_of_what_is_fine():
     squashed = lambda images: jax.nn.sigmoid(network(images))  # noqa: E731
     for fine in (half, jumping, flat, squashed):
         _attacked(fine)
+
+
+def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
+    traces = 0
+
+    def linear(weights, images, scale, *, shift, doubled):
+        nonlocal traces
+        traces += 1
+        logits = scale * ((images.reshape(images.shape[0], -1) - 0.5) @ weights["w"]) + shift
+        return 2 * logits if doubled else logits  # a value, which no array could be
+
+    module = nn.Dense(NUM_CLASSES)
+    flat = jnp.asarray(IMAGES.reshape(-1, SIZE))
+    variables = module.init(jax.random.key(0), flat)
+    ask = jax.jit(lambda network, images, *rest: network(images, *rest))
+    for scale in (1.0, 2.0, 3.0):
+        given = functools.partial(linear, {"w": scale * WEIGHTS}, shift=np.ones((1, 1), np.float32))
+        for doubled in (True, False):
+            network = inputs.as_pytree(functools.partial(given, doubled=doubled))
+            expected = (1 + doubled) * (scale * (flat - 0.5) @ WEIGHTS + 1.0)
+            np.testing.assert_allclose(ask(network, IMAGES, 1.0), expected, rtol=1e-4, atol=1e-5)
+        applied = inputs.as_pytree(functools.partial(module.apply, jax.tree.map(lambda x, by=scale: by * x, variables)))
+        np.testing.assert_allclose(ask(applied, flat), scale * module.apply(variables, flat), rtol=1e-4, atol=1e-5)
+    assert traces == 2 and ask._cache_size() == 3
+    # What is no array, or may change without being another object, stays as it was: in a function around it.
+    mutable = types.SimpleNamespace(scale=1.0)
+    for other in (functools.partial(linear, "w"), functools.partial(linear, mutable), functools.partial(WEIGHTS.dot)):
+        kept = inputs.as_pytree(other)
+        assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)

@@ -1,11 +1,13 @@
 """The one judge of success: ties, NaN, majority of draws, votes, precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.attacks import verify
+from robustjax.attacks import eot, losses, verify
 from robustjax.types import InputError, Outputs
 
 IMAGES = jnp.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
@@ -32,20 +34,40 @@ def test_validity_and_class_are_told_apart(key):
     np.testing.assert_array_equal(found.valid, [False, True, True, False])
 
 
-@pytest.mark.parametrize(("wrong", "misclassified"), [(1, False), (2, True), (3, True)])
-def test_half_of_the_draws_wrong_is_misclassified(wrong, misclassified, key):
-    """Four draws, of which so many are wrong, whichever keys these have."""
-    keys = jax.random.split(key, 4)
+@pytest.mark.parametrize(
+    ("wrong", "of", "misclassified"), [(1, 4, False), (2, 4, True), (3, 4, True), (41, 41, True), (41, 82, True)]
+)
+def test_half_of_the_draws_wrong_is_misclassified(wrong, of, misclassified, key):
+    """So many draws are wrong, whichever keys these have; in float32 41 times 1/41 and 41 times 1/82 are too small."""
+    keys = jax.random.split(key, of)
 
     def network(images, key):
         number = jnp.argmax(jax.random.key_data(keys)[:, 1] == jax.random.key_data(key)[1])
         return jnp.where(number < wrong, jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])) + 0 * images
 
-    found = verify.verify(network, key, IMAGES, IMAGES, jnp.zeros(4, jnp.int32), **BALL, num_draws=4)
-    np.testing.assert_allclose(found.share, wrong / 4)
-    np.testing.assert_array_equal(found.votes, [[4 - wrong, wrong]] * 4)
+    evaluate = jax.jit(partial(verify.verify, network, **BALL, num_draws=of))
+    found = evaluate(key, IMAGES, IMAGES, jnp.zeros(4, jnp.int32))
+    np.testing.assert_array_equal(found.share, np.float32(wrong / of))
+    np.testing.assert_array_equal(found.votes, [[of - wrong, wrong]] * 4)
     np.testing.assert_array_equal(found.misclassified, misclassified)
-    np.testing.assert_allclose(found.logits, [[1 - wrong / 4, wrong / 4]] * 4)
+    np.testing.assert_allclose(found.logits, [[1 - wrong / of, wrong / of]] * 4, rtol=1e-6)
+
+
+def test_of_all_draws_an_attack_averages_over_none_is_missing(key):
+    """What is misclassified in every draw needs no further step: a share of exactly 1."""
+
+    def network(images, key):
+        del key
+        return images
+
+    @jax.jit
+    def shares(images, labels):
+        options = {"loss": losses.margin, "num_samples": 41}
+        share, _ = eot.expected_outcome(network, key, images, labels, **options)
+        return share, eot.expected_gradient_and_outcome(network, key, images, labels, **options)[1]
+
+    for share in shares(IMAGES, LABELS):
+        np.testing.assert_array_equal(share, [0, 1, 0, 1])
 
 
 def test_the_same_key_asks_the_same_draws(key):

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from scipy.io import savemat
 from tensorflow_datasets.core import hashing
 
@@ -35,6 +37,7 @@ VERSIONS = {
     "cifar10": "3.0.2",
     "cifar100": "3.0.2",
     "svhn_cropped": "3.1.0",
+    "tiny_imagenet": "1.0.0",
 }
 
 
@@ -66,8 +69,46 @@ def mat(images, labels):
     return buffer.getvalue()
 
 
+def tiny_imagenet():
+    """As its zip is laid out, with three classes, two of which share a word, and images of a gradient."""
+    wnids = {"n02": "bow, bow tie", "n10": "bow", "n01": "goldfish, Carassius auratus"}
+    files, expected = {}, {split: {"id": [], "image": [], "label": []} for split in ("train", "validation")}
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+
+    def add(split, path, label):
+        image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(20 * len(files))), axis=-1)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG")
+        files[f"tiny-imagenet-200/{path}"] = buffer.getvalue()
+        with Image.open(buffer) as decoded:
+            for key, value in (("id", path.split("/")[-1].encode()), ("image", np.asarray(decoded)), ("label", label)):
+                expected[split][key].append(value)
+
+    for label, wnid in enumerate(sorted(wnids)):
+        for number in range(2):
+            add("train", f"train/{wnid}/images/{wnid}_{number}.JPEG", label)
+        files[f"tiny-imagenet-200/train/{wnid}/{wnid}_boxes.txt"] = b"n01_0.JPEG\t0\t0\t63\t63\n"
+    lines = []
+    for number, wnid in enumerate(["n10", "n01"]):
+        add("validation", f"val/images/val_{number}.JPEG", sorted(wnids).index(wnid))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62")
+    files["tiny-imagenet-200/test/images/test_0.JPEG"] = b"not read"
+    files["tiny-imagenet-200/val/val_annotations.txt"] = "\n".join(lines).encode()
+    files["tiny-imagenet-200/wnids.txt"] = "\n".join(wnids).encode()
+    words = wnids | {"n99": "not of these"}
+    files["tiny-imagenet-200/words.txt"] = "\n".join(f"{wnid}\t{text}" for wnid, text in words.items()).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+    arrays = {split: {key: np.array(values) for key, values in part.items()} for split, part in expected.items()}
+    return {"tiny-imagenet-200.zip": buffer.getvalue()}, arrays
+
+
 def make(name):
     """The original archives of a tiny data set `name`, by file name, and what must come out of them, by split."""
+    if name == "tiny_imagenet":
+        return tiny_imagenet()
     rng = np.random.default_rng(len(name))
     shape = (28, 28, 1) if name.endswith("mnist") else (32, 32, 3)
     num_classes = 100 if name == "cifar100" else 10
@@ -161,7 +202,48 @@ def test_tfds_and_load_read_what_was_prepared(name, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", name])
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.filterwarnings("default")  # tfds warns that OpenCV would decode faster
+def test_tiny_imagenet_is_evaluated_on_its_validation_images_under_its_words(tmp_path):
+    archives, expected = make("tiny_imagenet")
+    flag = save(archives, tmp_path / "in")
+    assert (
+        command.main(["prepare", "tiny_imagenet", f"--archive={tmp_path / 'in'}", f"--data_dir={tmp_path}", flag]) == 0
+    )
+    test = data.load("tiny_imagenet", "test", data_dir=tmp_path)
+    assert test.label_names == ("goldfish", "bow (n02)", "bow (n10)")
+    assert sorted(test.labels) == sorted(expected["validation"]["label"]) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda files: files | {"wnids.txt": b"n01\nn02"}, "KeyError: 'n10'"),
+        (lambda files: {key: value for key, value in files.items() if key != "words.txt"}, "no item named"),
+        (lambda files: files | {"val/images/val_0.JPEG": b"no image"}, "image 0 must be a JPEG or PNG"),
+        (lambda files: files | {"val/val_annotations.txt": b"val_0.JPEG"}, "ValueError"),
+        (None, "BadZipFile"),
+    ],
+    ids=["class", "words", "image", "annotations", "torn"],
+)
+def test_a_damaged_tiny_imagenet_is_one_line(damage, message, tmp_path, capsys):
+    content = make("tiny_imagenet")[0]["tiny-imagenet-200.zip"]
+    if damage is None:
+        content = content[:-100]
+    else:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            files = {path.partition("/")[2]: archive.read(path) for path in archive.namelist()}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for path, part in damage(files).items():
+                archive.writestr(f"tiny-imagenet-200/{path}", part)
+        content = buffer.getvalue()
+    flag = save({"tiny-imagenet-200.zip": content}, tmp_path / "in")
+    arguments = ["prepare", "tiny_imagenet", f"--archive={tmp_path / 'in'}", f"--data_dir={tmp_path / 'out'}", flag]
+    assert message in refused(arguments, capsys)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "tiny_imagenet"])  # which tfds lacks
 def test_the_table_agrees_with_what_tfds_says(name):
     """Digests, sizes, versions and features come from another hand: the checksums and builders inside tfds."""
     package = Path(tfds.__file__).parent

@@ -13,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from robustjax import build, config, data
+from robustjax.data.scaling import NUM_DRAWS
 from robustjax.types import InputError
 
 DIGESTS = {
@@ -372,3 +373,53 @@ def test_real_images_are_those_that_tfds_decodes(tfds_dir, name):
     assert np.array_equal(dataset.images, [example["image"] for example in examples])
     assert np.array_equal(dataset.labels, [example["label"] for example in examples])
     assert len(np.unique(dataset.labels)) == dataset.num_classes == 10
+
+
+# Folders with a folder for each split
+
+
+@pytest.fixture
+def photos(tmp_path, pixels):
+    """Six training images of three classes, and two test images of two of them."""
+    for number, (split, name) in enumerate(
+        [("train", "ant"), ("train", "ant"), ("train", "bee"), ("train", "bee"), ("train", "fly"), ("train", "fly"),
+         ("test", "fly"), ("test", "bee")]
+    ):  # fmt: skip
+        (tmp_path / "photos" / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number]).save(tmp_path / "photos" / split / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_splits_is_a_data_set(photos, pixels):
+    assert data.splits(str(photos)) == ("test", "train")
+    train, test = (data.load(str(photos), split) for split in ("train", "test"))
+    np.testing.assert_array_equal(train.images, pixels[:6])
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2] and train.label_names == ("ant", "bee", "fly")
+    np.testing.assert_array_equal(test.images, pixels[[7, 6]])
+    assert test.labels.tolist() == [1, 2] and test.num_classes == 3  # numbered as those of training
+    kept = data.load(str(photos), "train", validation_examples=2)
+    held = data.load(str(photos), "validation", validation_examples=2)
+    assert len(kept.labels) == 4 and len(held.labels) == 2
+
+
+def test_a_folder_of_splits_streams(photos, pixels):
+    stream = data.open_stream(str(photos), validation_examples=2)
+    whole = data.load(str(photos), "train", validation_examples=2)
+    assert stream.num_examples == 4 and stream.image_shape == (6, 5, 3)
+    for index in range(4):
+        image, label = stream.read(index, np.zeros(0))
+        np.testing.assert_array_equal(image, whole.images[index])
+        assert label == whole.labels[index]
+    cropped = data.open_stream(str(photos), image_size=4, random_resized_crop=True)
+    assert cropped.read(0, np.full(NUM_DRAWS, 0.5))[0].shape == (4, 4, 3)
+
+
+def test_a_folder_whose_splits_differ_in_classes_or_are_missing_is_one_line(photos):
+    (photos / "test" / "wasp").mkdir()
+    Image.new("RGB", (5, 6)).save(photos / "test" / "wasp" / "0.png")
+    with pytest.raises(InputError, match=r"must have the classes of .*train, got wasp beside them"):
+        data.load(str(photos), "test")
+    with pytest.raises(InputError, match=r"split must be one of test, train of .*, got 'val'"):
+        data.load(str(photos), "val")
+    with pytest.raises(InputError, match="not found in"):
+        data.load(str(photos / "none"), "train")

@@ -45,6 +45,11 @@ def test_at_least_one_winner_and_the_dtype_stays():
     np.testing.assert_array_equal(np.asarray(out, np.float32), [[0.0, 0.0, 3.0]])
 
 
+def test_zeros_of_either_sign_are_equal_and_the_earlier_wins():
+    kept = jax.jit(kwta._largest, static_argnums=1)(jnp.array([[-1.0, -0.0, 0.0, -0.0], [0.0, -0.0, -1.0, 0.0]]), 2)
+    np.testing.assert_array_equal(kept, [[False, True, True, False], [True, True, False, False]])
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.5, float("nan")])
 def test_bad_fractions_are_named(fraction):
     with pytest.raises(InputError, match=r"fraction must be in \(0, 1\]"):

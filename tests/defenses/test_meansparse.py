@@ -52,6 +52,22 @@ def test_the_gradient_is_zero_inside_the_band_and_that_of_the_identity_outside()
     np.testing.assert_array_equal(gradient, np.where(inside, 0.0, weights))
 
 
+def test_of_the_guards_modes_the_surrogate_alone_has_the_gradient_of_the_identity():
+    statistics = {"statistics": {"mean": jnp.asarray(MEAN), "variance": jnp.asarray(DEVIATION**2)}}
+
+    def apply(mode, maps):
+        return meansparse.MeanSparse(0.5, mode).apply(statistics, maps)[0]
+
+    maps = jnp.asarray(MAPS)
+    sparse = meansparse.sparsify(maps, MEAN, jnp.sqrt(jnp.asarray(DEVIATION**2)), alpha=0.5)
+    for mode, output, gradient in (
+        ("active", sparse, np.asarray(sparse) == MAPS), ("surrogate", sparse, True), ("off", maps, True)
+    ):  # fmt: skip
+        slope = jax.grad(lambda z, mode=mode: jnp.sum(apply(mode, z)))(maps)
+        np.testing.assert_array_equal(apply(mode, maps), output)
+        np.testing.assert_array_equal(slope, np.broadcast_to(gradient, MAPS.shape))
+
+
 def test_bfloat16_is_compared_in_float32():
     # In bfloat16 a band of 0.2 * 1.0234375 would be rounded to 0.205078125.
     activations = jnp.array([[0.2041015625, 0.205078125]], jnp.bfloat16)

@@ -60,6 +60,19 @@ def test_guards_act_at_inference_and_in_training_where_they_are_told_to(name):
     np.testing.assert_array_equal(apply(plain.clone(mode="surrogate")), active)
 
 
+def test_relative_noise_is_a_factor_of_the_gradient_but_of_the_surrogate():
+    def draw(mode, features):
+        guard = noise.Noise(0.5, relative=True, mode=mode)
+        return guard.apply({}, features, rngs={"defense": KEYS[0]})[0]
+
+    active, surrogate = (
+        jax.grad(lambda z, mode=mode: jnp.sum(draw(mode, z)))(FEATURES) for mode in ("active", "surrogate")
+    )
+    np.testing.assert_allclose(active * FEATURES, draw("active", FEATURES), rtol=1e-6)
+    assert np.all(np.abs(active - 1.0) > 1e-3)
+    np.testing.assert_array_equal(surrogate, jnp.ones_like(FEATURES))
+
+
 def test_bad_options_are_named():
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match=r"dropout: rate must be in \[0, 1\), got"):

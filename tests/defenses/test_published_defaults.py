@@ -1,4 +1,4 @@
-"""What a defense is without options: the values of the papers, by what they do."""
+"""What a defense is without options, the values of the papers, by what they do; and how far options go."""
 
 import inspect
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robustjax import defenses
-from robustjax.types import Outputs
+from robustjax.types import InputError, Outputs
 
 PUBLISHED = {
     "cas": {"beta": 2.0, "attack_beta": None},
@@ -35,6 +35,40 @@ PUBLISHED = {
 def test_options_have_the_published_values(name):
     parameters = inspect.signature(defenses.DEFENSES[name]).parameters
     assert {option: parameter.default for option, parameter in parameters.items()} == PUBLISHED[name]
+
+
+NAN, INF = float("nan"), float("inf")
+# Values at the ends of a range, and those beyond.
+WEIGHT = ([0.0, 1e9], [-1e-9, INF, NAN])
+POSITIVE = ([1e-9, 1e9], [0.0, INF, NAN])
+SHARE = ([1e-9, 1.0], [0.0, 1.0 + 1e-9, NAN])
+COUNT = ([1], [0])
+RANGES = {
+    "cas": {"beta": WEIGHT, "attack_beta": WEIGHT},
+    "cifs": {
+        "beta": WEIGHT, "attack_beta": WEIGHT, "top_k": COUNT, "hidden": COUNT, "scale": POSITIVE,
+        "temperature": POSITIVE, "class_mix": ([0.0, 1.0], [-1e-9, 1.0 + 1e-9, NAN]),
+    },
+    "dropout": {"rate": ([0.0, 1.0 - 1e-9], [-1e-9, 1.0, NAN])},
+    "fsr": {
+        "temperature": POSITIVE, "separation_weight": WEIGHT, "recalibration_weight": WEIGHT, "width": COUNT,
+    },
+    "noise": {"deviation": WEIGHT},
+    "sap": {"fraction": POSITIVE},
+    "sns": {"weight": WEIGHT, "fraction": SHARE, "refresh_steps": COUNT},
+    "kwta": {"fraction": SHARE},
+    "meansparse": {"alpha": WEIGHT},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(defenses.DEFENSES))
+def test_numbers_are_taken_at_the_ends_of_their_ranges_and_refused_beyond(name):
+    for option, (within, beyond) in RANGES[name].items():
+        for number in within:
+            assert defenses.create(name, **{option: number}).name == name
+        for number in beyond:
+            with pytest.raises(InputError, match=f"{name}: .*{option}"):
+                defenses.create(name, **{option: number})
 
 
 def value(logits, labels):

@@ -191,6 +191,8 @@ def test_a_specification_is_read_and_spelled():
     spelling, both = defenses.parse(text)
     assert spelling == text.replace("1e+1", "10.0") and both.parts[1].sites == ("stage1", "stem")
     assert defenses.parse("none") == ("none", None)
+    off = defenses.read_spec("fsr:hard_mask=FALSE,gumbel_noise=false,width=8", source="--defense")
+    assert off == [("fsr", {"hard_mask": False, "gumbel_noise": False, "width": 8})]
     for wrong, message in {
         "cas+kwt": "--defense must be none or one of cas, .*, got 'kwt' .nearest: 'kwta'",
         "cas+none": "got 'none'",

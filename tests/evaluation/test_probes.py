@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.attacks import geometry
-from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes
+from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Goal, Networks, Plant
@@ -159,33 +158,34 @@ def test_with_too_few_classes_the_margin_takes_the_place_of_dlr(num_classes):
 
 def test_derivatives_agree_with_differences_as_the_cosine_of_both_says():
     value, slope = np.random.default_rng(2).normal(size=(2, 64, 2))
-    slope = value + slope
+    slope, length = value + slope, 0.1 * 0.02
 
     def straight(value, slope, images):
         return straight_through(linear(value, images), linear(slope, images))
 
     def agreement(value, slope):
         known = jax.tree_util.Partial(straight, *(jnp.asarray(w, jnp.float32) for w in (value, slope)))
-        return probes.directional_agreement(
-            Networks(known), toys.KEY, IMAGES, labels, goal, jnp.float32(0.02), norm="linf"
-        )
+        trial = trial_of(Networks(known), epsilon=0.02, labels=labels)
+        key = jax.random.fold_in(toys.KEY, 7)
+        gradient = trial.gradient_at(ROWS, IMAGES, "margin")[1]
+        along = [diagnostics._along(trial, ROWS, gradient, length, jax.random.fold_in(key, i), ()) for i in range(16)]
+        points = [trial.random_points(ROWS, 1, key=jax.random.fold_in(key, i), epsilon=length) for i in range(16)]
+        return diagnostics.agreement(*np.swapaxes(along, 0, 1)), [found.strongest - IMAGES for found in points]
 
     labels = np.arange(16, dtype=np.int32) % 2
-    goal = goal_of("margin", 1 - labels, num_classes=2)
-    along = []
-    for key in jax.random.split(toys.KEY, probes.NUM_DIRECTIONS):
-        delta = np.asarray(geometry.get("linf").random_start(key, jnp.asarray(IMAGES), 0.02)).reshape(16, -1)
-        delta = delta * 0.02 / np.abs(delta).max(1, keepdims=True)
-        along.append([delta @ (weights[:, 1] - weights[:, 0]) for weights in (slope, value)])
-    derivatives, differences = np.swapaxes(along, 0, 1)
-    length = lambda values: np.sqrt(np.sum(values**2, axis=0))  # noqa: E731
-    expected = np.sum(derivatives * differences, axis=0) / (length(derivatives) * length(differences))
-    assert np.all(expected < 0.99)
-    np.testing.assert_allclose(agreement(value, slope), expected, atol=1e-3)
-    np.testing.assert_allclose(agreement(value, value), 1.0, atol=1e-4)
-    np.testing.assert_array_equal(agreement(value, 0 * slope), 0.0)
-    np.testing.assert_array_equal(agreement(0 * value, 0 * slope), 1.0)
-    np.testing.assert_array_equal(agreement(value, np.nan * slope), 0.0)
+    found, deltas = agreement(value, slope)
+    sign = np.where(labels == 0, 1.0, -1.0)
+    derivatives, differences = (
+        np.stack([sign * (delta.reshape(16, -1) @ (w[:, 1] - w[:, 0])) for delta in deltas]) for w in (slope, value)
+    )
+    size = lambda values: np.sqrt(np.sum(values**2, axis=0))  # noqa: E731
+    expected = np.sum(derivatives * differences, axis=0) / (size(derivatives) * size(differences))
+    assert np.all(expected < 0.99) and np.abs(deltas).max() <= length * 1.001 and np.abs(deltas).mean() > 0.3 * length
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+    np.testing.assert_allclose(agreement(value, value)[0], 1.0, atol=1e-3)
+    np.testing.assert_array_equal(agreement(value, 0 * slope)[0], 0.0)
+    np.testing.assert_array_equal(agreement(0 * value, 0 * slope)[0], 1.0)
+    np.testing.assert_array_equal(agreement(value, np.nan * slope)[0], 0.0)
 
 
 def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
@@ -199,10 +199,18 @@ def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
         return live * linear(weights, images) + broken * images[:, 0, 2, :] * jnp.arange(4.0)[None]
 
     known = Networks(jax.tree_util.Partial(partly, jnp.asarray(WEIGHTS, jnp.float32)))
-    goal = goal_of("ce", LABELS)
-    zero, nonfinite = probes.gradients(known, images, LABELS, goal)
-    np.testing.assert_array_equal(nonfinite, ROWS % 4 >= 2)
-    np.testing.assert_array_equal(zero, (ROWS % 2 == 0) & (ROWS % 4 < 2))
+    trial = trial_of(known, epsilon=0.1)
+    loss, gradient = trial.gradient_at(ROWS[2:], images[2:], "ce")
+    pixels = gradient.reshape(14, -1)
+    np.testing.assert_array_equal(~np.isfinite(pixels).all(1), ROWS[2:] % 4 >= 2)
+    np.testing.assert_array_equal((pixels == 0).all(1), (ROWS[2:] % 2 == 0) & (ROWS[2:] % 4 < 2))
+    usual = ROWS[2:] % 4 == 1
+    np.testing.assert_allclose(gradient[usual], softmax_gradient(images[2:], LABELS[2:])[usual], atol=1e-4)
+    np.testing.assert_allclose(loss[usual], ce(scores(images[2:]), LABELS[2:])[usual], atol=1e-4)
+    flags = diagnostics.gradients(trial_of(known, images=images, epsilon=0.01), ROWS[1::4], "")
+    assert flags["nonfinite_gradients"].status == "pass" and flags["zero_gradients"].status == "pass"
+    flags = diagnostics.gradients(trial_of(known, images=images, epsilon=0.01), ROWS, "")
+    assert flags["nonfinite_gradients"].value == 0.5 and flags["zero_gradients"].value == 0.25
 
 
 def test_the_examples_of_a_trial_and_their_likeliest_wrong_classes():
@@ -249,7 +257,7 @@ def test_the_rise_of_the_last_tenth_of_the_steps_is_that_of_the_examples_that_ho
     loss = np.stack([steps, np.minimum(steps, 10.0), 0.0 * steps, steps**2, np.where(steps == 10, 5.0, 0.1 * steps)])
     misclassified = np.zeros((5, 21), bool)
     misclassified[3, 15:] = True
-    record = RecordedPGD(None, misclassified, loss, loss)
+    record = RecordedPGD(None, None, misclassified, loss, loss)
     # Of 20 steps the last two: 2 of 20, none, no rise at all, broken, and no more than was reached before.
     np.testing.assert_allclose(batteries._late_rise(record), [0.1, 0.0, 0.0])
 
@@ -307,6 +315,68 @@ def test_of_a_stochastic_network_the_draws_in_a_gradient_are_swept():
     assert found.curve.shape == (2, 16) and found.frozen.dtype == bool
 
 
+def test_where_the_majority_is_close_more_steps_and_draws_are_taken():
+    share = np.float32([0.0, 0.2, 0.25, 0.45, 0.6, 0.65, 1.0, 0.5])
+    asked = []
+
+    def apgd(name, rows, **options):
+        asked.append((name, rows.tolist(), options.pop("networks", None), options))
+        return np.where(np.isin(np.arange(8), rows[-1:]), 0.9, 0.0).astype(np.float32)
+
+    trial = SimpleNamespace(
+        budget=BUDGETS["quick"], attacked=np.arange(8) < 7, networks=Networks(1, surrogate=2), apgd=apgd,
+        strongest_share=lambda: share,
+    )  # fmt: skip
+    batteries.close(trial, Networks(3))
+    # What is found is attacked no more.
+    assert [each[:3] for each in asked] == [
+        ("apgd:close:ce", [2, 3, 4], None), ("apgd:close:dlr", [2, 3], None),
+        ("relaxed:close:ce", [2], Networks(3)), ("relaxed:close:dlr", [], Networks(3)),
+        ("surrogate:close:ce", [], None), ("surrogate:close:dlr", [], None),
+    ]  # fmt: skip
+    for name, _, _, options in asked:
+        view = "surrogate" if name.startswith("surrogate") else "direct"
+        assert options == {"view": view, "loss": name.split(":")[-1], "num_draws": 10, "num_steps": 100}
+
+
+def test_what_costs_most_of_a_stochastic_network_is_run_on_measured_examples_alone():
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    options = {"num_steps": 1, "num_queries": 2, "eot_samples": 1, "num_draws": 3, "num_measured_by_draws": 12}
+    trial = trial_of(Networks(drawing), stochastic=True, epsilon=0.01 * BETWEEN, labels=OF_TWO, **options)
+    asked, attacks = [], {"apgd": trial.apgd, "square": trial.square}
+    for name, attack in attacks.items():
+
+        def recorded(given, rows, attack=attack, **options):
+            asked.append((given, rows.tolist()))
+            return attack(given, rows, **options)
+
+        setattr(trial, name, recorded)  # fmt: skip
+    trial.shares["apgd-ce"] = (ROWS % 3 == 0).astype(np.float32)
+    measured = trial.measured
+    batteries.restart(trial)
+    assert batteries.black_box(trial, measured) is None
+    left = [i for i in range(12) if i % 3]
+    assert asked == [("apgd-ce:restart", left), ("apgd-dlr:restart", left), ("square", left[:8])]
+
+
+def test_the_strongest_candidate_is_chosen_by_more_draws_than_decide(monkeypatch):
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    trial = trial_of(Networks(drawing), stochastic=True, labels=OF_TWO, num_draws=3, num_choosing=7)
+    keys = []
+    classified = trial.classified
+
+    def recorded(rows, points, *, key):
+        keys.append(jax.random.key_data(key).tolist())
+        return classified(rows, points, key=key)
+
+    monkeypatch.setattr(trial, "classified", recorded)
+    trial.decide()
+    # Three sets of three draws for each of three candidates, and others that decide, the same for all.
+    choosing, deciding = keys[:9], keys[9:]
+    assert choosing == 3 * choosing[:3] and len({str(key) for key in choosing}) == 3
+    assert len(deciding) == 3 and len({str(key) for key in deciding}) == 1 and deciding[0] not in choosing
+
+
 def test_images_beside_which_a_network_is_asked_are_valid():
     seen = []
 
@@ -336,18 +406,40 @@ def test_an_attack_is_said_to_misclassify_what_the_decision_confirms():
     np.testing.assert_array_equal(found["b"], bits("00010"))
 
 
+@pytest.mark.parametrize(
+    ("groups", "turning", "hidden"),
+    [
+        # Alone the first group turns the gradient, left out of all the second does, and the third does neither.
+        ([[0], [1, 3], [2]], {(1, 0, 0, 0), (1, 0, 1, 0)}, [True, True, False]),
+        ([[0], [1, 3], [2]], {(1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 1, 0)}, [False, False, True]),
+        ([[0, 1]], {(1, 1)}, [True]),
+        ([[0, 1]], set(), [False]),
+    ],
+)
+def test_a_finding_hides_what_turns_alone_or_beside_all_others(groups, turning, hidden, monkeypatch):
+    """Networks are the strengths that they were made of, and so is the gradient: along one axis or another."""
+
+    def gradient(strengths, images, labels, goal):
+        axis = tuple(strengths.astype(int).tolist()) in turning
+        return np.broadcast_to(np.eye(2, dtype=np.float32)[int(axis)], (len(images), 2))
+
+    monkeypatch.setattr(relaxations, "_gradient", gradient)
+    found = relaxations._hidden(trial_of(), lambda strengths: strengths, groups, ROWS)
+    np.testing.assert_array_equal(found, np.broadcast_to(np.array(hidden)[:, None], (len(groups), 8)))
+
+
 def test_budgets_are_those_that_are_documented():
     """AutoAttack's own sizes in the full one: 100 steps, 9 targets, 5000 queries, 20 draws."""
     assert {
         "quick": Budget(
             autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
             pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
-            curve=(1, 2, 4, 8, 16),
+            curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
         ),
         "full": Budget(
             autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
             pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
-            curve=(1, 2, 4, 8, 16, 32, 64),
+            curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=40, num_choosing=300,
         ),
     } == BUDGETS  # fmt: skip
     assert max(budget.pgd_steps for budget in BUDGETS.values()) <= probes.MAX_STEPS

@@ -34,6 +34,7 @@ def test_logits_have_the_recorded_accuracy(workdir):
     right = np.asarray(run.logits_fn(data.to_float(test.images))).argmax(axis=1) == test.labels
     np.testing.assert_array_equal(right, recorded["robust"])
     assert right.mean() == recorded["accuracy"] and run.step == recorded["checkpoint_step"]
+    assert run.logits_fn is run.logits_fn  # so that nothing is compiled again for it
 
 
 def test_checkpoints_are_chosen_by_name_or_step(workdir):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from robustjax import defenses, models
+from robustjax.evaluation.verdict import goals, relaxations
 from robustjax.transforms import Finding, Findings, inspect, quicken
 
 
@@ -16,10 +17,13 @@ from robustjax.transforms import Finding, Findings, inspect, quicken
 def test_the_users_own_line_is_named(library):
     if library == "equinox":
         pytest.importorskip("equinox")
-    found = inspect(hidden.LIBRARIES[library](), hidden.IMAGES)
+    network = hidden.LIBRARIES[library]()
+    found = inspect(network, hidden.IMAGES)
     assert [each[:2] for each in found] == [("step", "round")]
     file, line = found[0].where.split(":")
     assert file.endswith("tests/transforms/hidden.py") and line == hidden.HIDDEN
+    # As a verdict reads it, through frames of its own.
+    assert relaxations.find(goals.as_logits_fn(network), hidden.IMAGES, ()) == found
 
 
 def test_a_line_that_is_traced_again_elsewhere_keeps_its_own_name():
@@ -142,15 +146,20 @@ def test_the_line_of_a_pytorch_module_is_named():
     def cut(x):
         return torch.round(4.0 * x) / 4.0
 
+    def prepared(x):
+        return cut(torch.square(x))
+
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.dense = torch.nn.Linear(16, 3)
 
         def forward(self, images):
-            return self.dense(torch.relu(cut(images)).flatten(1))
+            return self.dense(torch.relu(prepared(images)).flatten(1))
 
-    (found,) = inspect(from_torch_module(Network().eval()), hidden.IMAGES)
+    network = from_torch_module(Network().eval())
+    (found,) = inspect(network, hidden.IMAGES)
     assert found.kind == "step" and found.where.endswith(hidden.line_of(cut))
+    assert relaxations.find(goals.as_logits_fn(network), hidden.IMAGES, ()) == (found,)
     assert inspect(partial(from_torch_module(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval())),
                    hidden.IMAGES) == ()  # fmt: skip

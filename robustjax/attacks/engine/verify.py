@@ -94,6 +94,21 @@ def is_misclassified(share: ArrayT) -> ArrayT:
     return share >= 0.5
 
 
+def exact_share(share: Array, num_draws: int) -> Array:
+    """The nearest one of 0, 1/m, 2/m, ..., 1, each correctly rounded.
+
+    Compiled, a mean over m draws is a product with the rounded 1/m, so that 41 of 41 would be less than 1 and 41 of 82
+    less than a half.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> exact_share(jnp.array([0.99999994]), 41) == 1
+        Array([ True], dtype=bool)
+    """
+    shares = jnp.asarray(np.arange(num_draws + 1) / num_draws, share.dtype)
+    return shares[jnp.round(share * num_draws).astype(jnp.int32)]
+
+
 def verify(
     network: LogitsFn,
     key: Key,
@@ -147,6 +162,7 @@ def verify(
         else:
             draws = jax.lax.map(lambda key: draw((key,)), jax.random.split(key, num_draws))
             share, logits = (jnp.mean(values, axis=0) for values in draws[:2])
+            share = exact_share(share, num_draws)
             votes = jnp.sum(draws[2], axis=0, dtype=jnp.int32)
     valid = is_valid(images, points, epsilon=epsilon, norm=norm, bounds=bounds)
     return Verified(valid, share, logits, votes)

@@ -210,6 +210,9 @@ def judge(
     left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
     relaxed = relaxations.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
     label_only = batteries.black_box(trial, measured)
+    if hints.stochastic:
+        helped = relaxed.share is not None and trial.certainly_misclassified(relaxed.share).any()
+        batteries.close(trial, relaxed.networks if helped else None)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
     spent("active test")

@@ -59,7 +59,7 @@ def plant(trial: Trial, rows: np.ndarray) -> Planted:
     """
     generator = np.random.default_rng(np.asarray(jax.random.key_data(trial.key())))
     directions = generator.normal(size=(len(trial.images), trial.num_classes)).astype(np.float32)
-    said = trial.random_points(rows, directions, NUM_POINTS)
+    said = trial.random_points(rows, NUM_POINTS, weights=directions)
     candidates = np.asarray(said.highest), np.asarray(said.suggested)
     seen = [trial.classified(rows, points) for points in (trial.images[rows], *candidates)]
     with np.errstate(invalid="ignore"):  # of logits that are not finite

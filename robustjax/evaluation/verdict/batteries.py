@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robustjax import attacks
 from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.probes import RecordedPGD
 from robustjax.evaluation.verdict.trial import Trial
 
@@ -24,6 +25,8 @@ RADII = (0.25, 0.5, 1.0, 2.0)
 UNBOUNDED_STEP_SIZES = (0.25, 0.02)
 # What the names of direct gradient-based attacks begin with.
 GRADIENT_BASED = ("apgd", "fab", "fgsm", "pgd")
+# Shares of draws misclassified, from and below, at which stronger attacks or other draws may change the majority.
+CLOSE = (0.25, 0.65)
 # Weights of the auxiliary heads' loss beside that of the logits; infinity for the heads alone.
 WEIGHTS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, float("inf"))
 
@@ -125,8 +128,9 @@ def by_gradient(trial: Trial) -> np.ndarray:
 
 
 def restart(trial: Trial) -> np.ndarray:
-    """APGD from other random starts, on what gradient-based attacks left."""
-    rows = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(by_gradient(trial)))
+    """APGD from other random starts, on what gradient-based attacks left; of a stochastic network, of the measured."""
+    left = trial.attacked & ~trial.certainly_misclassified(by_gradient(trial))
+    rows = trial.measured[left[trial.measured]] if trial.stochastic else np.flatnonzero(left)
     return np.maximum(
         trial.apgd("apgd-ce:restart", rows, view="direct", loss="ce"),
         trial.apgd("apgd-dlr:restart", rows, view="direct", loss="dlr"),
@@ -158,8 +162,8 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """Attacks without gradients, on what all others left, and for comparison on what direct gradient-based ones did.
 
     Of a stochastic network Square, which AutoAttack's version for these does not hold, and which costs more than all
-    gradients: on the measured examples, and on the others only if it finds what everything else missed there. With the
-    full budget HopSkipJump, which sees labels only.
+    gradients: on a batch of the measured examples, and on the others only if it finds what everything else missed
+    there. With the full budget HopSkipJump, which sees labels only.
 
     Args:
         trial: the examples.
@@ -170,12 +174,38 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """
     missed, left = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])], trial.remaining()
     if trial.stochastic:
+        missed = missed[: trial.batch_size]
         share = trial.square("square", missed)
         if trial.certainly_misclassified(share[np.intersect1d(missed, left)]).any():
             trial.square("square", np.setdiff1d(left, missed))
     if label_only_missing(trial):
         return None
     return trial.hopskipjump("hopskipjump", np.union1d(left, missed))
+
+
+def close(trial: Trial, relaxed: Networks | None) -> None:
+    """Of a stochastic network APGD of more steps and draws, on examples whose majority is close.
+
+    Everything before takes gradients of few draws, which is enough for the others.
+
+    Args:
+        trial: the examples.
+        relaxed: the network relaxed as it was attacked best; None where that found nothing.
+    """
+    budget, share = trial.budget, trial.strongest_share()
+    ways: dict[str, dict[str, Any]] = {"apgd": {"view": "direct"}}
+    if relaxed is not None:
+        ways["relaxed"] = {"view": "direct", "networks": relaxed}
+    if "surrogate" in trial.networks.views():
+        ways["surrogate"] = {"view": "surrogate"}
+    for way, options in ways.items():
+        for loss in ("ce", "dlr"):
+            rows = np.flatnonzero(trial.attacked & (share >= CLOSE[0]) & (share < CLOSE[1]))
+            found = trial.apgd(
+                f"{way}:close:{loss}", rows, loss=loss, num_draws=budget.close_draws, num_steps=budget.close_steps,
+                **options,
+            )  # fmt: skip
+            share = np.maximum(share, found)
 
 
 def label_only_missing(trial: Trial) -> str:

@@ -23,6 +23,9 @@ class Budget(NamedTuple):
         eot_samples: draws in a gradient, of a stochastic network.
         num_draws: draws on which an image is classified, of a stochastic network.
         curve: draws in a gradient at which the convergence of EOT is measured.
+        close_steps, close_draws: steps of APGD, and draws in each of its gradients, where chance decides whether an
+            image of a stochastic network is misclassified in most draws.
+        num_choosing: draws by which the strongest of an example's images is chosen, a multiple of ``num_draws``.
     """
 
     autoattack: bool
@@ -37,9 +40,20 @@ class Budget(NamedTuple):
     eot_samples: int
     num_draws: int
     curve: tuple[int, ...]
+    close_steps: int
+    close_draws: int
+    num_choosing: int
 
 
 BUDGETS = {
-    "quick": Budget(False, 50, 3, 1000, 0, 200, 80, 512, 128, 4, 20, (1, 2, 4, 8, 16)),
-    "full": Budget(True, 100, 9, 5000, 5000, 10000, 160, 512, 256, 20, 100, (1, 2, 4, 8, 16, 32, 64)),
-}
+    "quick": Budget(
+        autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
+        pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
+        curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
+    ),
+    "full": Budget(
+        autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
+        pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
+        curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=40, num_choosing=300,
+    ),
+}  # fmt: skip

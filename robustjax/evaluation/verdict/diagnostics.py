@@ -6,7 +6,6 @@ The rules themselves are in :mod:`red_flags` and :mod:`comparisons`; here is wha
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
@@ -20,6 +19,10 @@ from robustjax.types import Array, Key, LogitsFn
 
 # Examples on which outputs are compared; how often the network is traced anew, and calls of each trace.
 NUM_REPEATED, NUM_TRACES, NUM_CALLS = 16, 2, 3
+# Random directions along which derivatives are compared with differences.
+NUM_DIRECTIONS = 16
+# Random points near an image at which its margin is compared.
+NUM_NEARBY = 100
 # The most that a pixel changes where predictions are to be stable, in units of the box.
 NEARBY = 8 / 255
 
@@ -74,21 +77,16 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
     """
     if not len(rows):
         return dict.fromkeys(red_flags.GRADIENTS, Flag.not_applicable("no example is classified correctly"))
-    key, network_keys, networks = trial.key(), trial.network_keys(), trial.networks.only("direct")
-    noise = geometry.get(trial.norm).random_start(key, jnp.asarray(trial.images), jnp.float32(trial.epsilon))
-    low, high = (np.asarray(wall, np.float32) for wall in trial.bounds)
-    random = np.clip(trial.images + np.asarray(noise, np.float32), low, high)
-    found = [
-        trial.over(
-            rows,
-            lambda some, place=place, loss=loss: probes.gradients(
-                networks, place[some], trial.labels[some], trial.goal(some, view="direct", loss=loss),
-                *network_keys,
-            ),
-        )
-        for place in (trial.images, random, trial.candidates.strongest().points) for loss in ("ce", "margin")
-    ]  # fmt: skip
-    zero, nonfinite = (np.logical_or.reduce(column) for column in zip(*found, strict=True))
+    key, network_keys = trial.key(), trial.network_keys()
+    at_random, strongest = trial.random_points(rows, 1, key=key).strongest, trial.candidates.strongest().points[rows]
+    zero, nonfinite = np.zeros((2, len(rows)), bool)
+    pixels = tuple(range(1, trial.images.ndim))
+    # The last one is that of the margin at the images.
+    for points in (at_random, strongest, trial.images[rows]):
+        for loss in ("ce", "margin"):
+            gradient = trial.gradient_at(rows, points, loss, *network_keys)[1]
+            zero |= np.all(gradient == 0, axis=pixels)
+            nonfinite |= ~np.all(np.isfinite(gradient), axis=pixels)
     flags = {
         "zero_gradients": red_flags.zero_gradients(zero),
         "nonfinite_gradients": red_flags.nonfinite_gradients(nonfinite),
@@ -98,14 +96,41 @@ def gradients(trial: Trial, rows: np.ndarray, trouble: str) -> dict[str, Flag]:
         flags["zero_gradients"] = flags["zero_gradients"]._replace(explanation=explanation)
     # Short against the ball, and long against the rounding of pixels.
     length = max(0.1 * trial.epsilon, 1e-4 * trial.whole_box())
-    cosine = trial.over(
-        rows,
-        lambda some: probes.directional_agreement(
-            networks, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
-            trial.goal(some, view="direct", loss="margin"), jnp.float32(length), *network_keys, norm=trial.norm,
-        ),
-    )  # fmt: skip
-    return flags | {"shattered_gradients": red_flags.shattered_gradients(cosine)}
+    along = [
+        _along(trial, rows, gradient, length, jax.random.fold_in(key, i), network_keys) for i in range(NUM_DIRECTIONS)
+    ]
+    derivatives, differences = np.swapaxes(along, 0, 1)
+    return flags | {"shattered_gradients": red_flags.shattered_gradients(agreement(derivatives, differences))}
+
+
+def _along(
+    trial: Trial, rows: np.ndarray, gradient: np.ndarray, length: float, key: Key, network_keys: tuple[Key, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The derivative of the margin on the way to random points in balls of this radius, and its central difference."""
+    images = trial.images[rows]
+    delta = trial.random_points(rows, 1, key=key, epsilon=length).strongest - images
+    ahead, behind = (trial.gradient_at(rows, images + way, "margin", *network_keys)[0] for way in (delta, -delta))
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        derivative = np.sum(gradient * delta, axis=tuple(range(1, images.ndim)), dtype=np.float64)
+        return derivative, 0.5 * (ahead - behind)
+
+
+def agreement(derivatives: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    r"""Cosine [n] between directional derivatives and central differences, [D, n] each.
+
+    .. math:: \nabla L(x) \cdot d \quad\text{against}\quad \frac{L(x + d) - L(x - d)}{2}
+
+    1 where both are zero in every direction; 0 where only one of them is, or where one is not finite.
+
+    Example:
+        >>> agreement(np.array([[1.0, 0.0, 1.0]]), np.array([[2.0, 0.0, 0.0]]))
+        array([1., 1., 0.])
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        product = np.sum(derivatives * differences, axis=0)
+        first, second = (np.sqrt(np.sum(values**2, axis=0)) for values in (derivatives, differences))
+        cosine = np.nan_to_num(product / (first * second), nan=0.0, posinf=0.0, neginf=0.0)
+    return np.where((first == 0) & (second == 0), 1.0, cosine)
 
 
 def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
@@ -118,14 +143,8 @@ def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
         reason = "the network's own draws change its margins"
         return flags | {"unstable_predictions": Flag.not_applicable(reason)}
     low, high = map(np.asarray, trial.bounds)
-    key, most = trial.key(), jnp.float32(NEARBY * np.mean(high - low))
-    change = trial.over(
-        rows,
-        lambda some: probes.margin_changes(
-            trial.networks.direct, jax.random.fold_in(key, int(some[0])), trial.images[some], trial.labels[some],
-            jnp.float32(trial.epsilon), most, norm=trial.norm, bounds=trial.bounds,
-        ),
-    )  # fmt: skip
+    key, most = trial.key(), NEARBY * float(np.mean(high - low))
+    change = trial.random_points(rows, NUM_NEARBY, key=key, most=most).change
     return flags | {"unstable_predictions": red_flags.unstable_predictions(change)}
 
 

@@ -204,7 +204,7 @@ class Examples:
             if radius <= self.epsilon:
                 # Of points that are misclassified in as many draws, the one that is by the larger margin; of a
                 # deterministic network the first.
-                loss = _margin(logits, self.labels[rows])[valid] if self.stochastic else None
+                loss = margin(logits, self.labels[rows])[valid] if self.stochastic else None
                 self.candidates.add(name, rows[valid], points[valid], share[valid], loss)
         if radius <= self.epsilon:
             self.shares[name] = np.maximum(self.shares.get(name, np.zeros_like(shares)), shares)
@@ -231,7 +231,10 @@ class Examples:
         """
         every, choice, final = np.arange(len(self.images)), self.key(), self.key()
         if self.stochastic:
-            self.candidates.choose(lambda points: self.classified(every, points, key=choice)[1])
+            keys = jax.random.split(choice, -(-self.budget.num_choosing // self.num_draws))
+            self.candidates.choose(
+                lambda points: np.mean([self.classified(every, points, key=key)[1] for key in keys], axis=0)
+            )
         points, _, attack = self.candidates.strongest()
         of_ensemble, _, attack_of_ensemble = self._of_ensemble
         clean_share, ensemble_share, share = (
@@ -245,11 +248,12 @@ class Examples:
         return Decision(clean, after_ensemble, robust, won_by.tolist(), points, clean_share, share)
 
 
-def _margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The largest logit of another class less the label's, [N]; the more, the stronger."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
-    return np.nan_to_num(others.max(axis=1) - own, nan=np.inf)
+    with np.errstate(invalid="ignore"):  # of two that are infinite
+        return np.nan_to_num(others.max(axis=1) - own, nan=np.inf)
 
 
 def _least_certain(num_draws: int) -> float:

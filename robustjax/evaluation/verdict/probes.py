@@ -21,10 +21,6 @@ from robustjax.types import Array, ArrayT, Key
 
 # The most steps of a recorded PGD.
 MAX_STEPS = 160
-# Random directions along which derivatives are compared with differences.
-NUM_DIRECTIONS = 16
-# Random points near an image at which its margin is compared.
-NUM_NEARBY = 100
 
 
 class RecordedPGD(NamedTuple, Generic[ArrayT]):
@@ -32,11 +28,13 @@ class RecordedPGD(NamedTuple, Generic[ArrayT]):
 
     Attributes:
         images: the best iterate by (share of draws misclassified, loss).
+        gradient: of the loss where it starts, averaged over draws, as the network has it: perhaps not finite.
         misclassified: bool [B, T + 1], whether an iterate so far was misclassified, by majority of its draws.
         loss, margin: float32 [B, T + 1], of each iterate.
     """
 
     images: ArrayT
+    gradient: ArrayT
     misclassified: ArrayT
     loss: ArrayT
     margin: ArrayT
@@ -119,7 +117,7 @@ def recorded_pgd(
 
         with jax.default_matmul_precision("float32"):
             gradient, rest = jax.grad(total, has_aux=True)(points)
-        return jnp.where(jnp.isfinite(gradient), gradient, 0.0), *rest
+        return gradient, jnp.where(jnp.isfinite(gradient), gradient, 0.0), *rest
 
     def expected(points: Array, step: Array) -> tuple[Array, ...]:
         if not stochastic:
@@ -136,146 +134,93 @@ def recorded_pgd(
         return jax.tree.map(lambda total: total / num_draws.astype(jnp.float32), sums)
 
     def step(i: Array, state: tuple) -> tuple:
-        points, best, misclassified, trace_loss, trace_margin = state
-        gradient, share, loss, margin = expected(points, i)
+        points, best, first, misclassified, trace_loss, trace_margin = state
+        raw, gradient, share, loss, margin = expected(points, i)
         best = best.or_better(points, share, loss)
         moved = ball.project(images, points + step_size * ball.steepest(gradient, points, bounds), epsilon, bounds)
         later = (jnp.arange(MAX_STEPS + 1, dtype=jnp.int32) >= i)[:, None]
         return (
             moved,
             best,
+            jnp.where(i == 0, raw, first),
             jnp.where(later, verify.is_misclassified(best.share)[None], misclassified),
             jnp.where(later, loss[None], trace_loss),
             jnp.where(later, margin[None], trace_margin),
         )
 
     blank = jnp.zeros((MAX_STEPS + 1, images.shape[0]), jnp.float32)
-    state = (images, Best.none(images), blank > 0, blank, blank)
-    _, best, misclassified, loss, margin = jax.lax.fori_loop(0, num_steps + 1, step, state)
-    return RecordedPGD(best.images, misclassified.T, loss.T, margin.T)
-
-
-@jax.jit
-def gradients(networks: Networks, images: Array, labels: Array, goal: Goal, *key: Key) -> tuple[Array, Array]:
-    """Where the input gradient of a goal's loss is exactly zero, and where it is not finite, each bool [B]."""
-    total = lambda points: jnp.sum(goal_loss(view_outputs(networks, goal, points, *key), labels))  # noqa: E731
-    with jax.default_matmul_precision("float32"):
-        gradient = jax.grad(total)(images)
-    axes = tuple(range(1, images.ndim))
-    return jnp.all(gradient == 0, axis=axes), ~jnp.all(jnp.isfinite(gradient), axis=axes)
-
-
-@functools.partial(jax.jit, static_argnames=("norm",))
-def directional_agreement(
-    networks: Networks, key: Key, images: Array, labels: Array, goal: Goal, length: Array, *network_key: Key, norm: str
-) -> Array:
-    r"""Cosine [B] between directional derivatives and central differences, over random directions d of length
-    ``length``.
-
-    .. math:: \nabla L(x) \cdot d \quad\text{against}\quad \frac{L(x + h d) - L(x - h d)}{2 h}
-
-    1 where both are zero in every direction; 0 where only one of them is, or where one is not finite.
-    """
-    ball = geometry.get(norm)
-    value = lambda points: goal_loss(view_outputs(networks, goal, points, *network_key), labels)  # noqa: E731
-
-    def along(key: Key) -> tuple[Array, Array]:
-        delta = ball.random_start(key, images, length)
-        delta = delta * geometry.per_example(length / jnp.maximum(ball.norm(delta), 1e-30), images)
-        derivative = jax.jvp(value, (images,), (delta,))[1]
-        ahead, behind = jax.lax.map(value, jnp.stack([images + delta, images - delta]))
-        return derivative, 0.5 * (ahead - behind)
-
-    with jax.default_matmul_precision("float32"):  # in less, differences drown in rounding
-        derivatives, differences = jax.lax.map(along, jax.random.split(key, NUM_DIRECTIONS))
-    product = jnp.sum(derivatives * differences, axis=0)
-    lengths = [jnp.sqrt(jnp.sum(values**2, axis=0)) for values in (derivatives, differences)]
-    cosine = product / (lengths[0] * lengths[1])
-    cosine = jnp.where(jnp.isfinite(cosine), cosine, 0.0)
-    return jnp.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, cosine)
-
-
-@functools.partial(jax.jit, static_argnames=("norm", "bounds"))
-def margin_changes(
-    network: Any, key: Key, images: Array, labels: Array, epsilon: Array, most: Array,
-    *, norm: str, bounds: geometry.Bounds,
-) -> Array:  # fmt: skip
-    r"""How much the margin changes at random points of the ball, relative to itself, [B]; no pixel by more than
-    ``most``.
-
-    .. math:: \frac{1}{n} \sum_i \min\Bigl(1, \frac{|m(x + u_i) - m(x)|}{|m(x)|}\Bigr)
-    """
-
-    def margin(points: Array) -> Array:
-        return losses.margin(network(points), labels)
-
-    def change(key: Key) -> Array:
-        noise = jnp.clip(geometry.get(norm).random_start(key, images, epsilon), -most, most)
-        moved = jnp.abs(margin(jnp.clip(images + noise, *geometry.walls(bounds, images))) - here)
-        relative = jnp.where(moved > 0, moved / jnp.maximum(jnp.abs(here), 1e-30), 0.0)
-        return jnp.where(jnp.isfinite(relative), jnp.minimum(relative, 1.0), 1.0)
-
-    with jax.default_matmul_precision("float32"):
-        here = margin(images)
-        return jnp.mean(jax.lax.map(change, jax.random.split(key, NUM_NEARBY)), axis=0)
+    state = (images, Best.none(images), jnp.zeros_like(images), blank > 0, blank, blank)
+    _, best, first, misclassified, loss, margin = jax.lax.fori_loop(0, num_steps + 1, step, state)
+    return RecordedPGD(best.images, first, misclassified.T, loss.T, margin.T)
 
 
 class RandomPoints(NamedTuple):
-    """What random points of each ball say, images [B, H, W, C] each.
+    r"""What random points of each ball say: three images [B, H, W, C], and a number [B].
 
     Attributes:
         strongest: the point that is misclassified, by the largest margin.
         highest: the point where the weighted sum of the logits is largest.
         suggested: the point of the ball in the direction that all of them together suggest for that sum.
+        change: how much the margin changes at them, relative to the image's own,
+            :math:`\frac{1}{n} \sum_i \min\bigl(1, |m(x + u_i) - m(x)| / |m(x)|\bigr)`.
     """
 
     strongest: Array
     highest: Array
     suggested: Array
+    change: Array
 
 
 @functools.partial(jax.jit, static_argnames=("stochastic", "norm", "bounds"))
 def random_search(
-    network: Any, key: Key, images: Array, labels: Array, weights: Array, epsilon: Array, num_points: Array,
-    *, stochastic: bool, norm: str, bounds: geometry.Bounds,
+    network: Any, key: Key, images: Array, labels: Array, margins: Array, weights: Array, epsilon: Array, most: Array,
+    num_points: Array, *, stochastic: bool, norm: str, bounds: geometry.Bounds,
 ) -> RandomPoints:  # fmt: skip
-    r"""The best of random points, in turn uniform in the ball and on its surface (in linf: at its corners).
+    r"""Random points of balls, in turn uniform in the ball and on its surface (in linf: at its corners).
 
     With values :math:`v_i = w \cdot z(x + u_i)` the suggested direction is the steepest for
     :math:`\sum_i (v_i - \bar v)\, u_i`, which takes no gradient.
 
     Args:
+        margins: of the images, float32 [B].
         weights: w, float32 [B, K].
+        most: change of a pixel; where it is finite, all points are from inside of the ball.
         num_points: of each ball, traced.
     """
     ball = geometry.get(norm)
 
     def draw(i: Array, state: tuple) -> tuple:
-        strongest, highest, total, deltas, products = state
+        strongest, highest, total, deltas, products, changes = state
         key_delta, key_network = jax.random.split(jax.random.fold_in(key, i))
         inside = ball.random_start(key_delta, images, epsilon)
         if norm == "linf":
             outside = epsilon * jnp.sign(inside)
         else:
             outside = inside * geometry.per_example(epsilon / jnp.maximum(ball.norm(inside), 1e-30), images)
-        points = ball.project(images, images + jnp.where(i % 2 == 0, inside, outside), epsilon, bounds)
+        noise = jnp.where((i % 2 == 0) | jnp.isfinite(most), inside, outside)
+        points = ball.project(images, images + jnp.clip(noise, -most, most), epsilon, bounds)
         logits = network(points, key_network) if stochastic else network(points)
         wrong = (~verify.is_correct(logits, labels)).astype(jnp.float32)
+        margin = losses.margin(logits, labels)
+        moved = jnp.abs(margin - margins)
+        relative = jnp.where(moved > 0, moved / jnp.maximum(jnp.abs(margins), 1e-30), 0.0)
         value = jnp.nan_to_num(jnp.sum(weights * logits, axis=1))
         return (
-            strongest.or_better(points, wrong, losses.margin(logits, labels)),
+            strongest.or_better(points, wrong, margin),
             highest.or_better(points, jnp.zeros_like(value), value),
             total + value,
             deltas + (points - images),
             products + geometry.per_example(value, images) * (points - images),
+            changes + jnp.where(jnp.isfinite(relative), jnp.minimum(relative, 1.0), 1.0),
         )
 
-    none, zeros = Best.none(images), jnp.zeros_like(images)
-    state = (none, none, jnp.zeros(len(images), jnp.float32), zeros, zeros)
-    strongest, highest, total, deltas, products = jax.lax.fori_loop(0, num_points, draw, state)
-    direction = products - geometry.per_example(total / num_points.astype(jnp.float32), images) * deltas
-    suggested = images + epsilon * ball.steepest(direction, images, bounds)
-    return RandomPoints(strongest.images, highest.images, ball.project(images, suggested, epsilon, bounds))
+    none, zeros, of_each = Best.none(images), jnp.zeros_like(images), jnp.zeros(len(images), jnp.float32)
+    state = (none, none, of_each, zeros, zeros, of_each)
+    strongest, highest, total, deltas, products, changes = jax.lax.fori_loop(0, num_points, draw, state)
+    count = num_points.astype(jnp.float32)
+    direction = products - geometry.per_example(total / count, images) * deltas
+    suggested = ball.project(images, images + epsilon * ball.steepest(direction, images, bounds), epsilon, bounds)
+    return RandomPoints(strongest.images, highest.images, suggested, changes / count)
 
 
 @jax.jit

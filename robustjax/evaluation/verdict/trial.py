@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.evaluation.verdict import probes
-from robustjax.evaluation.verdict.examples import Examples
+from robustjax.evaluation.verdict.examples import Examples, margin
 from robustjax.evaluation.verdict.goals import LOSSES, Goal, Networks, Plant
+from robustjax.types import Key
 
 
 class Trial(Examples):
@@ -67,6 +68,7 @@ class Trial(Examples):
         view: str,
         networks: Networks | None = None,
         num_draws: int | None = None,
+        num_steps: int | None = None,
         **goal: Any,
     ) -> np.ndarray:
         """APGD on a goal; the share of draws misclassified, float32 [N].
@@ -77,9 +79,12 @@ class Trial(Examples):
             view: whose gradient it follows.
             networks: which has this view; by default this trial's.
             num_draws: in each gradient, of a stochastic network; by default the budget's.
+            num_steps: by default the budget's.
             **goal: as of :meth:`goal`.
         """
-        attack = self._apgd_of(self.labels, lambda some: self.goal(some, view=view, **goal), view, networks, num_draws)
+        attack = self._apgd_of(
+            self.labels, lambda some: self.goal(some, view=view, **goal), view, networks, num_draws, num_steps
+        )
         return self._run(name, rows, attack)
 
     def planted_apgd(
@@ -108,13 +113,13 @@ class Trial(Examples):
 
     def _apgd_of(
         self, labels: np.ndarray, goal: Callable[[np.ndarray], Goal], view: str, networks: Networks | None,
-        num_draws: int | None,
+        num_draws: int | None, num_steps: int | None = None,
     ) -> Callable[[np.ndarray], Any]:  # fmt: skip
         key, networks = self.key(), (self.networks if networks is None else networks).only(view)
-        eot_samples = min(self.eot_samples, num_draws or self.eot_samples)
+        eot_samples = (num_draws or self.eot_samples) if self.stochastic else 0
         return lambda some: probes.apgd(
             networks, key, some, self.images[some], labels[some], goal(some), jnp.float32(self.epsilon),
-            num_steps=self.budget.num_steps, eot_samples=eot_samples, norm=self.norm, bounds=self.bounds,
+            num_steps=num_steps or self.budget.num_steps, eot_samples=eot_samples, norm=self.norm, bounds=self.bounds,
         )  # fmt: skip
 
     def targeted(self, name: str, rows: np.ndarray, *, view: str) -> np.ndarray:
@@ -160,21 +165,48 @@ class Trial(Examples):
 
     def random_search(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Random points of the ball; the share of draws misclassified, float32 [N]."""
-        nothing = np.zeros((len(self.images), self.num_classes), np.float32)
-        points = self._points_of(nothing, self.budget.num_random)
+        points = self._points_of(self.key(), self.budget.num_random)
         return self._run(name, rows, lambda some: points(some).strongest)
 
-    def random_points(self, rows: np.ndarray, weights: np.ndarray, num_points: int) -> probes.RandomPoints:
-        """What random points of the balls of some examples say; weights of the logits are of all examples, [N, K]."""
-        return self.over(rows, self._points_of(weights, num_points))
+    def random_points(self, rows: np.ndarray, num_points: int, *, key: Key | None = None, **options: Any) -> Any:
+        """:class:`probes.RandomPoints` of the balls of some examples.
 
-    def _points_of(self, weights: np.ndarray, num_points: int) -> Callable[[np.ndarray], probes.RandomPoints]:
-        key = self.key()
+        Args:
+            rows: of the examples.
+            num_points: of each.
+            key: of the draws; by default a new one.
+            **options: ``weights`` of the logits, of all examples, [N, K]; ``epsilon``, radius of the balls, by default
+                the verdict's; ``most``, change of a pixel.
+        """
+        return self.over(rows, self._points_of(self.key() if key is None else key, num_points, **options))
+
+    def _points_of(
+        self, key: Key, num_points: int, *, weights: np.ndarray | None = None, epsilon: float | None = None,
+        most: float = np.inf,
+    ) -> Callable[[np.ndarray], probes.RandomPoints]:  # fmt: skip
+        margins = margin(self.logits, self.labels)
+        weights = np.zeros((len(self.images), self.num_classes), np.float32) if weights is None else weights
         return lambda some: probes.random_search(
             self.networks.direct, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
-            weights[some], jnp.float32(self.epsilon), jnp.int32(num_points),
-            stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
+            margins[some], weights[some], jnp.float32(self.epsilon if epsilon is None else epsilon), jnp.float32(most),
+            jnp.int32(num_points), stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
         )  # fmt: skip
+
+    def gradient_at(self, rows: np.ndarray, points: np.ndarray, loss: str, *key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """A loss [n] of the network and its input gradient [n, H, W, C], which may be not finite, in one draw.
+
+        Args:
+            rows: of the examples.
+            points: of these examples, [n, H, W, C].
+            loss: by its name.
+            *key: of a stochastic network.
+        """
+        every = self.images.copy()
+        every[rows] = points
+        record = self.over(
+            rows, self._recorded_pgd_of(every, loss, *(key or (self._draws_key,)), num_draws=1, frozen=True)
+        )
+        return record.loss[:, 0], record.gradient
 
     def recorded_pgd(
         self,
@@ -196,23 +228,34 @@ class Trial(Examples):
             num_draws: in each gradient, of a stochastic network; by default the budget's.
             frozen: use one draw throughout.
         """
-        started, key, networks = time.perf_counter(), self.key(), self.networks.only("direct")
+        started, key = time.perf_counter(), self.key()
         radius = self.epsilon if epsilon is None else epsilon
         record = self.over(
             rows,
-            lambda some: probes.recorded_pgd(
-                networks, jax.random.fold_in(key, int(some[0])), self.images[some], self.labels[some],
-                self.goal(some, view="direct", loss="ce"), jnp.float32(radius), jnp.float32(step_size * radius),
-                jnp.int32(num_steps), jnp.int32(num_draws or self.eot_samples), jnp.bool_(frozen),
-                stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
-            ),
+            lambda some: self._recorded_pgd_of(
+                self.images, "ce", jax.random.fold_in(key, int(some[0])), epsilon=radius, step_size=step_size * radius,
+                num_steps=num_steps, num_draws=num_draws or self.eot_samples, frozen=frozen,
+            )(some),
         )  # fmt: skip
-        record = probes.RecordedPGD(record.images, *(values[:, : num_steps + 1] for values in record[1:]))
+        record = probes.RecordedPGD(
+            record.images, record.gradient, *(values[:, : num_steps + 1] for values in record[2:])
+        )
         share = self.submit(name, rows, record.images, epsilon=radius)
         if radius <= self.epsilon:
             self.seen[rows] |= record.misclassified[:, -1]
         self.timed(name, rows, started, share)
         return share, record
+
+    def _recorded_pgd_of(
+        self, points: np.ndarray, loss: str, key: Key, *, epsilon: float = 0.0, step_size: float = 0.0,
+        num_steps: int = 0, num_draws: int, frozen: bool,
+    ) -> Callable[[np.ndarray], probes.RecordedPGD[Any]]:  # fmt: skip
+        networks = self.networks.only("direct")
+        return lambda some: probes.recorded_pgd(
+            networks, key, points[some], self.labels[some], self.goal(some, view="direct", loss=loss),
+            jnp.float32(epsilon), jnp.float32(step_size), jnp.int32(num_steps), jnp.int32(num_draws),
+            jnp.bool_(frozen), stochastic=self.stochastic, norm=self.norm, bounds=self.bounds,
+        )  # fmt: skip
 
     def whole_box(self) -> float:
         """A radius within which every image of the box lies."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.ops import straight_through
@@ -21,12 +24,59 @@ def as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial: ...
 def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | None:
     """A function as a pytree that jitted functions take as an argument; None stays None.
 
-    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new.
+    Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new. So do
+    those of a ``functools.partial`` of a function, or of a method of a frozen module, whose positional arguments are
+    pytrees of arrays, as ``partial(module.apply, variables, train=False)``.
+
+    Example:
+        >>> import functools
+        >>> import numpy as np
+        >>> add = lambda x, y, twice: (x + y) * (2 if twice else 1)
+        >>> made = [as_pytree(functools.partial(add, np.ones(2) * i, twice=True)) for i in range(2)]
+        >>> made[0].func == made[1].func, made[1].args, made[1](2.0)
+        (True, (array([1., 1.]),), array([6., 6.]))
     """
     if function is None or isinstance(function, jax.tree_util.Partial):
         return function
+    if isinstance(function, functools.partial):
+        arguments_traced = _with_traced_arguments(function)
+        if arguments_traced is not None:
+            return arguments_traced
     # A callable object may hold arrays and lack a hash, which jit needs; a function around it has one.
     return jax.tree_util.Partial(function if inspect.isfunction(function) else lambda *arguments: function(*arguments))
+
+
+class _Bound(NamedTuple):
+    """A function with keywords that are no arrays; equal to another of the same."""
+
+    function: Callable[..., Any]
+    keywords: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.function(*arguments, **dict(self.keywords), **keywords)
+
+
+def _with_traced_arguments(function: functools.partial[Any]) -> jax.tree_util.Partial | None:
+    """The partial as a pytree of its arrays; None where one of its arguments is neither array nor value, or where
+    nothing says that two functions are the same."""
+
+    def holds_arrays(tree: Any) -> bool:
+        leaves = jax.tree.leaves(tree)
+        return bool(leaves) and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+
+    arrays = {name: value for name, value in function.keywords.items() if holds_arrays(value)}
+    values = tuple(item for item in function.keywords.items() if item[0] not in arrays)
+    static = _Bound(function.func, values) if values else function.func
+    owner = getattr(function.func, "__self__", None)
+    # An object that may change its state between calls must be traced anew.
+    frozen = inspect.isfunction(function.func) or (inspect.ismethod(function.func) and dataclasses.is_dataclass(owner))
+    if not frozen or not all(map(holds_arrays, function.args)):
+        return None
+    try:
+        hash((static, owner))
+    except TypeError:
+        return None
+    return jax.tree_util.Partial(static, *function.args, **arrays)
 
 
 def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:

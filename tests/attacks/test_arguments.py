@@ -1,0 +1,88 @@
+"""Checks of single arguments, each bound from both sides; test_inputs.py has the attacks that use them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.attacks import losses
+from robustjax.attacks.engine.inputs import _arguments as arguments
+from robustjax.attacks.engine.inputs import on_host
+from robustjax.types import InputError
+
+
+def test_images_may_touch_the_walls_of_each_channel_and_no_more():
+    images = np.array([[0.0, 0.5], [1.0, 2.0]], np.float32)
+    arguments.check_in_box(images, ((0.0, 0.5), (1.0, 2.0)))
+    for bounds in (
+        ((0.0, 0.5), (1.0, 1.9)),
+        ((0.0, 0.6), (1.0, 2.0)),
+        ((0.1, 0.0), (1.0, 2.0)),
+        (0.0, 1.5),
+        (0.1, 2.0),
+    ):
+        with pytest.raises(InputError, match="images must be finite pixels in bounds"):
+            arguments.check_in_box(images, bounds)
+    # A wall as the dtype has it: 0.7 of bfloat16 is above that of float32.
+    arguments.check_in_box(jnp.full((1, 1), 0.7, jnp.bfloat16), (0.0, 0.7))
+    with pytest.raises(InputError, match="images must be finite"):
+        arguments.check_in_box(np.array([[0.5, np.nan]]), (0.0, 1.0))
+
+
+def test_labels_are_integers_that_fit_or_of_kl_probabilities():
+    assert arguments.as_labels(np.array([0, 2**31 - 1]), 2, loss=losses.margin).dtype == jnp.int32
+    with pytest.raises(InputError, match="labels must be classes, got 2147483648"):
+        arguments.as_labels(np.array([0, 2**31]), 2, loss=losses.margin)
+    distributions = np.full((2, 3), 1 / 3, np.float32)
+    assert arguments.as_labels(distributions, 2, loss=losses.kl).shape == (2, 3)
+    assert arguments.as_labels(np.array([1, 2]), 2, loss=losses.kl).dtype == jnp.int32
+    for labels, mend in (
+        (np.zeros((2, 3), np.int32), "of one-hot labels their argmax"),
+        (np.zeros((2, 1), np.int32), r"labels\[:, 0\]"),
+        (np.zeros(3, np.int32), "the number of each image's class$"),
+    ):
+        with pytest.raises(InputError, match=mend):
+            arguments.as_labels(labels, 2, loss=losses.cross_entropy)
+    for labels in (distributions[:1], distributions[0], np.zeros(3, np.int32)):
+        with pytest.raises(InputError, match=r"integers \[2\]"):
+            arguments.as_labels(labels, 2, loss=losses.kl)
+    # A loss of one's own takes what it likes.
+    assert arguments.as_labels(distributions, 5, loss=lambda outputs, labels: outputs).shape == (2, 3)
+
+
+def test_classes_are_numbered_from_0_to_one_less_than_there_are():
+    arguments.labels_in_range(np.array([0, 2]), 3)
+    for labels, number in ((np.array([0, 3]), 3), (np.array([-1, 0]), None)):
+        with pytest.raises(InputError, match="number the classes from 0"):
+            arguments.labels_in_range(labels, number)
+
+
+def test_a_radius_is_a_number_from_0_or_one_for_each_example():
+    for value in (0, 0.0, np.inf, np.zeros(2), [0.1, np.inf]):
+        arguments.check_radius("epsilon", value, 2, allow_infinite=True)
+    for value in (-1e-9, np.nan, [0.1, -0.1], np.zeros(3), np.zeros((2, 1)), "0.1"):
+        with pytest.raises(InputError, match="epsilon must be a number >= 0, or one for each of 2 examples"):
+            arguments.check_radius("epsilon", value, 2, allow_infinite=True)
+    with pytest.raises(InputError, match="got inf"):
+        arguments.check_radius("epsilon", np.inf, 2, allow_infinite=False)
+
+
+def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
+    def draws(images, key):
+        return images + jax.random.normal(key, images.shape)
+
+    images, labels = jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32)
+    for key in (jax.random.key(0), jax.random.split(jax.random.key(0))):
+        arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=2, library_loss=True)
+    with pytest.raises(InputError, match="logits_fn must take"):
+        arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=0, library_loss=True)
+
+
+def test_a_driver_gets_one_radius_for_each_image_and_refuses_to_have_none():
+    images = np.full((2, 1, 1, 1), 0.5, np.float64)
+    given, labels, radius = on_host(images, [0, 1], 0.25, "linf", (0.0, 1.0))
+    assert (given.dtype, labels.dtype, radius.dtype) == (np.float32, np.int32, np.float32)
+    np.testing.assert_array_equal(radius, [0.25, 0.25])
+    with pytest.raises(InputError, match="images must be at least one"):
+        on_host(images[:0], np.zeros(0, np.int32), 0.25, "linf", (0.0, 1.0))
+    assert len(on_host(images[:0], np.zeros(0, np.int32), 0.25, "linf", (0.0, 1.0), allow_empty=True)[0]) == 0

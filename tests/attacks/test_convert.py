@@ -1,0 +1,78 @@
+"""Between the images' dtype and float32, and functions as pytrees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.attacks.engine import inputs
+
+BOX = (0.0, 1.0)
+
+
+def test_half_precision_is_rounded_towards_the_image(key):
+    images, points = jax.random.uniform(key, (2, 1000))
+    for dtype in (jnp.bfloat16, jnp.float16):
+        given = images.astype(dtype)
+        rounded = inputs.in_dtype_of(given, points, BOX).astype(jnp.float32)
+        origin = given.astype(jnp.float32)
+        assert np.all(np.abs(rounded - origin) <= np.abs(points - origin))
+        # No further than one step of the dtype: of two neighbours it is the one on the image's side.
+        step = np.abs(np.asarray(jnp.nextafter(rounded.astype(dtype), points.astype(dtype)), np.float32) - rounded)
+        assert np.all(np.abs(rounded - points) <= np.maximum(step, np.abs(points) * jnp.finfo(dtype).eps))
+        np.testing.assert_array_equal(inputs.in_dtype_of(given, origin, BOX), given)
+        gradient = jax.grad(lambda points, given=given: inputs.in_dtype_of(given, points, BOX).sum())(points)
+        np.testing.assert_array_equal(gradient, 1.0)
+
+
+def test_float32_points_are_what_they_are():
+    points = jnp.array([[0.3, 1.5]])
+    assert inputs.in_dtype_of(jnp.zeros((1, 2)), points, BOX) is points
+
+
+def test_float64_images_move_by_what_float32_moved_and_stay_in_the_box():
+    with jax.enable_x64(True):
+        given = jnp.array([[0.1, 1 / 3, 0.7, 1.0 - 1e-12]], jnp.float64)
+        images = np.asarray(given, np.float32)
+        moved = jnp.asarray(images + np.array([[0.0, 0.25, -0.125, 0.0]], np.float32))
+        points = inputs.in_dtype_of(given, moved, BOX)
+        assert points.dtype == jnp.float64
+        exact = np.asarray(given) + (np.asarray(moved, np.float64) - images.astype(np.float64))
+        np.testing.assert_array_equal(points, exact)
+        out = inputs.in_dtype_of(
+            given, jnp.asarray(images) + jnp.float32(2.0), ((0.0, 0.0, 0.0, 0.0), (1.0, 0.9, 0.8, 1.0))
+        )
+        np.testing.assert_array_equal(out, [[1.0, 0.9, 0.8, 1.0]])
+
+
+class Scaled:
+    """Callable, equal to others of its kind, and therefore without a hash."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return self.factor == other.factor
+
+    def __call__(self, values):
+        return self.factor * values
+
+
+def test_functions_become_pytrees_that_jit_takes():
+    apply = jax.jit(lambda function, values: function(values))
+    assert inputs.as_pytree(None) is None
+    partial = jax.tree_util.Partial(lambda weights, values: weights * values, jnp.float32(3.0))
+    assert inputs.as_pytree(partial) is partial
+    np.testing.assert_array_equal(apply(inputs.as_pytree(Scaled(2.0)), jnp.ones(2)), 2.0)
+    # A plain function is kept itself: the same one compiles nothing new.
+    traced = []
+
+    def double(values):
+        traced.append(values)
+        return 2.0 * values
+
+    for _ in range(2):
+        np.testing.assert_array_equal(apply(inputs.as_pytree(double), jnp.ones(2)), 2.0)
+    assert len(traced) == 1
+    with pytest.raises(TypeError):
+        hash(Scaled(2.0))
