@@ -202,6 +202,23 @@ def test_no_step_is_taken_where_none_stays_misclassified(search):
     np.testing.assert_array_equal(hits, False)
 
 
+def test_a_step_is_halved_only_until_all_that_are_looked_for_have_one(search):
+    asked = []
+
+    def watched(points):
+        jax.debug.callback(lambda: asked.append(True))
+        return network(points)
+
+    search = search._replace(given=search.given._replace(logits_fn=watched))
+    # The first two stay misclassified at once; the third is outside, and inside its ball.
+    points = jnp.asarray(np.stack([CENTRE, CENTRE, IMAGES[2]]), jnp.float32)
+    state = _hopskipjump.State(jnp.zeros(3, jnp.int32), points, jnp.full(3, 1e-3))
+    _, hits = jax.block_until_ready(jax.jit(search.leap)(state, jnp.ones_like(points), jnp.int32(0)))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(hits, [True, True, False])
+    assert len(asked) == 1
+
+
 def test_the_least_number_of_queries_that_is_named_is_enough():
     for size in (24, 3072):
         with pytest.raises(InputError) as refused:

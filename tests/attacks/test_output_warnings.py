@@ -57,6 +57,19 @@ def test_other_images_behind_them_may_move_half_of_the_first(moved, warned):
     assert told(network, np.asarray(of_batch((WEIGHTS, moved), IMAGES))) == warned
 
 
+def test_the_other_images_are_mirrored_between_the_walls():
+    seen = []
+    list(
+        output_warnings.output_warnings(
+            NETWORK, KEY, IMAGES, LOGITS, bounds=(0.1, 0.6), stochastic=False, size=COUNT,
+            split=lambda batch: seen.append(batch) or batch,
+        )
+    )  # fmt: skip
+    assert len(seen) == 3
+    for batch, second in zip(seen, (IMAGES[4:], IMAGES[4:], 0.7 - IMAGES[4:]), strict=True):
+        np.testing.assert_allclose(batch, np.concatenate([IMAGES[:4], second]), rtol=1e-6)
+
+
 def test_rows_between_0_and_1_that_add_up_to_1_are_probabilities():
     rows = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     assert output_warnings.are_probabilities(rows)

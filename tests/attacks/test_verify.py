@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.attacks import eot, losses, verify
+from robustjax.attacks import verify
 from robustjax.types import InputError, Outputs
 
 IMAGES = jnp.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
@@ -53,23 +53,6 @@ def test_half_of_the_draws_wrong_is_misclassified(wrong, of, misclassified, key)
     np.testing.assert_allclose(found.logits, [[1 - wrong / of, wrong / of]] * 4, rtol=1e-6)
 
 
-def test_of_all_draws_an_attack_averages_over_none_is_missing(key):
-    """What is misclassified in every draw needs no further step: a share of exactly 1."""
-
-    def network(images, key):
-        del key
-        return images
-
-    @jax.jit
-    def shares(images, labels):
-        options = {"loss": losses.margin, "num_samples": 41}
-        share, _ = eot.expected_outcome(network, key, images, labels, **options)
-        return share, eot.expected_gradient_and_outcome(network, key, images, labels, **options)[1]
-
-    for share in shares(IMAGES, LABELS):
-        np.testing.assert_array_equal(share, [0, 1, 0, 1])
-
-
 def test_the_same_key_asks_the_same_draws(key):
     def deaf(images, key):
         return jax.random.normal(key, (images.shape[0], 3))
@@ -101,6 +84,30 @@ def test_half_precision_is_measured_in_float32():
     points = images + jnp.array([[0.0625], [0.0664]], jnp.bfloat16)
     np.testing.assert_array_equal(verify.is_valid(images, points, epsilon=0.0625), [True, False])
     assert jnp.max(points[0] - images[0]) == jnp.bfloat16(0.0625)
+    # In bfloat16 the difference 0.896 would be 0.8945.
+    images, points = jnp.full((1, 3), 0.99609375, jnp.bfloat16), jnp.full((1, 3), 0.1, jnp.bfloat16)
+    for epsilon, valid in ((0.895, False), (0.8961, True)):
+        np.testing.assert_array_equal(verify.is_valid(images, points, epsilon=epsilon), [valid])
+
+
+def test_float64_is_measured_in_float64():
+    with jax.enable_x64(True):
+        images = np.full((2, 3), 0.5)
+        points = np.array([[1.0] * 3, [1.0, 1.0, 1.0 + 1e-12]])
+        np.testing.assert_array_equal(verify.is_valid(images, points, epsilon=0.75), [True, False])
+
+
+def test_an_example_is_robust_that_is_right_before_and_after(key):
+    def swapped(logits_fn, key, images, labels):
+        return images[:, ::-1]
+
+    def still(logits_fn, key, images, labels):
+        return images
+
+    labels = jnp.zeros(2, jnp.int32)
+    np.testing.assert_array_equal(verify.is_robust(identity, swapped, key, IMAGES[:2], labels), [False, False])
+    np.testing.assert_array_equal(verify.is_robust(identity, still, key, IMAGES[:2], labels), [True, False])
+    np.testing.assert_array_equal(verify.is_robust(identity, None, key, IMAGES[:2], labels), [True, False])
 
 
 def test_a_rounding_of_a_pixel_is_allowed_in_the_units_of_the_box_and_no_more():
