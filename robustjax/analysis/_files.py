@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from robustjax.analysis import _forms
 from robustjax.types import InputError
 
 # Examples of a gallery, at most.
@@ -62,14 +64,14 @@ def read(workdir: Path, folder: Path) -> Files:
     Raises:
         InputError: one of them is damaged.
     """
-    analysis = _json(workdir / "analysis" / "analysis.json", "figures", "num_examples")
+    analysis = _json(workdir / "analysis" / "analysis.json", _forms.ANALYSIS)
     saved = [path for path in sorted(folder.glob("*.npz")) if path.is_file()]  # a folder may be called data=mine.npz
     gallery = next((found for path in saved if (found := _gallery(path))), [])
     picture = folder / "examples.png"
     return Files(
         _metrics(workdir / "metrics.jsonl"),
-        _json(folder / "sweep_epsilon.json", "points"),
-        _json(folder / "trust.json", "verdict", "flags"),
+        _json(folder / "sweep_epsilon.json", _forms.SWEEP),
+        _json(folder / "trust.json", _forms.TRUST, findings=[dict]),
         gallery,
         picture.read_bytes() if not gallery and picture.exists() else None,
         analysis,
@@ -82,26 +84,30 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _json(path: Path, *keys: str) -> dict[str, Any] | None:
+def _json(path: Path, form: Mapping[str, Any], **optional: Any) -> dict[str, Any] | None:
+    """The object that a file holds, of this form and, where they are there, with these parts."""
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}; make it again") from error
-    if not isinstance(content, dict) or not set(keys) <= content.keys():
-        raise InputError(f"{path} is damaged: it must hold an object with {', '.join(keys)}; make it again")
+    wrong = [key for key, part in form.items() if not _forms.fits(content, {key: part})]
+    if isinstance(content, dict):
+        wrong += [key for key, part in optional.items() if content.get(key) and not _forms.fits(content[key], part)]
+    if wrong:
+        raise InputError(f"{path} is damaged, in {', '.join(wrong)}; make it again")
     return content
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    whole = path.read_text()
     try:
+        whole = path.read_text(encoding="utf-8")
         lines = [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; restore it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}; restore it") from error
     return [line for line in lines if isinstance(line, dict) and "epoch" in line and "split" in line]
 
 
@@ -115,7 +121,11 @@ def _gallery(path: Path) -> list[Example]:
     except Exception as error:  # of a damaged file, whatever its bytes lead to
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is damaged: {reason}; evaluate again with --save_images") from error
-    clean = given["clean_images"]
+    clean, count = given["clean_images"], len(given["labels"])
+    same = clean.ndim == 4 and given["images"].shape == clean.shape
+    whole = same and np.issubdtype(given["labels"].dtype, np.integer) and np.isfinite(given["images"]).all()
+    if not (whole and all(len(given[name]) == count for name in ("images", "predictions", "clean_predictions"))):
+        raise InputError(f"{path} is damaged: its arrays do not fit each other; evaluate again with --save_images")
     clean = clean.astype(np.float32) / (255 if clean.dtype == np.uint8 else 1)
     won = np.flatnonzero((given["predictions"] != given["labels"]) & (given["clean_predictions"] == given["labels"]))
     firsts = [won[given["labels"][won] == label][:1] for label in np.unique(given["labels"])]
@@ -149,12 +159,17 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _figures(folder: Path, analysis: dict[str, Any]) -> dict[str, tuple[str, str, bytes]]:
     found = {}
-    for figure in analysis.get("figures", []):
-        path = folder / Path(str(figure.get("file"))).name
+    for figure in analysis["figures"]:
+        path = folder / Path(figure["file"]).name
         if path.exists():
-            with Image.open(path) as image:
-                # A palette of 128 colours: a third of the size, and lines stay sharp.
-                small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            if not _forms.fits(figure.get("estimates", {}), _forms.ESTIMATES):
+                raise InputError(f"{folder / 'analysis.json'} is damaged, in the estimates; make it again")
+            try:
+                with Image.open(path) as image:
+                    # A palette of 128 colours: a third of the size, and lines stay sharp.
+                    small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            except Exception as error:  # of a damaged file, whatever its bytes lead to
+                raise InputError(f"{path} is damaged: {' '.join(str(error).split())}; make it again") from error
             found[str(figure["name"])] = (str(figure["title"]), _alternative(figure), _encoded(small))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from robustjax.analysis import _files
@@ -222,18 +222,23 @@ def provenance(shown: _Shown) -> str:
             "data": f"{data_of(record)}, {record['num_examples']:,} images",
             "threat": ", ".join(row.threats),
             "network": record["config"]["model"]["name"],
-            "checkpoint": f"step {record['checkpoint_step']:,}" if "checkpoint_step" in record else None,
+            "checkpoint": f"step {record['checkpoint_step']:,}" if record.get("checkpoint_step") is not None else None,
             "weights": record.get("weights") or (record.get("network") or {}).get("weights_sha256"),
             "BatchNorm": record.get("batch_norm"),
             "attacks": ", ".join(row.records),
-            "code": f"commit {record['commit']}, " + ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
-            "hardware": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["hardware"].items()),
+            "code": ", ".join([f"commit {record.get('commit')}", *(f"{k} {v}" for k, v in _of(record, "versions"))]),
+            "hardware": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in _of(record, "hardware")) or None,
             "folder": ", ".join(map(str, row.workdirs)),
             "analysis": f"on {files.analysis['num_examples']} images" if files.analysis else None,
         }
         items = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value is not None)
         parts.append(f"<details><summary>{text(row.label)}</summary><dl>{items}</dl></details>")
     return "".join(parts)
+
+
+def _of(record: Mapping[str, Any], name: str) -> Iterable[tuple[str, Any]]:
+    """What a record says by name; nothing where it is of a version that did not."""
+    return (record.get(name) or {}).items()
 
 
 def _attacks(row: Row, beginnings: Sequence[str]) -> list[str]:

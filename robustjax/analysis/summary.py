@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax import config as config_lib
+from robustjax.analysis import _forms
 from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
@@ -142,12 +143,13 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     root = _root(workdir)
     for path in sorted(root.glob("*.json" if root == workdir else "**/*.json")):
-        if "earlier" in path.relative_to(root).parts:  # put aside, of other conditions
+        if "earlier" in path.relative_to(root).parts or not path.is_file():  # put aside, of other conditions; a folder
             continue
         try:
             record = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is damaged: {error}; evaluate again") from error
+        except (OSError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is damaged: {reason}; evaluate again") from error
         if isinstance(record, dict) and all(field in record for field in FIELDS):
             if wrong := _wrong_fields(record):
                 raise InputError(f"{path} is damaged, in {', '.join(wrong)}; evaluate again")
@@ -162,7 +164,9 @@ def _wrong_fields(record: dict[str, Any]) -> list[str]:
     union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
     wrong = [name for name, right in FIELDS.items() if not (right(record[name]) or (union and name == "epsilon"))]
     config = record.get("config")  # None of a network that is no run
-    return wrong + (["config"] if config is not None and not _is_config(config) else [])
+    wrong += ["config"] if config is not None and not _is_config(config) else []
+    there = {name: form for name, form in _forms.OF_RECORDS.items() if record.get(name) is not None}
+    return wrong + [name for name, form in there.items() if not _forms.fits(record[name], form)]
 
 
 def _are_threats(value: Any) -> bool:

@@ -44,7 +44,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     For what is too large to hold twice; otherwise see :func:`write`, which has the same promises and errors.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    # A name of this process's own: another one may be writing the same file.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

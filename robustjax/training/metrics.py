@@ -16,6 +16,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from robustjax.runtime import files
+from robustjax.types import InputError
+
+MEND = "restore it, or move it away: the run goes on without what it holds"
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -72,9 +75,19 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``, none where there is no file. A last line cut short by a crash is left out."""
+    """The lines of ``metrics.jsonl``, none where there is no file. A last line cut short by a crash is left out.
+
+    Raises:
+        InputError: the file cannot be read, or a line of it is none of a run.
+    """
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); {MEND}") from error
+    if not all(isinstance(line, dict) and {"step", "epoch", "split"} <= line.keys() for line in lines):
+        raise InputError(f"{path} is damaged (a line without step, epoch and split); {MEND}")
+    return lines

@@ -250,6 +250,17 @@ def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
     assert flags["nonfinite_gradients"].value == 0.5 and flags["zero_gradients"].value == 0.25
 
 
+def test_a_network_with_a_rule_for_its_gradient_alone_can_be_looked_at():
+    @jax.custom_vjp  # which jax.jvp refuses
+    def doubled(x):
+        return 2.0 * x
+
+    doubled.defvjp(lambda x: (2.0 * x, None), lambda _, cotangent: (2.0 * cotangent,))
+    known = jax.tree_util.Partial(lambda weights, images: doubled(linear(weights, images)), network().args[0])
+    flags = diagnostics.gradients(trial_of(Networks(known), epsilon=0.01), ROWS, "")
+    assert {flag.status for flag in flags.values()} == {"pass"}
+
+
 def test_the_examples_of_a_trial_and_their_likeliest_wrong_classes():
     labels = np.where(ROWS < 3, (LABELS + 1) % 4, LABELS)
     trial = trial_of(labels=labels, num_measured=5, num_measured_by_draws=2)

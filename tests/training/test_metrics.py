@@ -1,6 +1,9 @@
 """metrics.jsonl keeps whole lines, and forgets what is computed again."""
 
+import pytest
+
 from robustjax.training import metrics
+from robustjax.types import InputError
 
 
 def test_lines_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
@@ -16,9 +19,24 @@ def test_lines_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    lines = "".join(f'{{"step": {step}, "epoch": 1, "split": "train"}}\n' for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"ste')
     assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2]
 
 
 def test_no_file_is_no_lines(tmp_path):
     assert metrics.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"{\n", b"[1]\n", b'{"step": 1}\n', b"[" * 100000 + b"\n"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(.*; restore it, or move it away"):
+        metrics.MetricsWriter(tmp_path, after_step=0)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def test_a_folder_in_its_place_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(.*Is a directory"):
+        metrics.read(tmp_path)

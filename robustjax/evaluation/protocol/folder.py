@@ -50,7 +50,10 @@ def file_name(name: str) -> str:
         'pgd:step_size=2_255'
     """
     name = name.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
-    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    content = name.encode(errors="surrogateescape")
+    if len(content) <= 120:
+        return name
+    return f"{content[:100].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def record_name(record: Mapping[str, Any], *, several: bool) -> str:

@@ -111,8 +111,8 @@ def _along(
     delta = trial.random_points(rows, 1, key=key, epsilon=length).strongest - images
     ahead, behind = (trial.gradient_at(rows, images + way, "margin", *network_keys)[0] for way in (delta, -delta))
     with np.errstate(invalid="ignore"):  # of what is not finite
-        derivative = np.sum(gradient * delta, axis=tuple(range(1, images.ndim)), dtype=np.float64)
-        return derivative, 0.5 * (ahead - behind)
+        products = (gradient * delta).reshape(len(rows), -1)
+        return np.asarray(np.sum(products, axis=1, dtype=np.float64)), 0.5 * (ahead - behind)
 
 
 def agreement(derivatives: np.ndarray, differences: np.ndarray) -> np.ndarray:
