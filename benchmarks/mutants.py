@@ -122,7 +122,7 @@ def _meet(copy: Copy, mutant: Mutant, source: bytes, tests: dict[str, float]) ->
     for name, (outcome, _) in report.get("tests", {}).items():
         if outcome in ("failed", "timeout"):
             return "killed" if outcome == "failed" else outcome, name, seconds
-    if status in (2, 3, 4) or (status < 0 and status != -signal.SIGKILL):
+    if 1 <= status <= 4 or (status < 0 and status != -signal.SIGKILL):
         return "killed", "import" if status > 0 else f"signal {-status}", seconds
     raise RuntimeError(f"{mutant}: no test ran, exit status {status}: {report['output']}")
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -225,6 +226,31 @@ def test_it_tells_what_the_tests_notice_and_goes_on_where_it_was(
     assert "1 records are of code or tests that are no longer there." in text
     found = {(record["line"], record["after"]): record for record in run()[0].all}
     assert len(found) == 6 and found[2, "<="]["by"] == "tests/test_code.py::test_larger"
+
+
+@pytest.mark.parametrize(
+    ("status", "tests", "outcome"),
+    [
+        (0, {"a": ["passed", 1.0]}, ("survived", None)),
+        (1, {"a": ["passed", 1.0], "b": ["failed", 1.0]}, ("killed", "b")),
+        (124, {"a": ["timeout", 9.0]}, ("timeout", "a")),
+        (1, {}, ("killed", "import")),  # pytest could not even read the tests
+        (2, {}, ("killed", "import")),
+        (-11, {}, ("killed", "signal 11")),
+        (None, {}, ("timeout", None)),
+        (5, {}, None),
+    ],
+)
+def test_what_became_of_a_mutant_is_read_from_pytest(program, rules, tmp_path, status, tests, outcome):
+    copy = SimpleNamespace(root=tmp_path, pytest=lambda *_, **__: (status, {"tests": tests, "output": "said"}))
+    mutant = rules.generate("toy.py", TOY)[0]
+    if outcome is None:
+        with pytest.raises(RuntimeError, match="no test ran, exit status 5: said"):
+            program._meet(copy, mutant, TOY, {"a": 1.0})
+    else:
+        assert program._meet(copy, mutant, TOY, {"a": 1.0})[:2] == outcome
+        assert program._meet(copy, mutant, TOY, {})[0] == "uncovered"
+    assert (tmp_path / "toy.py").read_bytes() == TOY
 
 
 def test_a_test_is_there_by_its_file_and_name_whatever_its_parameters(program, tmp_path):

@@ -72,6 +72,30 @@ def test_the_selection_has_a_gradient_only_when_asked_and_then_that_of_softmax()
     np.testing.assert_allclose(soft, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_of_the_guards_modes_the_surrogate_alone_has_a_gradient_through_the_selection():
+    variables = {"params": {"kernel": jnp.asarray(WEIGHTS), "bias": jnp.asarray(BIASES)}}
+
+    def apply(mode, features):
+        return cas.CAS(6, mode).apply(variables, features)[0]
+
+    features = jnp.asarray(FEATURES)
+    for mode, (output, slope) in {
+        mode: jax.value_and_grad(lambda z, mode=mode: jnp.sum(jnp.sin(apply(mode, z))))(features)
+        for mode in ("active", "surrogate", "off")
+    }.items():
+        expected, gradient = jax.value_and_grad(
+            lambda z, mode=mode: jnp.sum(
+                jnp.sin(z if mode == "off" else _suppress_of(z, differentiate_selection=mode == "surrogate"))
+            )
+        )(features)
+        np.testing.assert_allclose(output, expected, rtol=1e-6)
+        np.testing.assert_allclose(slope, gradient, rtol=1e-5, atol=1e-7)
+
+
+def _suppress_of(features, **options):
+    return cas.suppress(features, jnp.asarray(WEIGHTS), jnp.asarray(BIASES), **options)[0]
+
+
 def test_dense_features_and_bfloat16():
     dense, logits = cas.suppress(jnp.asarray(FEATURES[:, 0, 0]), jnp.asarray(WEIGHTS), jnp.asarray(BIASES))
     np.testing.assert_allclose(logits, FEATURES[:, 0, 0] @ WEIGHTS + BIASES, rtol=1e-5, atol=1e-6)

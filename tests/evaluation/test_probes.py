@@ -120,6 +120,11 @@ def test_of_random_points_every_other_one_is_on_the_ball():
     lengths = np.linalg.norm((found.strongest - IMAGES).reshape(16, -1).astype(np.float64), axis=1)
     # Uniform in a ball of 64 dimensions hardly any is so near the end.
     assert lengths.max() < EPSILON * (1 + 1e-5) and np.sum(lengths > EPSILON * (1 - 1e-5)) > 4
+    # Of one point: by how much of itself the margin changes there, at most by all of it.
+    one = trial.random_points(ROWS, 1)
+    here, there = (margin(scores(images.astype(np.float64)), LABELS) for images in (IMAGES, one.strongest))
+    np.testing.assert_allclose(one.change, np.minimum(np.abs(there - here) / np.abs(here), 1.0), rtol=1e-2, atol=1e-4)
+    assert np.median(one.change) < 0.9
 
 
 def test_predictions_are_to_be_stable_under_8_of_255_in_units_of_the_box(monkeypatch):

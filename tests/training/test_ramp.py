@@ -21,6 +21,7 @@ def lengths_seen(monkeypatch, steps, gradalign=0.0, **changes):
         return jnp.zeros(images.shape[0])
 
     def watching(logits_fn, key, images, labels, *, epsilon, step_size, **_):
+        assert logits_fn(images).logits.shape == (SIZE, 10)  # the network's outputs, and no statistics
         if not gradalign:
             jax.debug.callback(lambda *lengths: seen.append(tuple(map(float, lengths))), epsilon, step_size)
         return images
@@ -39,7 +40,8 @@ def lengths_seen(monkeypatch, steps, gradalign=0.0, **changes):
     step = jax.jit(build.training_step(settings, module, STEPS_PER_EPOCH))
     images, labels = data.to_float(dataset.images[:SIZE]), jnp.asarray(dataset.labels[:SIZE])
     for at in steps:
-        jax.block_until_ready(step(state._replace(step=jnp.full_like(state.step, at)), images, labels))
+        after = step(state._replace(step=jnp.full_like(state.step, at)), images, labels)
+        assert int(after.step) == at + 1
         jax.effects_barrier()
     return np.array(seen)
 
