@@ -139,6 +139,11 @@ def test_gradients_warn_below_one_in_a_hundred_and_cosines_below_nine_tenths():
     )
 
 
+def test_planted_examples_may_be_missed_one_in_ten_and_one_in_any_case():
+    for n, missed, status in ((50, 5, "pass"), (50, 6, "fail"), (8, 1, "pass"), (8, 2, "fail")):
+        assert red_flags.planted_examples_missed(np.arange(n) >= missed).status == status
+
+
 def test_randomness_is_declared_or_hidden_behind_one_key():
     same, other = np.stack([LOGITS] * 3), np.stack([LOGITS, LOGITS + 0.1 * RNG.normal(size=LOGITS.shape)])
     assert red_flags.randomness(other, declared=True, same_key=same).status == "pass"
