@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from robustjax import ops
+from robustjax.types import InputError
 
 
 def test_straight_through_has_the_one_value_bit_for_bit_and_the_other_gradient():
@@ -54,3 +55,19 @@ def test_channels_match_numpy(shape, dtype):
     assert (scaled.dtype, scaled.shape) == (dtype, shape)
     expected = np.einsum("b...c,bc->b...c", exact, weights)
     np.testing.assert_allclose(np.asarray(scaled, np.float32), expected, rtol=1e-6 if dtype == jnp.float32 else 4e-3)
+
+
+def test_classes_are_integers_one_for_each_example_from_0_to_one_less_than_there_are():
+    ops.check_classes("labels", np.array([0, 2]), 2, 3)
+    ops.check_classes("labels", np.zeros(0, np.int32), 0, 3)
+    for labels, got in (
+        (np.zeros(2), r"float64 \[2\]"),
+        (np.zeros(3, np.int32), r"int32 \[3\]"),
+        (np.zeros((2, 1), np.int32), r"int32 \[2, 1\]"),
+        (np.zeros((2, 3), np.float32), r"float32 \[2, 3\]"),
+        ([0, 2], r"list \[\]"),
+        (np.array([0, 3]), "0 to 3; number the classes"),
+        (np.array([-1, 2]), "-1 to 2; number the classes"),
+    ):
+        with pytest.raises(InputError, match=rf"labels must be integers \[2\] of classes 0 to 2, got {got}"):
+            ops.check_classes("labels", labels, 2, 3)

@@ -1,4 +1,8 @@
-"""Every value of a config and how values go together, checked before anything starts."""
+"""Every value of a config and how values go together, checked before anything starts.
+
+Values of the wrong type are refused where they come in: by ``_given.py`` from a command line or a file. The ranges of a
+defense's options are checked by the defense, ``robustjax/defenses/NAME.py``, which :func:`validate` makes for that.
+"""
 
 from __future__ import annotations
 

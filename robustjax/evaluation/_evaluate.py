@@ -81,7 +81,8 @@ def evaluate(
         budget: of ``"adaptive"``, ``"quick"`` or ``"full"``.
         batch_size: images at a time, over all devices, which have to divide it.
         eot_samples: draws over which attacks average a stochastic network.
-        num_draws: fresh draws on which each image of a stochastic network is classified.
+        num_draws: fresh draws on which each image of a stochastic network is classified, the same after every attack,
+            so that more attacks are not more chances.
         class_names: K strings, for records to name classes by.
         sources: name -> a deterministic network to transfer from, images -> logits [B, K].
         keep_images: keep the images that decide the worst case, for ``Evaluation.save_images``.

@@ -203,17 +203,18 @@ def _sweep(
     curves = {name: [] for name in chosen}
     for point, entry in zip(swept, sweep["points"], strict=True):
         curves[point.attack].append((point.at, entry["accuracy"], *entry["interval_95"]))
-    pictures.save_sweep(
-        picture,
-        curves,
-        quantity=kind,
-        marked=threat.epsilon if kind == "epsilon" else None,
-        chance=sweep["chance"],
-        title=(
-            f"{tables.network_name(sweep)} on {len(subject.labels):,} images of {sweep['dataset']}, {threat.norm}"
-            + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
-        ),
-    )
+    with files.writing(picture):
+        pictures.save_sweep(
+            picture,
+            curves,
+            quantity=kind,
+            marked=threat.epsilon if kind == "epsilon" else None,
+            chance=sweep["chance"],
+            title=(
+                f"{tables.network_name(sweep)} on {len(subject.labels):,} images of {sweep['dataset']}, {threat.norm}"
+                + (f" epsilon {threat.epsilon:.4g}" if kind == "steps" else "")
+            ),
+        )
     print(f"sweep: {place / f'sweep_{kind}.json'}; picture: {picture}")
     return sweep
 
@@ -231,18 +232,19 @@ def _save_picture(evaluation: Evaluation, subject: Subject, place: Path) -> Path
     shown = slice(len(outcome.adversarial))
     path = place / "examples.png"
     names = [*(subject.class_names or ())]
-    pictures.save_examples(
-        path,
-        np.asarray(floats(subject.images[shown])),
-        outcome.adversarial,
-        outcome.clean_predictions[shown],
-        outcome.predictions[shown],
-        subject.labels[shown],
-        label_names=names + [str(label) for label in range(len(names), subject.num_classes)],
-        title=(
-            f"{strongest['attack']}, {strongest['norm']} epsilon {strongest['epsilon']:.4g}: "
-            f"{strongest['accuracy']:.1%} robust"
-        ),
-        epsilon=strongest["epsilon"],
-    )
+    with files.writing(path):
+        pictures.save_examples(
+            path,
+            np.asarray(floats(subject.images[shown])),
+            outcome.adversarial,
+            outcome.clean_predictions[shown],
+            outcome.predictions[shown],
+            subject.labels[shown],
+            label_names=names + [str(label) for label in range(len(names), subject.num_classes)],
+            title=(
+                f"{strongest['attack']}, {strongest['norm']} epsilon {strongest['epsilon']:.4g}: "
+                f"{strongest['accuracy']:.1%} robust"
+            ),
+            epsilon=strongest["epsilon"],
+        )
     return path

@@ -83,6 +83,7 @@ class Subject(NamedTuple):
             batch_size=self.batch_size,
             layout=sharding.layout(),
             num_draws=self.num_draws,
+            draws=session.attack_key(self.key, "verification"),
             num_kept=None if self.keep_images else NUM_KEPT,
         )
 

@@ -1,4 +1,8 @@
-"""A run on disk: its config, its checkpoints, and who may write to it."""
+"""A run on disk: its config, its checkpoints, and who may write to it.
+
+:func:`load` reads the network of a checkpoint; files are read and written by ``checkpoint.py`` alone, also where a run
+goes on (``training/loop.py``) or begins with the weights of another (``warm_start.py``).
+"""
 
 from robustjax.runs._load import Run, load
 from robustjax.runs._train import train

@@ -68,6 +68,8 @@ def keep_compiled() -> None:
             return  # jax would warn of each program
     except OSError:
         return
+    # Of a disk that is full, it would say so of each program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -1,10 +1,14 @@
 """Checks of single arguments, each bound from both sides; test_inputs.py has the attacks that use them."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robustjax import attacks
 from robustjax.attacks import losses
 from robustjax.attacks.engine.inputs import _arguments as arguments
 from robustjax.attacks.engine.inputs import on_host
@@ -63,8 +67,45 @@ def test_a_radius_is_a_number_from_0_or_one_for_each_example():
     for value in (-1e-9, np.nan, [0.1, -0.1], np.zeros(3), np.zeros((2, 1)), "0.1"):
         with pytest.raises(InputError, match="epsilon must be a number >= 0, or one for each of 2 examples"):
             arguments.check_radius("epsilon", value, 2, allow_infinite=True)
+    for value, got in (
+        ("0.1", "'0.1'"),
+        (None, "None"),
+        (np.zeros((2, 1)), r"float64 \[2, 1\]"),
+        ([True], r"bool \[1\]"),
+    ):
+        with pytest.raises(InputError, match=f"got {got}; give one number for all"):
+            arguments.check_radius("epsilon", value, 2, allow_infinite=True)
     with pytest.raises(InputError, match="got inf"):
         arguments.check_radius("epsilon", np.inf, 2, allow_infinite=False)
+
+
+def test_logits_are_floats_of_each_example_and_two_classes_at_least():
+    logits = jnp.zeros((3, 2))
+    assert arguments.logits_of(logits, 3) is logits
+    assert arguments.logits_of(SimpleNamespace(logits=logits), 3) is logits
+    for outputs, got in (
+        (jnp.zeros((2, 2)), r"float32 \[2, 2\]; return a row"),
+        (jnp.zeros((3, 2), jnp.int32), r"int32 \[3, 2\]; return a row"),
+        (jnp.zeros((3, 2, 2)), r"float32 \[3, 2, 2\]; return a row"),
+        (jnp.zeros((3, 1)), r"float32 \[3, 1\]; of one score"),
+        (jnp.zeros(3), r"float32 \[3\]; of one score"),
+        ([logits], "list; return a row"),
+    ):
+        with pytest.raises(InputError, match=rf"logits_fn must return float logits \[3, K\] with K >= 2, got {got}"):
+            arguments.logits_of(outputs, 3)
+
+
+def test_images_are_batches_of_floats():
+    for num_axes, shape in ((None, (2, 3)), (None, (1, 2, 2, 1)), (4, (1, 2, 2, 1))):
+        assert arguments.as_images(np.zeros(shape), num_axes).shape == shape
+    for images, num_axes, message in (
+        (np.zeros(3), None, r"floats \[B, ...\], got float64 \[3\]; give a batch"),
+        (np.zeros((2, 3)), 4, r"floats \[B, H, W, C\], got float64 \[2, 3\]; give a batch"),
+        (np.zeros((2, 3), np.uint8), None, "divide integers by 255 and"),
+        (np.zeros((2, 3), bool), None, "convert them and"),
+    ):
+        with pytest.raises(InputError, match=message):
+            arguments.as_images(images, num_axes)
 
 
 def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
@@ -76,6 +117,28 @@ def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
         arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=2, library_loss=True)
     with pytest.raises(InputError, match="logits_fn must take"):
         arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=0, library_loss=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        (attacks.apgd, {"epsilon": 0.1, "num_steps": 8}),
+        (attacks.fab, {"epsilon": 0.1, "num_steps": 2}),
+        (attacks.square, {"epsilon": 0.1, "num_queries": 4}),
+        (attacks.hopskipjump, {"epsilon": 0.1, "num_steps": 1, "num_queries": 100}),
+        (attacks.cw, {"num_steps": 2}),
+        (attacks.deepfool, {"num_steps": 2}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_attacks_take_one_key_for_each_example(attack, options):
+    def network(images):
+        return images.reshape(2, -1)[:, :3]
+
+    images, labels = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, jnp.int32)
+    for keys in (jax.random.key(0), jax.random.split(jax.random.key(0))):
+        shape = jax.eval_shape(partial(attack, network, **options), keys, images, labels)
+        assert (shape.shape, shape.dtype) == (images.shape, images.dtype)
 
 
 def test_a_driver_gets_one_radius_for_each_image_and_refuses_to_have_none():

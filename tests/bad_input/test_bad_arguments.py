@@ -98,6 +98,7 @@ OF_ATTACKS = [
     ("images must be an array, got list", attacks.pgd, {**STEPS, "images": [[[1.0, 2.0], [3.0]]]}),
     ("images must be an array, got one with a mask", attacks.pgd, {**STEPS, "images": np.ma.masked_array(IMAGES)}),
     ("epsilon must be an array, got list", attacks.pgd, {**STEPS, "epsilon": [0.1, [0.1]]}),
+    ("for each of 2 examples, got 1e+39", attacks.pgd, {**STEPS, "epsilon": 1e39}),
     ("targeted must be True or False, got 'no'", attacks.pgd, {**STEPS, "targeted": "no"}),
     ("keep_best must be True or False", attacks.pgd, {**STEPS, "keep_best": 1}),
     ("random_start must be True, False", attacks.pgd, {**STEPS, "random_start": np.array([True, False])}),

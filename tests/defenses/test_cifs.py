@@ -87,10 +87,11 @@ def _softmax(values):
     return np.exp(values) / np.exp(values).sum(1, keepdims=True)
 
 
-def test_scale_and_temperature_match_numpy():
-    options = {"scale": 2.0, "temperature": 0.25}
+@pytest.mark.parametrize(("scale", "temperature"), [(2.0, 0.25), (0.5, 2.0)])
+def test_scale_and_temperature_match_numpy(scale, temperature):
+    options = {"scale": scale, "temperature": temperature}
     features, _ = cifs.select(_probe(), jnp.asarray(FEATURES), jnp.asarray(LABELS), **options)
-    expected = 2.0 * _softmax(_oracle(LABELS)[1] / 0.25)
+    expected = scale * _softmax(_oracle(LABELS)[1] / temperature)
     np.testing.assert_allclose(features, FEATURES * expected[:, None, None, :], rtol=1e-3, atol=1e-6)
 
 

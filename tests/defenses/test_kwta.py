@@ -39,6 +39,12 @@ def test_by_magnitude_the_largest_in_absolute_value_win_with_their_signs():
     np.testing.assert_array_equal(out, [[0.0, -4.0, 3.0, 0.0]])
 
 
+def test_a_guard_compares_with_signs_unless_it_is_told_otherwise():
+    maps = jnp.array([[1.0, -4.0, 3.0, -2.0]])
+    for options, expected in (({}, [[1.0, 0.0, 3.0, 0.0]]), ({"by_magnitude": True}, [[0.0, -4.0, 3.0, 0.0]])):
+        np.testing.assert_array_equal(kwta.KWTA(0.5, **options).apply({}, maps)[0], expected)
+
+
 def test_at_least_one_winner_and_the_dtype_stays():
     out = kwta.k_winners(jnp.array([[1.0, 2.0, 3.0]], jnp.bfloat16), fraction=0.01)
     assert out.dtype == jnp.bfloat16

@@ -105,6 +105,12 @@ def test_a_map_draws_all_pairs_as_the_exact_law_says():
     assert np.all(np.abs(outcomes - expected) <= 4 * np.sqrt(expected * (1 - expected) / 20000))
 
 
+def test_no_more_entries_are_kept_than_are_drawn():
+    """A hundred draws of twenty thousand equal entries: in three maps of four each finds another one."""
+    kept = np.sum(np.asarray(prune(jax.random.key(5), jnp.ones((64, 20_000)), fraction=0.005)) != 0, axis=1)
+    assert kept.max() == 100 and kept.min() > 90 and 0.6 < np.mean(kept == 100) < 0.95
+
+
 def test_mask_and_scale_are_constants_for_the_gradient(key):
     values = jnp.asarray(_map(16).reshape(1, 2, 2, 4))
     out, vjp = jax.vjp(lambda h: prune(key, h), values)

@@ -94,6 +94,8 @@ def test_bad_input_is_named():
         sns.sensitivity(features, features[:2])
     with pytest.raises(InputError, match=r"fraction must be in \(0, 1\], got 0"):
         sns.select_sensitive(jnp.ones(3), fraction=0)
+    with pytest.raises(InputError, match=r"fraction must be in \(0, 1\], got 1.01"):
+        sns.select_sensitive(jnp.ones(3), fraction=1.01)
     with pytest.raises(InputError, match="missing late"):
         sns.stabilizing_loss({"conv": features}, {"conv": features}, {"late": jnp.ones(6, bool)})
     with pytest.raises(InputError, match="missing any site"):

@@ -1,12 +1,15 @@
 """Memory that a program freed comes again without a page fault, and no Ctrl-C is lost."""
 
 import gc
+import pathlib
 import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
+import jax
 import pytest
 
 from robustjax.runtime import process
@@ -58,3 +61,25 @@ def test_an_interrupt_that_the_garbage_collector_would_drop_comes_once_more(monk
             time.sleep(30)
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def test_a_user_without_a_home_keeps_files_among_temporary_ones(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", homeless)
+    assert process.cache_folder().parent == pathlib.Path(tempfile.gettempdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # keep_compiled adds a filter, which is undone with this one
+def test_programs_are_kept_where_the_folder_can_be_written_and_nowhere_else(monkeypatch, tmp_path):
+    kept = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/below")
+    process.keep_compiled()
+    assert "jax_compilation_cache_dir" not in kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process.keep_compiled()
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / "robustjax" / process.processor())

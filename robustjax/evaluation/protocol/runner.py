@@ -17,7 +17,7 @@ from robustjax.evaluation.protocol.outcome import Outcome, Unit
 from robustjax.evaluation.protocol.protocols import Protocol, Threat
 from robustjax.runtime import hosts
 from robustjax.runtime.sharding import Layout
-from robustjax.types import Array, Key, LogitsFn
+from robustjax.types import Array, Batch, Key, LogitsFn
 
 # How many adversarial images an outcome keeps, to be looked at.
 NUM_KEPT = 8
@@ -43,6 +43,8 @@ class Runner:
         layout: of the devices.
         num_draws: for a stochastic network, on how many draws each image is classified, never an attack's own. 0 means
             a deterministic network.
+        draws: the key of these draws, which are then the same for every attack, so that attacks that change nothing
+            change nothing, however many they are. None: each call's own key.
         num_kept: how many of the first adversarial images outcomes hold; None: all.
 
     Attributes:
@@ -70,11 +72,12 @@ class Runner:
         batch_size: int,
         layout: Layout,
         num_draws: int = 0,
+        draws: Key | None = None,
         num_kept: int | None = NUM_KEPT,
     ):
         self.images, self.labels, self.threat = images, labels, threat
         self._num_kept = len(labels) if num_kept is None else num_kept
-        self._batch_size, self._layout, self._num_draws = batch_size, layout, num_draws
+        self._batch_size, self._layout, self._num_draws, self._draws = batch_size, layout, num_draws, draws
         network = inputs.as_pytree(network)
         self._network = layout.replicate(network)
         # Of several processes each does the whole of what a driver does, on devices of its own.
@@ -176,15 +179,19 @@ class Runner:
             RuntimeError: an image is outside ball or box, so that any figure would be meaningless.
         """
         rows = self.examples(protocol)[index]
-        _, key_verify = self._keys(key, index)
+        key_verify = self._keys(key, index)[1] if self._draws is None else self._draws
         images, labels = self._floats(rows), self.labels[rows]
         radius = np.float32(protocol.options.get("epsilon", self.threat.epsilon))
         parts, seconds = [], 0.0
-        pairs = zip(self._batches(images, labels), self._batches(adversarial, labels), strict=True)
-        for i, (batch, moved) in enumerate(pairs):
+        size = self._padded_size
+        # An example has its place in a batch by its number, so that its draws are the same in units of any size.
+        for i in range(rows.start // size, -(-rows.stop // size)):
+            first, last = max(rows.start, i * size), min(rows.stop, (i + 1) * size)
+            part, place = slice(first - rows.start, last - rows.start), slice(first - i * size, last - i * size)
+            batch, moved = (self._placed(points[part], labels[part], place) for points in (images, adversarial))
             key_batch = jax.random.fold_in(key_verify, i)
             found, spent = self._verify(self._network, key_batch, batch.images, moved.images, batch.labels, radius)
-            parts.append({name: values[batch.mask] for name, values in found.items()})
+            parts.append({name: values[place] for name, values in found.items()})
             seconds += spent
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not (valid := arrays.pop("valid")).all():
@@ -227,6 +234,17 @@ class Runner:
     def _batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
         for batch in data.batches(images, labels, self._padded_size):
             yield self._layout.split_batch(batch)._replace(mask=batch.mask)  # the mask is the host's
+
+    def _placed(self, images: np.ndarray, labels: np.ndarray, place: slice) -> Batch[Array]:
+        """A batch with these examples at a place, and black images of class 0 at all others."""
+        whole = Batch(
+            np.zeros((self._padded_size, *images.shape[1:]), images.dtype),
+            np.zeros(self._padded_size, labels.dtype),
+            np.zeros(self._padded_size, bool),
+        )
+        for values, own in zip(whole, (images, labels, True), strict=True):
+            values[place] = own
+        return self._layout.split_batch(whole)
 
     def _attacked(
         self, protocol: Protocol, key: Key, images: np.ndarray, labels: np.ndarray, progress: Callable

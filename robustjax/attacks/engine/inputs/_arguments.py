@@ -19,6 +19,7 @@ from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 # Losses that take logits and integer labels. `losses.kl` also takes distributions as labels.
 INTEGER_LABEL_LOSSES = (losses.cross_entropy, losses.margin, losses.dlr)
 LIBRARY_LOSSES = (*INTEGER_LABEL_LOSSES, losses.kl)
+LARGEST_RADIUS = 1e18
 
 
 def at_least(least: int, **counts: Any) -> None:
@@ -260,7 +261,8 @@ def check_radius(name: str, value: Any, num_examples: int, *, allow_infinite: bo
     if not _is_concrete(given) or given.size == 0:
         return
     values = np.asarray(given, np.float64)
-    wrong = values[~((values >= 0) & (np.isfinite(values) | allow_infinite))]  # NaN compares false
+    # NaN compares false. The squares of what is larger overflow, and images with them.
+    wrong = values[~((values >= 0) & ((values <= LARGEST_RADIUS) | (np.isinf(values) & allow_infinite)))]
     if wrong.size:
         raise InputError(f"{name} must be {wanted}, got {wrong.flat[0]:g}; give it in the units of the pixels")
 

@@ -1,0 +1,39 @@
+"""Outputs that take nothing more: a pipe that is closed, a log on a full disk."""
+
+import errno
+
+import pytest
+from absl import flags
+
+from robustjax import cli
+
+pytestmark = pytest.mark.bad_input
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: nothing more can be written: No space left"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")  # commands add a filter, which is undone with this one
+def test_an_output_that_takes_no_more_ends_without_a_traceback(monkeypatch, capsys, error, status, said):
+    silenced = []
+    monkeypatch.setattr(cli, "_say_no_more", lambda: silenced.append(True))
+
+    def main():
+        raise error
+
+    assert cli.call(main, [], options=flags.FlagValues()) == status
+    assert silenced and capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_errors_of_the_system_keep_their_traceback():
+    def main():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.call(main, [], options=flags.FlagValues())

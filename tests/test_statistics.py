@@ -1,0 +1,50 @@
+"""Intervals against the equations that define them, and at their ends."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from robustjax.statistics import paired_difference, wilson_interval
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilsons_ends_are_the_shares_from_which_the_observed_one_is_z_deviations_away(level):
+    z = norm.ppf(0.5 + level / 2)
+    for total in (1, 2, 7, 500):
+        for successes in (0, total // 3, total):
+            share = successes / total
+            for end in wilson_interval(successes, total, z=z):
+                np.testing.assert_allclose(abs(share - end), z * math.sqrt(end * (1 - end) / total), atol=1e-9)
+
+
+def test_wilsons_interval_is_in_0_and_1_and_around_the_share_whatever_is_rounded():
+    for total in range(1, 1000):
+        for successes in (0, 1, total - 1, total):
+            low, high = wilson_interval(successes, total)
+            assert 0.0 <= low <= successes / total <= high <= 1.0
+        assert wilson_interval(0, total)[0] == 0.0 and wilson_interval(total, total)[1] == 1.0
+
+
+def test_a_difference_is_that_of_agresti_and_min():
+    """With half an image more in each of the four kinds of pairs; of several seeds an image's mean counts."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((3, 40)) < 0.7, rng.random((3, 40)) < 0.4
+    for rows in (slice(0, 1), slice(0, 3)):
+        change = np.mean(first[rows].astype(float) - second[rows], axis=0)
+        weighted = np.concatenate([change, [0.0, 0.0, 1.0, -1.0]])
+        weights = np.concatenate([np.ones(40), np.full(4, 0.5)])
+        mean = np.average(weighted, weights=weights)
+        variance = np.average((weighted - mean) ** 2, weights=weights)
+        difference, ends = paired_difference(first[rows], second[rows], z=1.5)
+        np.testing.assert_allclose(difference, change.mean())
+        np.testing.assert_allclose(ends, [mean - 1.5 * math.sqrt(variance / 42), mean + 1.5 * math.sqrt(variance / 42)])
+
+
+def test_the_interval_of_a_difference_ends_at_1():
+    won, lost = np.ones(3, bool), np.zeros(3, bool)
+    for first, second, wanted in ((won, lost, 1.0), (lost, won, -1.0)):
+        difference, (low, high) = paired_difference(first, second, z=9.0)
+        assert difference == wanted and low == -1.0 and high == 1.0
+    assert paired_difference(won, won)[0] == 0.0
