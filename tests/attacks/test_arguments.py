@@ -119,6 +119,24 @@ def test_a_network_that_draws_is_asked_with_the_first_of_many_keys():
         arguments.check_outputs(draws, key, images, labels, losses.margin, eot_samples=0, library_loss=True)
 
 
+def test_labels_are_compared_with_logits_and_with_no_other_outputs():
+    images, key = jnp.zeros((2, 3)), jax.random.key(0)
+
+    def check(network, labels, loss=losses.margin):
+        library_loss = loss is losses.margin
+        arguments.check_outputs(network, key, images, labels, loss, eot_samples=0, library_loss=library_loss)
+
+    def own(outputs, labels):
+        return jnp.sum(outputs, axis=(1, 2)) + labels.astype(jnp.float32)
+
+    check(lambda images: images, jnp.array([0, 2]))
+    with pytest.raises(InputError, match="labels must be classes 0 to 2, as there are logits"):
+        check(lambda images: images, jnp.array([0, 3]))
+    check(lambda images: jnp.zeros((2, 3, 3)), jnp.array([0, 3]), own)
+    with pytest.raises(InputError, match="loss must return one number for each example"):
+        check(lambda images: jnp.zeros((2, 3, 3)), jnp.array([0, 3]), lambda outputs, labels: jnp.sum(outputs))
+
+
 @pytest.mark.parametrize(
     ("attack", "options"),
     [

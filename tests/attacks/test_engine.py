@@ -1,6 +1,5 @@
 """The parts under AutoAttack, one by one: sizes of attacks and batches, steps, calls in the background."""
 
-import inspect
 import threading
 import time
 from types import SimpleNamespace
@@ -64,9 +63,23 @@ def test_a_batch_has_the_largest_size_of_which_fewer_slots_stay_empty_than_the_n
         assert [lanes.Driver._size(driver, count) for count in counts] == [64, 64, 16, 16, 4, 4]
 
 
-def test_a_stochastic_network_is_evaluated_by_draws_and_gradients_of_the_documented_numbers():
-    assert inspect.signature(autoattack).parameters["num_draws"].default == 200
+def test_gradients_of_a_stochastic_network_are_means_of_the_published_number_of_draws():
     assert autoattack_lib.RAND_EOT_SAMPLES == 20
+
+
+def test_the_worst_case_of_a_network_that_draws_is_what_all_attacks_left(key):
+    def network(images, key):
+        score = jnp.sum(images - 0.4, axis=(1, 2, 3))
+        return jnp.stack([score, -score], axis=1)
+
+    images, labels = np.full((4, 2, 2, 1), 0.5, np.float32), np.zeros(4, np.int32)
+    found = autoattack(
+        network, key, images, labels, epsilon=np.array([0.05, 0.2, 0.2, 0.2]), norm="linf", version=["apgd-ce"],
+        eot_samples=2, batch_size=4,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.robust, [True, False, False, False])
+    assert found.acceptance["clean"].expected == 1.0 and found.acceptance["worst_case"].expected == 0.25
+    assert found.acceptance["worst_case"].num_draws == 200  # as documented
 
 
 @pytest.mark.parametrize(("stops_early", "taken"), [(False, 5), (True, 2)])

@@ -106,3 +106,8 @@ def test_where_nothing_can_be_planted_nothing_is_said():
     some = lambda images: toys.linear(images).at[:5].set(jnp.inf)  # noqa: E731
     planted = active.plant(trial_of(some), EVERY)
     assert planted.rows.min() == 5 and not planted.plant.weights[:5].any()
+    # Nor are they at the image alone, where h has to be -1.
+    hole = lambda images: jnp.where(  # noqa: E731
+        jnp.all(images == IMAGES, axis=(1, 2, 3))[:, None] & (EVERY < 5)[:, None], jnp.nan, toys.linear(images)
+    )
+    assert active.plant(trial_of(hole), EVERY).rows.min() == 5

@@ -1,5 +1,6 @@
 """What a verdict measures by, against NumPy: recorded PGD, goals, gradients; and which attacks run on what."""
 
+import time
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
-from robustjax.evaluation.verdict import _judge, batteries, diagnostics, goals, probes, relaxations
+from robustjax.evaluation.verdict import _judge, batteries, diagnostics, examples, goals, probes, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Goal, Networks, Plant
@@ -95,6 +96,42 @@ def test_recorded_pgd_is_that_of_numpy_and_repeats_its_last_iterate():
     np.testing.assert_allclose(record.loss, loss.T, atol=1e-4)
     np.testing.assert_allclose(record.margin, margins.T, atol=1e-4)
     np.testing.assert_allclose(record.images, best, atol=1e-5)
+
+
+def test_a_pixel_whose_gradient_is_not_a_number_stays_where_it_is():
+    def rooted(weights, images):
+        return linear(weights, images) + jnp.sqrt(0.0 * images[:, :1, 0, 0])
+
+    goal = trial_of().goal(ROWS, view="direct", loss="ce")
+    record = probes.recorded_pgd(
+        Networks(jax.tree_util.Partial(rooted, network().args[0])), toys.KEY, IMAGES, LABELS, goal,
+        np.float32(EPSILON), np.float32(EPSILON), np.int32(1), np.int32(1), np.bool_(False), stochastic=False,
+        norm="linf", bounds=(0.0, 1.0),
+    )  # fmt: skip
+    assert np.isnan(record.gradient[:, 0, 0, 0]).all()
+    np.testing.assert_array_equal(record.images[:, 0, 0, 0], IMAGES[:, 0, 0, 0])
+    assert np.mean(record.images != IMAGES) > 0.9
+
+
+def test_of_random_points_every_other_one_is_on_the_ball():
+    trial = trial_of()
+    trial.norm = "l2"
+    found = trial.random_points(ROWS, 40)
+    lengths = np.linalg.norm((found.strongest - IMAGES).reshape(16, -1).astype(np.float64), axis=1)
+    # Uniform in a ball of 64 dimensions hardly any is so near the end.
+    assert lengths.max() < EPSILON * (1 + 1e-5) and np.sum(lengths > EPSILON * (1 - 1e-5)) > 4
+
+
+def test_predictions_are_to_be_stable_under_8_of_255_in_units_of_the_box(monkeypatch):
+    asked, trial = [], trial_of()
+    trial.bounds = (-1.0, 1.0)
+    trial.random_points = lambda rows, count, *, key, most: (
+        asked.append((count, most)) or SimpleNamespace(change=np.zeros(len(rows)))
+    )
+    monkeypatch.setattr(diagnostics.broader, "accuracies", lambda trial, rows: {})
+    monkeypatch.setattr(diagnostics.red_flags, "broader_threats", lambda *_: None)
+    assert diagnostics.surroundings(trial, ROWS)["unstable_predictions"].status == "pass"
+    assert asked == [(100, 16 / 255)]
 
 
 def test_a_goal_is_a_weighted_sum_of_losses_of_the_view_that_it_names():
@@ -240,6 +277,37 @@ def test_the_examples_of_a_trial_and_their_likeliest_wrong_classes():
     drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network().args[0])
     drawn = trial_of(Networks(drawing), stochastic=True, num_measured=5, num_measured_by_draws=2, num_draws=3)
     np.testing.assert_array_equal(drawn.measured, [0, 1])
+
+
+def test_margins_are_those_of_the_strongest_other_class_and_what_is_undefined_is_the_most():
+    np.testing.assert_allclose(examples.margin(scores(IMAGES), LABELS), margin(scores(IMAGES), LABELS))
+    logits = np.array([[np.inf, np.inf], [0.0, -np.inf], [np.nan, 0.0]])
+    assert examples.margin(logits, np.zeros(3, np.int32)).tolist()[::2] == [np.inf, np.inf]
+    assert examples.margin(logits, np.zeros(3, np.int32))[1] < -1e300
+
+
+def test_the_whole_box_is_a_ball_around_every_image_of_it():
+    for norm, radius in (("linf", 1.5), ("l2", 12.0), ("l1", 96.0)):
+        trial = trial_of()
+        trial.norm, trial.bounds = norm, (-0.5, 1.0)
+        assert trial.whole_box() == radius
+
+
+def test_seconds_add_up_and_misclassified_examples_are_counted():
+    lines = []
+    trial = trial_of()
+    trial.report = lines.append
+    for _ in range(2):
+        trial.timed("pgd", ROWS[:4], time.perf_counter() - 100.0, np.where(ROWS < 3, 1.0, 0.25))
+    assert 200.0 <= trial.seconds["pgd"] < 260.0
+    assert lines[1].startswith("pgd: 3 of 4 examples misclassified, 100.")
+
+
+def test_of_no_examples_a_planted_attack_returns_no_images():
+    trial = trial_of()
+    plant = Plant(np.zeros((16, 4), np.float32), np.zeros(16, np.float32))
+    found = trial.planted_apgd(ROWS[:0], plant, view="direct", loss="ce")
+    assert found.shape == (0, *IMAGES.shape[1:])
 
 
 def test_pgd_with_its_options_varied_breaks_what_is_in_reach():

@@ -1,0 +1,111 @@
+"""The parts of relaxing what a program hides: which findings together, in which order, on which examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import verdict_toys as toys
+
+from robustjax.evaluation.verdict import goals, relaxations
+from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.trial import Trial
+from robustjax.transforms import Finding
+
+
+def finding(kind, primitive="round", where="net.py:3 (f)"):
+    return Finding(kind, primitive, where, 1, "")
+
+
+def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
+    kinds = ["step", "selection", "step", "detached"]
+    assert relaxations._groups([finding(kind) for kind in kinds]) == [[0], [1], [2], [3]]
+    eight, nine = (kinds * 3)[:8], (kinds * 3)[:9]
+    assert relaxations._groups([finding(kind) for kind in eight]) == [[i] for i in range(8)]
+    assert relaxations._groups([finding(kind) for kind in nine]) == [[0, 2, 4, 6, 8], [1, 5], [3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["step"], [("step", [1], 1.0, "through")]),
+        (["selection"], [("selection", [1], 1.0, "through"), *[("all", [1], t, "through") for t in (0.3, 3.0)]]),
+        (
+            ["step", "detached"],
+            [("step", [1, 0], 1.0, "through"), ("detached", [0, 1], 1.0, "through"), ("all", [1, 1], 1.0, "through")],
+        ),
+        (
+            ["inner_optimisation"],
+            [
+                ("inner_optimisation", [1], 1.0, "through"),
+                ("all", [1], 1.0, "around"),
+                ("all", [1], 1.0, "without"),
+            ],
+        ),
+    ],
+)
+def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
+    findings = [finding(kind) for kind in kinds]
+    plans = list(relaxations._plans(findings, relaxations._groups(findings)))
+    assert [(plan.name, plan.strengths.tolist(), plan.temperature, plan.loops) for plan in plans] == expected
+
+
+def test_a_sign_is_relaxed_at_every_temperature_too():
+    findings = [finding("step", "sign")]
+    assert [plan.temperature for plan in relaxations._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
+
+
+def test_what_was_relaxed_is_said_in_three_lines_at_most():
+    findings = [finding("step", "round", f"net.py:{i} (f)") for i in (1, 2, 2, 3, 4, 5)]
+    plan = relaxations._Plan("all", np.array([1, 1, 1, 0, 0, 0]), 1.0, "through")
+    assert relaxations._words(plan, findings) == "round at net.py:1 (f), round at net.py:2 (f)"
+    plan = plan._replace(strengths=np.ones(6))
+    lines = ", ".join(f"round at net.py:{i} (f)" for i in (1, 2, 3))
+    assert relaxations._words(plan, findings) == f"{lines} and 2 more"
+
+
+def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_side_only():
+    angles = np.deg2rad([0, 59, 61, 180])
+    one = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3.0
+    np.testing.assert_array_equal(relaxations._turned(one, np.array([[2.0, 0.0]])), [False, False, True, True])
+    nothing, something = np.zeros((1, 2)), np.ones((1, 2))
+    assert relaxations._turned(nothing, something) and relaxations._turned(something, nothing)
+    assert not relaxations._turned(nothing, nothing)
+
+
+@pytest.mark.parametrize("num_found", [0, 1])
+def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monkeypatch):
+    images, labels, _ = toys.linear_examples(16, "linf")
+    hiding = goals.as_logits_fn(lambda images: toys.linear(jax.lax.stop_gradient(jnp.round(3.0 * images) / 3.0)))
+    trial = Trial(
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+    )  # fmt: skip
+    findings = relaxations.find(hiding, images[:2], ())
+    assert {finding.kind for finding in findings} == {"step", "detached"}
+    run, rows = [], np.arange(16)
+    last = f"relaxed:{findings[1].kind}"
+
+    def apgd(name, rows, *, loss, target, **options):
+        assert options["view"] == "direct"
+        shares = np.zeros(16, np.float32)
+        if name == last and not any(before[0] == name for before in run):
+            shares[rows[:num_found]] = 1.0
+        run.append((name, rows.tolist(), loss, target))
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    found = relaxations.attack(trial, hiding, findings, rows, rows, quicken=False)
+    first = f"relaxed:{findings[0].kind}"
+    sample, rest = list(range(8)), list(range(8, 16))
+    expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
+    if num_found:  # the best two, each on the rest and then aimed at classes
+        left = list(range(1, 16))
+        for name in (last, first):
+            expected += [(name, rest, "ce", 0), *[(name, left, "targeted", target) for target in range(3)]]
+    else:  # everything relaxed, and no more than the sample
+        expected += [("relaxed:all", [], "ce", 0), *[("relaxed:all", sample, "targeted", t) for t in range(3)]]
+    assert run == expected
+    assert [remedy.misclassified for remedy in found.remedies] == [0, num_found]
+    assert [(remedy.tried, remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 8, 8)] * 2
+    np.testing.assert_array_equal(found.share, rows < num_found)
+    assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
