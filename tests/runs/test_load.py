@@ -100,7 +100,7 @@ def test_nothing_is_said_while_a_run_is_loaded(workdir, caplog, capfd):
     assert caplog.text == "" and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("checkpoints/8"), DamagedError("its manifest is missing")], ids=str)
+@pytest.mark.parametrize("error", [FileNotFoundError("checkpoints/8"), DamagedError("no manifest")], ids=str)
 def test_a_checkpoint_that_a_run_deletes_meanwhile_is_looked_for_again(workdir, monkeypatch, error):
     find, calls = Checkpoints.find, []
 
