@@ -11,12 +11,14 @@ import jax
 from robustjax import build, data, defenses
 from robustjax.defenses.convention import STATISTICS, with_statistics
 from robustjax.runs import config_file, network
-from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints, DamagedError
 from robustjax.runtime import hosts, sharding
 from robustjax.types import Config, InputError, LogitsFn
 
 # Training images at a time when statistics of them are measured.
 STATISTICS_BATCH_SIZE = 500
+# How often a checkpoint is looked for in a run that goes on and deletes older ones.
+ATTEMPTS = 5
 
 
 class Run(NamedTuple):
@@ -109,10 +111,7 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
             f"--defense={defense}: the run was trained with {config.defense.name or 'no defense'}, and one of "
             "the two has trained parameters, which cannot be switched on or off; set config.defense.name in training"
         )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.find(str(checkpoint))
-        restore = partial(checkpoints.restore, step, abstract, layout)
-        variables = hosts.together(restore).evaluated
+    step, variables = _read(workdir, str(checkpoint), abstract, layout)
     if chosen is not None and chosen.statistics:
         # The same work on each device: no batch, not even the last, has to be divisible by their number.
         batches = map(layout.replicate, build.training_images(config, STATISTICS_BATCH_SIZE))
@@ -120,3 +119,19 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     stochastic = chosen is not None and chosen.stochastic
     logits_fn = jax.tree_util.Partial(network.logits_fn(module, stochastic=stochastic), variables)
     return Run(config, module, variables, step, chosen, spelling, logits_fn)
+
+
+def _read(workdir: str | Path, checkpoint: str, abstract: Any, layout: sharding.Layout) -> tuple[int, Any]:
+    """The step of a checkpoint, and its variables; begins anew where a run that goes on has deleted it meanwhile."""
+    attempts = 1 if hosts.several() else ATTEMPTS  # of several processes one might begin anew, and others not
+    for attempt in range(1, attempts + 1):
+        step = None
+        try:
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                step = checkpoints.find(checkpoint)
+                return step, hosts.together(partial(checkpoints.restore, step, abstract, layout)).evaluated
+        except (FileNotFoundError, DamagedError):
+            deleted = step is None or not (Path(workdir) / "checkpoints" / str(step)).exists()
+            if not deleted or attempt == attempts:
+                raise
+    raise AssertionError  # the last attempt returns or raises

@@ -10,7 +10,7 @@ import pytest
 from robustjax import build, config, data, evaluation, runs
 from robustjax.defenses.composition import trained as trained_part
 from robustjax.runs import config_file
-from robustjax.runs.checkpoint import Checkpoints
+from robustjax.runs.checkpoint import Checkpoints, DamagedError
 from robustjax.runs.claim import claim
 from robustjax.types import InputError
 
@@ -98,3 +98,21 @@ def test_defenses_at_chosen_sites_are_loaded_and_joined_by_others(tmp_path):
 def test_nothing_is_said_while_a_run_is_loaded(workdir, caplog, capfd):
     runs.load(workdir)
     assert caplog.text == "" and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("checkpoints/8"), DamagedError("no manifest")], ids=str)
+def test_a_checkpoint_that_a_run_deletes_meanwhile_is_looked_for_again(workdir, monkeypatch, error):
+    find, calls = Checkpoints.find, []
+
+    def deleted_once(self, name):
+        calls.append(name)
+        if len(calls) == 1:
+            raise error
+        return find(self, name)
+
+    monkeypatch.setattr(Checkpoints, "find", deleted_once)
+    assert runs.load(workdir, checkpoint="last").step == 16 and calls == ["last", "last"]
+    calls.clear()
+    monkeypatch.setattr("robustjax.runs._load.ATTEMPTS", 1)
+    with pytest.raises(type(error)):
+        runs.load(workdir, checkpoint="last")
