@@ -70,7 +70,7 @@ def with_derivative_of(value: Array, surrogate: Any, strength: Strength) -> Arra
 def _scan(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], first: Any, place: Place | None) -> list[Any]:
     del first
     params, place = equation.params, _source.within(equation, place)
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = _program.scan_counts(params)
     strength = evaluator.strength_of(("inner_optimisation", "scan", place.line))
     if strength is not None and evaluator.loops != "through":
         results = _program.bind(equation, *operands)

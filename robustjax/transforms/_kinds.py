@@ -217,8 +217,8 @@ class _Reader:
                 self.know(equation.outvars, [_program.bind(equation, *map(jnp.asarray, values))])
 
     def _scan(self, params: dict[str, Any], given: list[int], place: Place | None) -> list[int]:
-        consts, carry, inputs = _split(given, params["num_consts"], params["num_carry"])
-        count = params["num_carry"]
+        num_consts, count = _program.scan_counts(params)
+        consts, carry, inputs = _split(given, num_consts, count)
         turn = lambda carry: self.read(params["jaxpr"].jaxpr, [*consts, *carry, *inputs], place)  # noqa: E731
         return turn(self._settled(lambda carry: turn(carry)[:count], carry))
 

@@ -49,6 +49,14 @@ def rewritten(function: Callable[..., Any], rule_of: RuleOf) -> Callable[..., An
     return call
 
 
+def scan_counts(params: Any) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are its carry; what is left is scanned over."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # as jax 0.12 has it
+    return len(constants), len(carry)
+
+
 def evaluate(program: ClosedJaxpr, rule_of: RuleOf, *arguments: Any) -> list[Any]:
     """What a program returns."""
     jaxpr = program.jaxpr

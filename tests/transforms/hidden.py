@@ -176,8 +176,7 @@ HIDES = {
     "thermometer": (lambda x: linear(thermometer(x)), {"selection"}),
     "clamped": (lambda x: linear(jax.lax.clamp(0.45, x, 0.55)), {"selection"}),
     "saturated": (lambda x: jax.nn.sigmoid(1000.0 * linear(x)), {"saturation"}),
-    # Of a gradient that vanishes rounding is left, which is another without the softmax's own stop_gradient.
-    "saturated softmax": (lambda x: jax.nn.softmax(1000.0 * linear(x)), {"saturation", "detached"}),
+    "saturated softmax": (lambda x: jax.nn.softmax(1000.0 * linear(x)), {"saturation"}),
     "python": (lambda x: linear(python(x)), {"callback"}),
     "descent": (lambda x: linear(descended(x)), {"inner_optimisation"}),
     "while": (lambda x: linear(grown(x)), {"inner_optimisation", "batch_dependent"}),
