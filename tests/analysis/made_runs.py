@@ -11,7 +11,7 @@ from robustjax.evaluation.protocol.protocols import CLEAN
 CONDITIONS = {"dataset": "digits", "split": "test", "batch_norm": "running statistics", **records.conditions()}
 
 
-def judged(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), **changes):
+def evaluated(folder, *, seed=0, robust=60, total=100, attacks=("clean", "pgd20"), **changes):
     """The folder of a run with records of so many robust images."""
     made = config.base()
     made.seed = seed

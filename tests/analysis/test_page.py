@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_runs import judged
+from made_runs import evaluated
 
 from robustjax.analysis import page, summary, svg
 from robustjax.types import InputError
@@ -51,7 +51,7 @@ def seven(folder):
     rng = np.random.default_rng(0)
     workdirs = []
     for i, name in enumerate((None, "cas", "cifs", "fsr", "sns", "kwta", "sap")):
-        workdir = judged(
+        workdir = evaluated(
             folder / f"{i}", robust=40 + 7 * i, attacks=("clean", "fgsm", "pgd20", "autoattack"), defense__name=name,
             data__name=HOSTILE if i == 1 else "digits",
         )  # fmt: skip
@@ -126,7 +126,7 @@ def test_seven_runs_are_small_and_every_section_is_there(made):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    workdir = judged(tmp_path / "run")
+    workdir = evaluated(tmp_path / "run")
     for name, content in (("trust.json", "{"), ("trust.json", "{}"), ("sweep_epsilon.json", "[]"), ("a.npz", "PK")):
         (workdir / "evaluation" / name).write_text(content)
         with pytest.raises(InputError, match=rf"{name} is damaged"):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_runs import judged
+from made_runs import evaluated
 
 from robustjax.analysis import page, summary
 from robustjax.types import InputError
@@ -34,7 +34,7 @@ def shown(run):
 
 @pytest.fixture
 def run(tmp_path):
-    made = judged(tmp_path / "run")
+    made = evaluated(tmp_path / "run")
     (made / "analysis").mkdir()
     (made / "analysis" / "x.png").write_bytes(b"no picture")
     return made

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_runs import judged
+from made_runs import evaluated
 
 from robustjax.analysis import page, summary
 from robustjax.evaluation.protocol import records
@@ -12,19 +12,19 @@ from robustjax.types import InputError
 
 
 def test_seeds_share_a_row_and_configs_do_not(tmp_path):
-    workdirs = [judged(tmp_path / f"{seed}", seed=seed, robust=60 + seed) for seed in (0, 3, 6)]
-    workdirs.append(judged(tmp_path / "cas", robust=50, defense__name="cas", defense__beta=1.0))
+    workdirs = [evaluated(tmp_path / f"{seed}", seed=seed, robust=60 + seed) for seed in (0, 3, 6)]
+    workdirs.append(evaluated(tmp_path / "cas", robust=50, defense__name="cas", defense__beta=1.0))
     plainly, guarded = summary.summarise([*workdirs, workdirs[0]])  # the last is named twice
     assert plainly.seeds == (0, 3, 6) and guarded.seeds == (0,)
     assert (plainly.label, guarded.label) == ("no defense", "defense cas, defense.beta=1.0")
     cell = plainly.cells["pgd20"]
     assert cell.mean == pytest.approx(0.63) and cell.spread == pytest.approx(0.03)
-    # The runs were judged on the same images: three of them say no more about other images than one does.
+    # The runs were evaluated on the same images: three of them say no more about other images than one does.
     assert cell.interval == wilson_interval(63, 100)
 
 
 def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
-    rows = summary.summarise([judged(tmp_path / "a"), judged(tmp_path / "b", robust=41, model__name="lenet5")])
+    rows = summary.summarise([evaluated(tmp_path / "a"), evaluated(tmp_path / "b", robust=41, model__name="lenet5")])
     text = page.page(rows)
     for part in ("60.0", "41.0", "worst case", "linf epsilon 0.2", "model lenet5"):
         assert part in text
@@ -35,7 +35,7 @@ def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
 
 
 def test_a_record_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
-    new, old = judged(tmp_path / "new"), judged(tmp_path / "old", seed=1)
+    new, old = evaluated(tmp_path / "new"), evaluated(tmp_path / "old", seed=1)
     for path in (old / "evaluation").glob("*.json"):
         record = json.loads(path.read_text())
         if "config" in record:
@@ -45,8 +45,8 @@ def test_a_record_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path)
     assert row.seeds == (0, 1)
 
 
-def test_what_was_not_judged_alike_is_not_averaged(tmp_path):
-    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", seed=1, total=90)]
+def test_what_was_not_evaluated_alike_is_not_averaged(tmp_path):
+    workdirs = [evaluated(tmp_path / "a"), evaluated(tmp_path / "b", seed=1, total=90)]
     with pytest.raises(InputError, match="90 and 100 images"):
         summary.summarise(workdirs)
 
@@ -63,7 +63,7 @@ def test_what_was_not_judged_alike_is_not_averaged(tmp_path):
     ids=str,
 )
 def test_seeds_under_other_conditions_are_not_averaged(tmp_path, change, cause):
-    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", seed=1)]
+    workdirs = [evaluated(tmp_path / "a"), evaluated(tmp_path / "b", seed=1)]
     for path in (workdirs[1] / "evaluation").glob("*.json"):
         entry = json.loads(path.read_text())
         path.write_text(json.dumps(entry | {name: change[name] for name in change if name in entry or name == "data"}))
@@ -73,7 +73,7 @@ def test_seeds_under_other_conditions_are_not_averaged(tmp_path, change, cause):
 
 
 def test_rows_of_other_threats_say_so(tmp_path):
-    workdirs = [judged(tmp_path / "a"), judged(tmp_path / "b", model__name="lenet5")]
+    workdirs = [evaluated(tmp_path / "a"), evaluated(tmp_path / "b", model__name="lenet5")]
     for path in (workdirs[1] / "evaluation").glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"epsilon": 0.1}))
     labels = [row.label for row in summary.summarise(workdirs)]
@@ -83,14 +83,14 @@ def test_rows_of_other_threats_say_so(tmp_path):
 def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no evaluation"):
         summary.summarise([tmp_path])
-    folder = judged(tmp_path / "a")
+    folder = evaluated(tmp_path / "a")
     (folder / "evaluation" / "clean.json").write_text(json.dumps({"attack": "clean"})[:-3])
     with pytest.raises(InputError, match=r"clean\.json is damaged"):
         summary.summarise([folder])
 
 
 def test_several_threats_have_a_column_each_and_what_is_put_aside_is_left_out(tmp_path):
-    folder = judged(tmp_path / "run") / "evaluation"
+    folder = evaluated(tmp_path / "run") / "evaluation"
     entry = json.loads((folder / "pgd20.json").read_text())
     records.write(folder, "pgd20-l2-0.5", entry | {"norm": "l2", "epsilon": 0.5, "accuracy": 0.25})
     threats = [{"norm": "linf", "epsilon": 0.2}, {"norm": "l2", "epsilon": 0.5}]
@@ -118,7 +118,7 @@ def _of_model(folder, run, **about):
 
 
 def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
-    run = judged(tmp_path / "run")
+    run = evaluated(tmp_path / "run")
     network = {"model": "mine.py:network", "weights": "net.pt", "weights_sha256": "12ab"}
     named = _of_model(tmp_path / "named", run, network=network, dataset="test.npz", split=None)
     other = _of_model(tmp_path / "other", run, network=network | {"weights": "other.pt"})

@@ -431,6 +431,9 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
     assert traces == 2 and ask._cache_size() == 3
     # What is no array, or may change without being another object, stays as it was: in a function around it.
     mutable = types.SimpleNamespace(scale=1.0)
-    for other in (functools.partial(linear, "w"), functools.partial(linear, mutable), functools.partial(WEIGHTS.dot)):
+    shaped = functools.partial(lambda shape, images: images.reshape(tuple(shape)), np.array([2, -1]))
+    of_text, of_mutable = functools.partial(linear, "w"), functools.partial(linear, mutable)
+    assert jax.jit(lambda network, images: network(images))(inputs.as_pytree(shaped), IMAGES).shape == (2, 54)
+    for other in (of_text, of_mutable, functools.partial(WEIGHTS.dot), shaped):
         kept = inputs.as_pytree(other)
         assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)

@@ -26,7 +26,7 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
 
     Arrays of a ``jax.tree_util.Partial`` become traced arguments, so that other weights compile nothing new. So do
     those of a ``functools.partial`` of a function, or of a method of a frozen module, whose positional arguments are
-    pytrees of arrays, as ``partial(module.apply, variables, train=False)``.
+    pytrees of arrays with floats among them, as ``partial(module.apply, variables, train=False)``.
 
     Example:
         >>> import functools
@@ -62,7 +62,9 @@ def _with_traced_arguments(function: functools.partial[Any]) -> jax.tree_util.Pa
 
     def holds_arrays(tree: Any) -> bool:
         leaves = jax.tree.leaves(tree)
-        return bool(leaves) and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        # Integers alone may be a shape or an axis, which the function needs as values.
+        of_floats = any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves if hasattr(leaf, "dtype"))
+        return of_floats and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
 
     arrays = {name: value for name, value in function.keywords.items() if holds_arrays(value)}
     values = tuple(item for item in function.keywords.items() if item[0] not in arrays)
