@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from robustjax.transforms import _callbacks, _kinds, _program, _rules, _soft, _source
+from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
 from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
+from robustjax.transforms._noise import Origin
 from robustjax.transforms._soft import Choice, Real, Soft, is_float, is_soft, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -49,13 +50,22 @@ class Interpreter:
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
     def evaluate(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], place: Place | None = None
+        self,
+        jaxpr: Jaxpr,
+        consts: Sequence[Any],
+        operands: Sequence[Any],
+        place: Place | None = None,
+        given: Sequence[Origin] | None = None,
     ) -> list[Any]:
-        """The results of a program, of which booleans and integers may be soft."""
+        """The results of a program, of which booleans and integers may be soft; ``given``: the operands' origins."""
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *operands), strict=True))
         read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]  # noqa: E731
+        origins = _noise.Origins(jaxpr, _noise.of_arguments(jaxpr.invars) if given is None else given)
         for equation in jaxpr.eqns:
-            results = self._results(equation, [read(atom) for atom in equation.invars], place)
+            results = self._results(
+                equation, [read(atom) for atom in equation.invars], place, origins.of(equation.invars)
+            )
+            origins.follow(equation, place)
             if not equation.primitive.multiple_results:
                 results = [results]
             values.update(zip(equation.outvars, results, strict=True))
@@ -65,10 +75,10 @@ class Interpreter:
         """The results of a program as arrays."""
         return [value_of(each) for each in self.evaluate(program.jaxpr, program.consts, operands, place)]
 
-    def _results(self, equation: JaxprEqn, operands: list[Any], place: Place | None) -> Any:
+    def _results(self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]) -> Any:
         name = equation.primitive.name
         if name in _kinds.CALLS:
-            return self._call(equation, operands, place)
+            return self._call(equation, operands, place, origins)
         if name in LOOPS:
             return LOOPS[name](self, equation, [value_of(each) for each in operands], operands[0], place)
         plain = [value_of(each) for each in operands]
@@ -86,8 +96,14 @@ class Interpreter:
             )  # fmt: skip
         results = _program.bind(equation, *plain)
         if kind in RELAXED and strength is not None:
-            return RELAXED[kind](self, equation, operands, results, strength)
-        return self.carried(equation, operands, results)
+            results = RELAXED[kind](self, equation, operands, results, strength)
+        else:
+            results = self.carried(equation, operands, results)
+        random = _noise.factor(equation, origins)
+        strength = None if random is None else self.strength_of(random[1])
+        if random is None or strength is None:
+            return results
+        return with_derivative_of(results, _noise.averaged(equation, plain, random[0]), strength)
 
     def carried(self, equation: JaxprEqn, operands: list[Any], results: Any) -> Any:
         """The results, with what soft operands make of them."""
@@ -121,7 +137,9 @@ class Interpreter:
             return results
         return _soft.compare(equation.primitive.name, operands, results, self.temperature)
 
-    def _call(self, equation: JaxprEqn, operands: list[Any], place: Place | None) -> list[Any]:
+    def _call(
+        self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]
+    ) -> list[Any]:
         """A program within the program: evaluated here; one with a derivative rule only where that is relaxed."""
         name = equation.primitive.name
         held = next(each for each in ("jaxpr", "call_jaxpr") if each in equation.params)
@@ -136,10 +154,10 @@ class Interpreter:
             if strength is not None and self._check_rules and not self._rule_disagrees(equation):
                 strength = None
             if self._observe is not None:
-                self.evaluate(jaxpr, consts, operands, inner)
+                self.evaluate(jaxpr, consts, operands, inner, origins)
             if strength is None and (self._check_rules or not self.touches(jaxpr, inner)):
                 return _program.bind(equation, *plain)
-            own = self.evaluate(jaxpr, consts, operands, inner)
+            own = self.evaluate(jaxpr, consts, operands, inner, origins)
             if strength is None or strength is True:
                 return own
             ruled = _program.bind(equation, *plain)
@@ -149,11 +167,11 @@ class Interpreter:
             if not self.touches(jaxpr, inner):
                 return _program.bind(equation, *plain)
             again = jax.checkpoint(
-                lambda *some: [value_of(each) for each in self.evaluate(jaxpr, consts, some, inner)],
+                lambda *some: [value_of(each) for each in self.evaluate(jaxpr, consts, some, inner, origins)],
                 prevent_cse=equation.params.get("prevent_cse", True), policy=equation.params.get("policy"),
             )  # fmt: skip
             return again(*plain)
-        return self.evaluate(jaxpr, consts, operands, inner)
+        return self.evaluate(jaxpr, consts, operands, inner, origins)
 
     def _rule_disagrees(self, equation: JaxprEqn) -> bool:
         name = _rules.name_of(equation)

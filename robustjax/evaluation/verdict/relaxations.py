@@ -18,7 +18,7 @@ from robustjax.evaluation.verdict import goals
 from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
-from robustjax.transforms._relax import RELAXABLE, relaxed
+from robustjax.transforms._relax import relaxable, relaxed
 from robustjax.types import Array, Key
 
 # In units of what the comparisons and scores are; all findings are relaxed at each, a single one at the first.
@@ -95,21 +95,23 @@ def attack(
         measured: examples on which hidden gradients are counted.
         quicken: run the relaxed network by :func:`robustjax.transforms.quicken`.
     """
-    relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
-    if not relaxable or not len(trial.images):
+    if not len(trial.images):
+        return Relaxations(findings)
+    candidates = relaxable(findings, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
+    if not candidates:
         return Relaxations(findings)
 
     def networks(plan: _Plan) -> Networks:
-        static = _Relaxed(relaxable, plan.loops, plan.differences)
+        static = _Relaxed(candidates, plan.loops, plan.differences)
         relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
-    every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
+    every = _Plan("all", np.ones(len(candidates), np.float32), TEMPERATURES[0], "through")
     if not _differentiable(networks(every).direct, trial, np.arange(1)):
         return Relaxations(findings)
     if not len(rows):
         return Relaxations(findings, networks=networks(every))
-    groups = _groups(relaxable)
+    groups = _groups(candidates)
     hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
     shares = np.zeros(len(trial.images), np.float32)
 
@@ -122,8 +124,8 @@ def attack(
         return share
 
     sample = rows[: trial.batch_size]
-    found = [int(trial.certainly_misclassified(run(plan, sample, "ce")).sum()) for plan in _plans(relaxable, groups)]
-    best = sorted(zip(found, _plans(relaxable, groups), strict=True), key=lambda pair: -pair[0])
+    found = [int(trial.certainly_misclassified(run(plan, sample, "ce")).sum()) for plan in _plans(candidates, groups)]
+    best = sorted(zip(found, _plans(candidates, groups), strict=True), key=lambda pair: -pair[0])
     # Of a stochastic network, whose every gradient costs several, the best alone.
     best = best[: 1 if trial.stochastic else 2]
     if best[0][0] == 0:
@@ -135,11 +137,11 @@ def attack(
         for target in targets:
             run(plan, trial.left(rows, shares), "dlr" if trial.stochastic else "targeted", target)
     remedies = tuple(
-        Remedy(relaxable[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
-        for group, some in enumerate(groups)
-        for i in some
+        Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
+        for group, indices in enumerate(groups)
+        for i in indices
     )
-    helped = _words(best[0][1], relaxable) if shares.any() else ""
+    helped = _words(best[0][1], candidates) if shares.any() else ""
     return Relaxations(findings, remedies, shares, helped, networks(best[0][1]))
 
 
