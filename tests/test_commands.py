@@ -49,7 +49,7 @@ def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
     entry, worst = (json.loads((folder / f"{name}.json").read_text()) for name in ("adaptive", "worst_case"))
     assert trust["robust"] == entry["robust"] == worst["robust"] and trust["num_examples"] == 40
     assert trust["verdict"] in done.stdout.replace("\n", "") and trust["config"]["model"]["name"] == "small_cnn"
-    assert (folder / "trust.md").read_text().startswith("# Verdict")
+    assert (folder / "trust.md").read_text().startswith("# Trust report")
     for path in (folder / "trust.json", folder / "trust.md", folder / "adaptive.json"):
         path.unlink()
     refusal = refused(run("evaluate", f"--workdir={trained}", "--attacks=adaptive", "--sweep=steps"))

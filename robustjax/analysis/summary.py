@@ -1,7 +1,7 @@
 """The records of several networks side by side: a row for runs that differ in nothing but the seed, a column an attack.
 
 A network is a run of ours, or anyone's of which ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote
-records.
+records, or ``Verdict.save`` its report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax import config as config_lib
-from robustjax.analysis import _forms
+from robustjax.analysis import _files, _forms
 from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
@@ -106,11 +106,11 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     """
     groups: dict[str, list[_Evaluated]] = {}
     for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
-        evaluations = _evaluations(workdir)
+        evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
             raise InputError(
                 f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={workdir} first, or of a "
-                f"--model with --output={workdir}"
+                f"--model with --output={workdir}; from Python, save an Evaluation or a Verdict there"
             )
         for variant, records in evaluations.items():
             config = next(iter(records.values()))["config"]
@@ -157,6 +157,21 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
             variant = path.parent.relative_to(root).as_posix()
             found.setdefault("" if variant == "." else variant, []).append(record)
     return {variant: _by_name(records) for variant, records in found.items()}
+
+
+def _of_verdict(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of a folder that only a ``Verdict`` was saved to, its accuracies as records; empty where there is none."""
+    path = workdir / "trust.json"
+    if not path.is_file():
+        return {}
+    trust = _files.read_json(path, _forms.TRUST | _forms.ACCURACIES) or {}
+    shared = {name: trust.get(name) for name in ("norm", "epsilon", "num_examples", "robust", "commit")}
+    shared |= {name: trust.get(name) or {} for name in ("versions", "hardware")}
+    accuracies = {"clean": trust["clean"], "adaptive": trust["worst_case"], "worst_case": trust["worst_case"]}
+    found = {name: {**shared, "attack": name, "accuracy": accuracy} for name, accuracy in accuracies.items()}
+    if wrong := [name for record in found.values() for name in _wrong_fields(record)]:
+        raise InputError(f"{path} is damaged, in {', '.join(dict.fromkeys(wrong))}; judge again")
+    return {"": {name: {**record, "config": _config(record, workdir)} for name, record in found.items()}}
 
 
 def _wrong_fields(record: dict[str, Any]) -> list[str]:

@@ -139,3 +139,24 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     assert "| saved\\|in Python |  | 60.0" in page.markdown(rows)
     (alone,) = summary.summarise([named])
     assert alone.label == "mine.py:network" and "<p>1 network, on test.npz, under" in page.page([alone])
+
+
+def test_a_verdict_saved_from_python_has_a_page(tmp_path):
+    robust = [True] * 60 + [False] * 40
+    flag = {"name": "surrogate_helps", "status": "fail", "value": 0.2, "threshold": 0.05, "n": 100, "explanation": "so"}
+    trust = {
+        "verdict": "Do not trust it.", "flags": {"surrogate_helps": flag}, "clean": 0.9, "worst_case": 0.6,
+        "num_examples": 100, "norm": "linf", "epsilon": 0.1, "robust": robust, **records.conditions(),
+    }  # fmt: skip
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "trust.json").write_text(json.dumps(trust))
+    (row,) = summary.summarise([folder])
+    assert (row.label, row.seeds, row.threats) == ("mine", (), ["linf epsilon 0.1"])
+    assert {name: cell.mean for name, cell in row.cells.items()} == {"clean": 0.9, "adaptive": 0.6, "worst_case": 0.6}
+    text = page.page([row])
+    assert "Do not trust it." in text and "images given from Python, 100 images" in text and "1 failed" in text
+    for name, damaged in (("clean", 1.5), ("worst_case", None), ("robust", "all")):
+        (folder / "trust.json").write_text(json.dumps(trust | {name: damaged}))
+        with pytest.raises(InputError, match=r"trust\.json is damaged, in"):
+            summary.summarise([folder])
