@@ -18,7 +18,7 @@ import sys
 import jax
 from absl import flags
 
-from robustjax import cli, planning, runs
+from robustjax import cli, runs
 from robustjax import config as config_lib
 from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
@@ -74,6 +74,8 @@ def main() -> int:
 
 def _plan() -> int:
     """Prints a plan; its exit status says whether it fits."""
+    from robustjax import planning  # which training does without
+
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles without a device; looking for one may take minutes
     found = planning.plan(CONFIG.value, planning.parse(PLAN.value or ""), minutes=PLAN_MINUTES.value)
     print(found)
