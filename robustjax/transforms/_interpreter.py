@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
@@ -29,6 +30,7 @@ class Interpreter:
         loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
             what they begin with; "without" leaves them out, which changes values.
         differences: estimate the derivatives of all calls into Python by differences.
+        means: put the mean in the place of random factors and masks, which changes values.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -40,11 +42,12 @@ class Interpreter:
         *,
         loops: str = "through",
         differences: bool = False,
+        means: bool = False,
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self.strength_of, self.temperature = strength_of, temperature
-        self.loops, self._differences = loops, differences
+        self.loops, self._differences, self._means = loops, differences, means
         self._observe, self._check_rules = observe, check_rules
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
@@ -103,7 +106,10 @@ class Interpreter:
         strength = None if random is None else self.strength_of(random[1])
         if random is None or strength is None:
             return results
-        return with_derivative_of(results, _noise.averaged(equation, plain, random[0]), strength)
+        averaged = _noise.averaged(equation, plain, random[0])
+        if self._means:
+            results = jnp.where(jnp.asarray(strength, jnp.float32) > 0, averaged, results)
+        return with_derivative_of(results, averaged, strength)
 
     def carried(self, equation: JaxprEqn, operands: list[Any], results: Any) -> Any:
         """The results, with what soft operands make of them."""
@@ -137,9 +143,7 @@ class Interpreter:
             return results
         return _soft.compare(equation.primitive.name, operands, results, self.temperature)
 
-    def _call(
-        self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]
-    ) -> list[Any]:
+    def _call(self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]) -> list[Any]:
         """A program within the program: evaluated here; one with a derivative rule only where that is relaxed."""
         name = equation.primitive.name
         held = next(each for each in ("jaxpr", "call_jaxpr") if each in equation.params)

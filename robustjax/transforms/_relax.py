@@ -90,7 +90,7 @@ def relax(
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)
     return functools.update_wrapper(
-        functools.partial(relaxed, function, wanted, temperature, loops, callbacks == "differences", by_name),
+        functools.partial(relaxed, function, wanted, temperature, loops, callbacks == "differences", by_name, False),
         function,
         updated=(),
     )
@@ -103,10 +103,14 @@ def relaxed(
     loops: str,
     differences: bool,
     check_rules: bool,
+    means: bool,
     *arguments: Any,
     **keywords: Any,
 ) -> Any:
-    """What a function returns, with derivatives relaxed where ``strength_of`` says."""
+    """What a function returns, with derivatives relaxed where ``strength_of`` says.
+
+    With ``means`` random factors there are their means, for the values as well.
+    """
     leaves, tree = jax.tree.flatten((arguments, keywords))
     are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
 
@@ -116,7 +120,9 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    interpreter = Interpreter(strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules)
+    interpreter = Interpreter(
+        strength_of, temperature, loops=loops, differences=differences, means=means, check_rules=check_rules
+    )
     return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
 
 

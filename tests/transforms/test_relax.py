@@ -10,7 +10,7 @@ import pytest
 
 from robustjax import attacks, defenses
 from robustjax.transforms import inspect, quicken, relax
-from robustjax.transforms._relax import relaxable
+from robustjax.transforms._relax import relaxable, relaxed
 from robustjax.types import InputError
 
 X = jnp.asarray(hidden.IMAGES)
@@ -250,6 +250,16 @@ def test_a_random_factor_counts_as_its_mean(name):
     np.testing.assert_allclose(gradient(relax(network)), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("strength", [True, 1.0, 0.0])
+def test_means_may_take_the_place_of_random_factors_in_the_values_too(strength):
+    network = lambda x: jnp.where(drawn(x), 2.0 * x, x)  # noqa: E731
+    strength_of = lambda key: strength if key[0] == "random" else None  # noqa: E731
+    value = relaxed(network, strength_of, 1.0, "through", False, False, True, X)
+    mask, x = np.asarray(drawn(X), np.float64), np.asarray(X, np.float64)
+    share = np.sum(mask * x**2, (1, 2, 3), keepdims=True) / np.sum(x**2, (1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(value, (1.0 + share) * x if strength else network(X), rtol=1e-5)
+
+
 def test_what_is_random_but_no_factor_keeps_its_derivative():
     weights = jax.random.normal(hidden.KEY, (16, 3))
     cases = {
@@ -297,8 +307,8 @@ def test_pruning_at_random_shows_in_one_draw_what_takes_many():
     images = jax.random.uniform(jax.random.key(9), (8, 64))
 
     def network(x, key):
-        for layer, key in zip(weights, jax.random.split(key), strict=True):
-            x = defenses.sap.prune(key, jax.nn.relu(x @ layer), fraction=0.3, sampler="bernoulli")
+        for layer, one in zip(weights, jax.random.split(key), strict=True):
+            x = defenses.sap.prune(one, jax.nn.relu(x @ layer), fraction=0.3, sampler="bernoulli")
         return x[:, :3]
 
     def slope(function, key):

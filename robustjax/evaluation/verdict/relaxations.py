@@ -67,14 +67,16 @@ class Relaxations(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, and whether
-    all calls into Python have derivatives by differences."""
+    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, whether all
+    calls into Python have derivatives by differences, and whether random factors are their means, of which one draw in
+    a gradient is enough."""
 
     name: str
     strengths: np.ndarray
     temperature: float
     loops: str
     differences: bool = False
+    means: bool = False
 
 
 def find(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
@@ -102,7 +104,7 @@ def attack(
         return Relaxations(findings)
 
     def networks(plan: _Plan) -> Networks:
-        static = _Relaxed(candidates, plan.loops, plan.differences)
+        static = _Relaxed(candidates, plan.loops, plan.differences, plan.means)
         relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
@@ -118,7 +120,7 @@ def attack(
     def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
         share = trial.apgd(
             f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=draws_of(trial),
+            num_draws=1 if plan.means else draws_of(trial),
         )  # fmt: skip
         np.maximum(shares, share, out=shares)
         return share
@@ -126,23 +128,24 @@ def attack(
     sample = rows[: trial.batch_size]
     found = [int(trial.certainly_misclassified(run(plan, sample, "ce")).sum()) for plan in _plans(candidates, groups)]
     best = sorted(zip(found, _plans(candidates, groups), strict=True), key=lambda pair: -pair[0])
-    # Of a stochastic network, whose every gradient costs several, the best alone.
-    best = best[: 1 if trial.stochastic else 2]
+    # Of a stochastic network, whose every gradient costs several, the best alone; and the one that is all but
+    # deterministic, whose gradients cost one.
+    best = [pair for i, pair in enumerate(best) if i < (1 if trial.stochastic else 2) or pair[1].means]
     if best[0][0] == 0:
         best = [(0, every)]
         rows = sample
     for _, plan in best:
         run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
-        targets = range(1) if trial.stochastic else range(min(trial.budget.num_targets, trial.num_classes - 1))
-        for target in targets:
-            run(plan, trial.left(rows, shares), "dlr" if trial.stochastic else "targeted", target)
+        by_draws = trial.stochastic and not plan.means
+        for target in range(1 if by_draws else min(trial.budget.num_targets, trial.num_classes - 1)):
+            run(plan, trial.left(rows, shares), "dlr" if by_draws else "targeted", target)
     remedies = tuple(
         Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
         for group, indices in enumerate(groups)
         for i in indices
     )
     helped = _words(best[0][1], candidates) if shares.any() else ""
-    return Relaxations(findings, remedies, shares, helped, networks(best[0][1]))
+    return Relaxations(findings, remedies, shares, helped, networks(best[0][1]._replace(means=False)))
 
 
 def draws_of(trial: Trial) -> int:
@@ -156,11 +159,12 @@ class _Relaxed(NamedTuple):
     findings: tuple[Finding, ...]
     loops: str
     differences: bool
+    means: bool
 
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, images, *key)
+        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, self.means, images, *key)
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -172,8 +176,8 @@ def _groups(findings: Sequence[Finding]) -> list[list[int]]:
 
 
 def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
-    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, and
-    with differences where there are calls into Python."""
+    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, with
+    differences where there are calls into Python, and with the means of random factors where there are some."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
     # Images of the network without its loops are transferred to it as it is.
@@ -186,6 +190,9 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
     if any(finding.kind == CALLBACK for finding in findings):
         for temperature in (TEMPERATURES[0], TEMPERATURES[-1]):  # near and far: Python is slow
             yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
+    if any(finding.kind == "random" for finding in findings):
+        # Images of the network without its noise are transferred to it as it is.
+        yield _Plan("means", np.ones(len(findings), np.float32), TEMPERATURES[0], "through", means=True)
 
 
 def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:
