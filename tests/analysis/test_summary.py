@@ -138,7 +138,7 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     assert 'id="configs"' not in text  # nothing to compare the one config with
     assert "| saved\\|in Python |  | 60.0" in page.markdown(rows)
     (alone,) = summary.summarise([named])
-    assert alone.label == "mine.py:network" and "<p>1 network, on test.npz, under" in page.page([alone])
+    assert alone.label == "mine.py:network" and "<p>1 network, on 100 images of test.npz, under" in page.page([alone])
 
 
 def test_a_verdict_saved_from_python_has_a_page(tmp_path):
