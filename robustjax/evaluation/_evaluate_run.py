@@ -163,7 +163,7 @@ def _write(
     if evaluation.verdict is not None:
         tables.show(trust.table(evaluation.verdict, protocol=evaluation.usual_records))
         if place is not None:
-            print(f"verdict: {place / 'trust.json'}")
+            print(f"trust report: {place / 'trust.md'}")
     tables.show(evaluation.table())
     if options.per_class:
         tables.show(evaluation.class_table())
