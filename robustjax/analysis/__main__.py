@@ -68,7 +68,7 @@ def show(found: Analysis) -> None:
                     f"{number:.4g}" if math.isfinite(number) else "" for number in (estimate.value, *estimate.interval)
                 )
                 # Undefined here, such as the steps at which half of the accuracy is left where more is.
-                table.add_row(figure, escape(name), scalar, value or "–", f"{low} to {high}" if low and high else "")
+                table.add_row(figure, escape(name), scalar, value or "-", f"{low} to {high}" if low and high else "")
     tables.show(table)
 
 

@@ -37,6 +37,21 @@ def grid(
     return figure, axes
 
 
+def panels(count: int, rows: int, *, width: float, height: float, most: int = 3) -> tuple[Figure, list[list[Any]]]:
+    """A figure with a column of so many panels for each network: beyond ``most`` networks a further line of columns.
+
+    Returns:
+        The figure, and of each network its panels from above.
+    """
+    figure, axes = grid(rows * -(-count // most), min(count, most), width=width, height=height)
+    lines = [axes[rows * i : rows * (i + 1)] for i in range(len(axes) // rows)]
+    blocks = [line[:, i] for line in lines for i in range(line.shape[1])]
+    for unused in blocks[count:]:
+        for axis in unused:
+            axis.remove()
+    return figure, [list(own) for own in blocks[:count]]
+
+
 @functools.cache
 def _class() -> type[Figure]:
     from matplotlib.figure import Figure  # not at the top: it takes a second

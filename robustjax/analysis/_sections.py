@@ -41,7 +41,7 @@ def leaderboard(shown: _Shown) -> str:
         cells = [f'<th scope="row">{text(row.label)}</th>']
         if seeded:
             cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
-        for name, read in present.items():
+        for read in present.values():
             found = read(row)
             # Which attack it is, where the head of the column does not say it.
             cells.append(_accuracy(*found, told=found[0].split(" (")[0] not in NAMED) if found else NOTHING)
@@ -148,9 +148,7 @@ def examples(shown: _Shown) -> str:
             parts.append(f'<article><h3>{text(row.label)}</h3><ul class="gallery">{cards}</ul></article>')
         elif files.picture:
             label = f"Images, perturbations and adversarial images of {row.label}, with predictions"
-            parts.append(
-                f"<article><h3>{text(row.label)}</h3>{_picture(row.label, label, files.picture)}</article>"
-            )
+            parts.append(f"<article><h3>{text(row.label)}</h3>{_picture(row.label, label, files.picture)}</article>")
     return "".join(parts)
 
 

@@ -45,7 +45,7 @@ def save_examples(
     delta = adversarial - images
     span = min(epsilon, float(np.abs(delta).max())) or 1.0
     rows = {"image": images, "perturbation": np.clip(0.5 + delta / (2 * span), 0, 1), "adversarial": adversarial}
-    scale = {"perturbation": f"\nblack −{span:.3g}, white +{span:.3g}"}
+    scale = {"perturbation": f"\nblack -{span:.3g}, white +{span:.3g}"}
     predicted = {"image": predictions, "adversarial": adversarial_predictions}
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
