@@ -30,6 +30,10 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# The data set of what was not evaluated by a command.
+GIVEN = "images given from Python"
+
+
 def _is_config(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -202,7 +206,7 @@ def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def data_of(record: Mapping[str, Any]) -> str:
     """The images of a record, in words."""
-    name = record.get("dataset") or "images given from Python"
+    name = record.get("dataset") or GIVEN
     return f"{name}, {record['split']} split" if record.get("split") else str(name)
 
 
@@ -265,12 +269,16 @@ def _subset_seed(record: Mapping[str, Any]) -> Any:
     return subset.get("seed") if isinstance(subset, dict) else None
 
 
+EVALUATED_WITH = "evaluated with"
+
+
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
-    flat = [dict(leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
+    flat = [dict(leaves({EVALUATED_WITH: variant or None, **config})) for variant, config in identities]
     runs = [entry for entry in flat if "folder" not in entry]
     keys = [key for key in {key for entry in runs for key in entry} if _differs(key, runs)]
-    keys.sort(key=lambda key: (key.rpartition(".")[0], not key.endswith("name"), key))  # the name before its options
+    # The name before its options, and the defense that was switched on for the evaluation last.
+    keys.sort(key=lambda key: (key == EVALUATED_WITH, key.rpartition(".")[0], not key.endswith("name"), key))
     labels = [
         entry["model.name"]
         if "folder" in entry
@@ -289,7 +297,7 @@ def _told_apart(entry: dict[str, Any], keys: list[str]) -> Iterator[str]:
         if option == "name":
             yield f"{section} {entry[key]}" if entry.get(key) else f"no {section}"
         elif entry.get(key) is not None:
-            yield f"{key}={entry[key]}"
+            yield f"{key}{' ' if key == EVALUATED_WITH else '='}{entry[key]}"
 
 
 def _differs(key: str, entries: list[dict[str, Any]]) -> bool:

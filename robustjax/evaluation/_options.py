@@ -1,4 +1,7 @@
-"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once."""
+"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once.
+
+:func:`threats_of` reads --epsilon, --norm and --threat (as ``linf:8/255``, in ``protocol/threats.py``).
+"""
 
 from __future__ import annotations
 

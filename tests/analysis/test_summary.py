@@ -34,6 +34,28 @@ def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
     assert first.startswith("| model small_cnn | 0 | 60.0 (50.2 to 69.1) |") and "41.0" in second
 
 
+def test_attacks_stand_in_the_order_of_their_strength_and_as_they_are_spelled(tmp_path):
+    names = ("adaptive", "autoattack:version=fast", "clean", "cw", "fgsm", "pgd100", "pgd20", "transfer:apgd@runs/at_0")
+    (row,) = summary.summarise([evaluated(tmp_path / "run", attacks=names)])
+    header = page.markdown([row]).splitlines()[0]
+    assert header == (
+        "| | seeds | clean | fgsm | pgd20 | pgd100 | cw | transfer:apgd@runs/at_0 | autoattack:version=fast | adaptive "
+        "| worst case |"
+    )
+    text = page.page([row])
+    assert "transfer:apgd@runs/at_0" in text and "<small>autoattack:version=fast</small>" in text
+    assert "on 100 images of digits, test split" in text and "Accuracies are in per cent" in text
+
+
+def test_a_defense_that_was_switched_on_stands_last_in_the_label(tmp_path):
+    run = evaluated(tmp_path / "run")
+    for path in (run / "evaluation").glob("*.json"):
+        records.write(run / "evaluation" / "sap:fraction=0.5", path.stem, json.loads(path.read_text()))
+    other = evaluated(tmp_path / "other", model__name="lenet5")
+    labels = [row.label for row in summary.summarise([run, other])]
+    assert labels == ["model small_cnn", "model small_cnn, evaluated with sap:fraction=0.5", "model lenet5"]
+
+
 def test_a_record_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
     new, old = evaluated(tmp_path / "new"), evaluated(tmp_path / "old", seed=1)
     for path in (old / "evaluation").glob("*.json"):
@@ -138,7 +160,7 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     assert 'id="configs"' not in text  # nothing to compare the one config with
     assert "| saved\\|in Python |  | 60.0" in page.markdown(rows)
     (alone,) = summary.summarise([named])
-    assert alone.label == "mine.py:network" and "<p>1 network, on test.npz, under" in page.page([alone])
+    assert alone.label == "mine.py:network" and "<p>1 network, on 100 images of test.npz, under" in page.page([alone])
 
 
 def test_a_verdict_saved_from_python_has_a_page(tmp_path):

@@ -111,7 +111,7 @@ BY_SHAPE = {
     "a network that is none": ({"logits_fn": WEIGHTS}, r"logits_fn must be a function of \(images\), got ndarray"),
     "a module of PyTorch": (
         {"logits_fn": Module()},
-        r"logits_fn must be a function of JAX arrays, got the torch.nn.Module Module; make one by transforms.from_torch_m",
+        r"logits_fn must be a function of JAX arrays, got the torch.nn.Module Module; make one by transforms",
     ),
     "integer images": ({"images": (255 * IMAGES).astype(np.uint8)}, "images must be floats .*got uint8"),
     "one number an image": ({"images": IMAGES[:, 0, 0, 0]}, "images must be floats .*got float32"),

@@ -15,7 +15,7 @@ from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'robustjax[tpu]'), and no TPU"
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'jax[tpu]'), and no TPU"
 )
 
 

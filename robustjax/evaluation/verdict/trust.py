@@ -1,6 +1,7 @@
 """One report of a verdict, as data, Markdown and table: what was measured, whether to trust it, and what it cost.
 
-Every ``verdict`` is a :class:`robustjax.evaluation.Verdict`, whose methods call these functions.
+Every ``verdict`` is a :class:`robustjax.evaluation.Verdict`, whose methods call these functions. The explanations of
+flags are written where flags are decided: :mod:`red_flags` and :mod:`comparisons`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ CAVEAT = (
     "The list of flags is neither necessary nor sufficient (Carlini et al. 2019): a network without one is not proven "
     "robust, only the known mistakes were not seen."
 )
+
+WORDS = "What each flag and the name of each attack means is said in docs/flags.md of robustjax."
 
 
 def sentence(verdict: Any) -> str:
@@ -94,7 +97,7 @@ def markdown(
     for title, headings, rows in _tables(verdict, protocol):
         lines = [f"## {title}\n", _line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, f"{WORDS}\n"])
 
 
 def table(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
@@ -108,7 +111,7 @@ def table(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
             style = next((STYLES[cell] for cell in row if cell in STYLES), None)
             shown.add_row(*map(escape, row), style=style)
         parts.append(shown)
-    return Group(*parts, sentence(verdict), CAVEAT)
+    return Group(*parts, sentence(verdict), CAVEAT, WORDS)
 
 
 def write(folder: str | Path, verdict: Any, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:

@@ -1,4 +1,7 @@
-"""Figures of what a network says of images: predictions, accuracy, and how loss and margin change around them."""
+"""The figures of the papers, of one or several networks: each returns a matplotlib ``Figure``.
+
+Nothing here touches matplotlib's global state, so figures can be made in any process and any thread.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,44 @@ import numpy as np
 
 from robustjax.analysis._by_class import ByClass
 from robustjax.analysis._calibration import Calibration
-from robustjax.analysis._canvas import GREY, NATURAL, grid, in_words
+from robustjax.analysis._canvas import grid, in_words, legend_below, look, panels, save
 from robustjax.analysis._curve import Curve
 from robustjax.analysis._landscape import InputGradients, Surface
+from robustjax.analysis._plots_inside import GREY, NATURAL, channels, relevance, restoration, sensitivity, separation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "by_class",
+    "calibration",
+    "channels",
+    "curves",
+    "input_gradients",
+    "relevance",
+    "restoration",
+    "save",
+    "sensitivity",
+    "separation",
+    "surfaces",
+]
 
 # Examples of a bin of a reliability diagram, at least: fewer say nothing.
 LEAST_IN_BIN = 5
 
 
-def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mapping[float, Calibration]]) -> Figure:
+def calibration(
+    found: Mapping[str, Calibration],
+    *,
+    against: Mapping[str, Mapping[float, Calibration]],
+    epsilon: float | None = None,
+) -> Figure:
     """Reliability diagrams over each other, and calibration error and Brier score against epsilon.
 
     Args:
         found: name -> calibration, for the diagram.
         against: name -> epsilon -> calibration, for the curves.
+        epsilon: of the attack on the images of the diagram, for its title.
 
     Example:
         >>> from robustjax import analysis
@@ -38,24 +62,22 @@ def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mappi
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for i, (name, seen) in enumerate(found.items()):
         filled = seen.count >= LEAST_IN_BIN
-        diagram.plot(seen.confidence[filled], seen.accuracy[filled], "o-", color=f"C{i}", markersize=3,
-                     label=f"{name}: {in_words(seen, 'ece')}")  # fmt: skip
-    diagram.set(
-        xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE at epsilon"
-    )
-    for i, (name, points) in enumerate(against.items()):
+        diagram.plot(seen.confidence[filled], seen.accuracy[filled], marker="o", markersize=3,
+                     label=f"{name}: ECE {in_words(seen, 'ece')}", **look(i))  # fmt: skip
+    under = "" if epsilon is None else f" under FGSM, epsilon {epsilon:.4g}"
+    diagram.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"reliability{under}")
+    for i, points in enumerate(against.values()):
         for axis, scalar in ((error, "ece"), (brier, "brier")):
             at = np.array(sorted(points))
             values = [points[epsilon].estimates[scalar] for epsilon in at]
-            axis.fill_between(at, *np.array([v.interval for v in values]).T, color=f"C{i}", alpha=0.15, linewidth=0)
-            axis.plot(at, [v.value for v in values], "o-", markersize=3, color=f"C{i}", label=name)
-    error.set(xlabel="epsilon of FGSM", title="expected calibration error", ylim=(0, None))
+            ends = np.array([v.interval for v in values]).T
+            axis.fill_between(at, *ends, color=look(i)["color"], alpha=0.15, linewidth=0)
+            axis.plot(at, [v.value for v in values], marker="o", markersize=3, **look(i))
+    error.set(xlabel="epsilon of FGSM", title="expected calibration error (ECE)", ylim=(0, None))
     brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
     for axis in axes[0]:
         axis.title.set_fontsize(9)
-    # Networks have the same colour in all three.
-    handles, labels = diagram.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    legend_below(figure, [diagram])  # networks have the same look in all three
     return figure
 
 
@@ -76,7 +98,10 @@ def by_class(found: Mapping[str, ByClass], *, names: Sequence[str]) -> Figure:
         row[0].bar(range(len(labels)), values, yerr=np.abs(ends.T - values), color=NATURAL, error_kw={"linewidth": 0.8})
         row[0].set_ylim(0, 1.05)
         row[0].set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
-        row[0].set_title(f"{title}: accuracy under attack; worst class {in_words(seen, 'worst_class')}", fontsize=8)
+        row[0].set_title(f"{title}: worst class {in_words(seen, 'worst_class')}", fontsize=8)
+        row[0].set_ylabel("accuracy under attack,\nlines: 95 % intervals", fontsize=8)
+        row[0].set_xlabel("class")
+        row[1].set_title("share of a label's images", fontsize=8)
         row[1].imshow(seen.confusion, cmap="Blues", vmin=0, vmax=1)
         for (i, k), share in np.ndenumerate(seen.confusion):
             if share >= 0.05 and seen.confusion.shape[1] <= 12:
@@ -106,21 +131,21 @@ def curves(epsilon: Mapping[str, Curve], steps: Mapping[str, Curve], *, marked: 
     for axis, found, label in ((axes[0, 0], epsilon, "epsilon"), (axes[0, 1], steps, "steps")):
         for i, (name, seen) in enumerate(found.items()):
             ends = np.array([accuracy.interval for accuracy in seen.accuracies]).T
-            axis.fill_between(seen.at, *ends, color=f"C{i}", alpha=0.15, linewidth=0)
-            axis.plot(seen.at, [a.value for a in seen.accuracies], "o-", markersize=3, color=f"C{i}", label=name)
+            axis.fill_between(seen.at, *ends, color=look(i)["color"], alpha=0.15, linewidth=0)
+            axis.plot(seen.at, [a.value for a in seen.accuracies], marker="o", markersize=3, label=name, **look(i))
         axis.axhline(chance, color=GREY, linestyle="--", linewidth=1)
         axis.set(xlabel=label, ylim=(-0.02, 1.02))
         axis.grid(alpha=0.25)
     axes[0, 0].axvline(marked, color=GREY, linestyle=":", linewidth=1)
     axes[0, 0].set_ylabel("accuracy under PGD")
     axes[0, 1].set_xscale("log")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle("Accuracy against epsilon (dotted: trained with) and steps; dashed: chance", fontsize=9)
+    legend_below(figure, axes[0])
+    figure.suptitle("Accuracy against epsilon (dotted: the one trained with) and steps; dashed: chance", fontsize=9)
     return figure
 
 
 def surfaces(found: Mapping[str, Surface]) -> Figure:
-    """Mean loss along an adversarial and a random direction; a column a network, one scale of colours each.
+    """Mean loss along an adversarial and a random direction; a panel a network, one scale of colours each.
 
     Example:
         >>> from robustjax.analysis.estimate import Estimate
@@ -128,16 +153,18 @@ def surfaces(found: Mapping[str, Surface]) -> Figure:
         >>> len(surfaces({"at": Surface(np.linspace(-1, 1, 3), np.eye(3), of)}).axes)
         2
     """
-    figure, axes = grid(1, len(found), width=3.5, height=3.2)
-    for axis, (title, seen) in zip(axes[0], found.items(), strict=True):
+    figure, axes = panels(len(found), 1, width=3.5, height=3.2)
+    for (axis,), (title, seen) in zip(axes, found.items(), strict=True):
         drawn = axis.contourf(seen.at, seen.at, seen.loss, levels=15, cmap="magma")
-        figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
+        bar = figure.colorbar(drawn, ax=axis, shrink=0.8)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("cross-entropy / nats", fontsize=7)
         axis.set_title(f"{title}\nlinearity error {in_words(seen, 'linearity_error')}", fontsize=8)
         axis.set_xlabel("random direction / epsilon", fontsize=8)
         axis.set_xticks([-1, 0, 1])
         axis.set_yticks([-1, 0, 1])
-    axes[0, 0].set_ylabel("adversarial direction / epsilon", fontsize=8)
-    figure.suptitle("Mean cross-entropy around the images", fontsize=10)
+        axis.set_ylabel("adversarial direction / epsilon", fontsize=8)
+    figure.suptitle("Mean cross-entropy around the images, each network on its own scale", fontsize=10)
     return figure
 
 
@@ -171,5 +198,8 @@ def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, 
     axes[0, 0].set_ylabel("image", fontsize=8)
     for row, (title, seen) in zip(axes[1:], found.items(), strict=True):
         row[0].set_ylabel(f"{title}\n{seen.estimates['alignment'].value:.2f}", fontsize=8)
-    figure.suptitle("Gradient of the margin at the image, with its alignment to the image", fontsize=9)
+    figure.suptitle(
+        "Gradient of the margin at the image (red raises it, blue lowers it; each by its largest value), and the mean "
+        "|cosine| of the two", fontsize=9, wrap=True,
+    )  # fmt: skip
     return figure

@@ -1,4 +1,4 @@
-"""Figures of what is inside a network: channels, neurons and the masks over them."""
+"""Figures of what happens inside networks: channels, their relevance, neurons and FSR's features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robustjax.analysis._canvas import ADVERSARIAL, GREY, NATURAL, grid, in_words
+from robustjax.analysis._canvas import grid, in_words, legend_below, look, panels
 from robustjax.analysis._channels import Channels
 from robustjax.analysis._relevance import Relevance
 from robustjax.analysis._sensitivity import Restoration, Sensitivity
@@ -16,12 +16,14 @@ from robustjax.analysis._separation import KINDS, Separation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NATURAL, ADVERSARIAL = "#2b6cb0", "#c53030"
+GREY = "0.55"
 # Panels of the neurons' sensitivity, at most.
 MOST_LAYERS = 24
 
 
 def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None = None) -> Figure:
-    """Magnitude and activation frequency of one class's channels, ordered by natural frequency; a column a network.
+    """Magnitude and activation frequency of one class's channels, ordered by natural frequency; two panels a network.
 
     Args:
         found: network's name -> its channels.
@@ -34,25 +36,25 @@ def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None =
         >>> len(channels({"at": seen}, of_class=0).axes)
         2
     """
-    figure, axes = grid(2, len(found), width=3.6, height=2.5)
-    for column, (title, seen) in enumerate(found.items()):
+    figure, axes = panels(len(found), 2, width=3.6, height=2.5)
+    for (above, below), (title, seen) in zip(axes, found.items(), strict=True):
         place = int(np.flatnonzero(seen.classes == of_class)[0])
         order = np.argsort(-seen.frequency[0, place], kind="stable")
-        for row, values in enumerate((seen.magnitude, seen.frequency)):
-            axis = axes[row, column]
+        for axis, values in ((above, seen.magnitude), (below, seen.frequency)):
             for which, colour, label in ((0, NATURAL, "natural"), (1, ADVERSARIAL, "adversarial")):
                 drawn, places = values[which, place][order], np.arange(len(order))
                 axis.step(places, drawn, where="mid", color=colour, label=label, linewidth=1)
                 axis.fill_between(places, drawn, step="mid", color=colour, alpha=0.15, linewidth=0)
             axis.set_ylim(bottom=0)
-        axes[0, column].set_title(f"{title}\nadversarial / natural {in_words(seen, 'magnitude_ratio')}", fontsize=9)
-        axes[1, column].set_title(f"mean gap {in_words(seen, 'l1_gap')}", fontsize=9)
-        axes[1, column].set_ylim(0, 1.05)
-        axes[1, column].set_xlabel("channel, by natural frequency")
-    axes[0, 0].set_ylabel("mean magnitude")
-    axes[1, 0].set_ylabel("activation frequency")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Channels of class {name or of_class}", fontsize=10)
+        ratio, gap = (in_words(seen, name) for name in ("magnitude_ratio", "l1_gap"))
+        above.set_title(f"{title}\nadversarial / natural, all classes: {ratio}", fontsize=8)
+        above.set_ylabel("mean magnitude", fontsize=8)
+        below.set_title(f"gap of frequencies, all classes: {gap}", fontsize=8)
+        below.set_ylim(0, 1.05)
+        below.set_ylabel("activation frequency", fontsize=8)
+        below.set_xlabel("channel, by natural frequency", fontsize=8)
+    legend_below(figure, axes[0][:1])
+    figure.suptitle(f"Channels for images of class {name or of_class}, each panel on its own scale", fontsize=10)
     return figure
 
 
@@ -70,31 +72,39 @@ def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None
         >>> len(relevance({"at": seen}, of_class=0).axes)
         2
     """
-    figure, axes = grid(2, len(found), width=3.6, height=2.6)
-    for column, (title, seen) in enumerate(found.items()):
+    figure, axes = panels(len(found), 2, width=3.6, height=2.6)
+    for (above, below), (title, seen) in zip(axes, found.items(), strict=True):
         place = int(np.flatnonzero(seen.classes == of_class)[0])
         order = np.argsort(-seen.weights[place], kind="stable")
-        axis = axes[0, column]
         for which, colour, label in ((0, NATURAL, "natural"), (1, ADVERSARIAL, "adversarial")):
-            axis.plot(seen.activation[which, place][order], color=colour, linewidth=1.2, label=label)
-        axis.axvline((seen.weights[place] > 0).sum() - 0.5, color=GREY, linestyle=":", linewidth=1)
-        axis.set_title(
-            f"{title}\nrank correlation {seen.rank_correlation[0, place]:.2f} natural, "
+            above.plot(seen.activation[which, place][order], color=colour, linewidth=1.2, label=label)
+        above.axvline((seen.weights[place] > 0).sum() - 0.5, color=GREY, linestyle=":", linewidth=1)
+        above.set_title(
+            f"{title}\nrank correlation of activation and weight:\n{seen.rank_correlation[0, place]:.2f} natural, "
             f"{seen.rank_correlation[1, place]:.2f} adversarial",
-            fontsize=9,
+            fontsize=8,
         )
-        axis.set_xlabel("channel, by weight (dotted: 0)")
-        axis = axes[1, column]
-        axis.axhline(0, color=GREY, linewidth=0.8)
-        axis.scatter(seen.robust_accuracy, seen.over_activation, color=ADVERSARIAL, s=18)
+        above.set_xlabel("channel, largest weight first (dotted: negative from here)", fontsize=8)
+        above.set_ylabel("mean activation", fontsize=8)
+        below.axhline(0, color=GREY, linewidth=0.8)
+        below.scatter(seen.robust_accuracy, seen.over_activation, color=ADVERSARIAL, s=18)
         for label, x, y in zip(seen.classes, seen.robust_accuracy, seen.over_activation, strict=True):
-            axis.annotate(str(label), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
-        axis.set_title(f"gap of classes {in_words(seen, 'over_activation_gap')}", fontsize=9)
-        axis.set_xlabel("robust accuracy of the class")
-    axes[0, 0].set_ylabel("mean activation")
-    axes[1, 0].set_ylabel("over-activation of\nnegative channels")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Channels by their relevance to class {name or of_class}, and all classes", fontsize=10)
+            below.annotate(str(label), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+        below.margins(y=0.15)
+        below.set_title(
+            f"less robust half of the classes\nminus the other: {in_words(seen, 'over_activation_gap')}", fontsize=8
+        )
+        below.set_xlabel("accuracy of the class under attack", fontsize=8)
+        below.set_ylabel("rise of channels of negative\nweight / mean activation", fontsize=8)
+    # Over the networks one range of accuracies, so that panels can be compared; activations have scales of their own.
+    least = min(float(np.min(seen.robust_accuracy)) for seen in found.values())
+    for _, below in axes:
+        below.set_xlim(least - 0.05, 1.05)
+    legend_below(figure, axes[0][:1])
+    figure.suptitle(
+        f"Above: channels ordered by their weight for class {name or of_class}. Below: all classes, numbered",
+        fontsize=9, wrap=True,
+    )  # fmt: skip
     return figure
 
 
@@ -114,17 +124,18 @@ def sensitivity(found: Mapping[str, Sensitivity]) -> Figure:
         values = [(i, name, seen.by_site[site]) for i, (name, seen) in enumerate(found.items()) if site in seen.by_site]
         bins = np.linspace(0, max(float(np.max(array)) for _, _, array in values) or 1.0, 25)
         for i, name, array in values:
-            axis.hist(np.clip(array, 0, bins[-1]), bins=bins, histtype="step", color=f"C{i}", linewidth=1.4, label=name)
-            axis.axvline(array.mean(), color=f"C{i}", linestyle=":", linewidth=1)
+            label = f"{name}: mean of all {in_words(found[name], 'sensitivity')}"
+            axis.hist(np.clip(array, 0, bins[-1]), bins=bins, histtype="step", linewidth=1.4, label=label, **look(i))
+            axis.axvline(array.mean(), color=look(i)["color"], linestyle=":", linewidth=1)
         axis.set_title(site, fontsize=9)
     for axis in list(axes.flat)[len(sites) :]:
         axis.remove()
-    for axis in axes.flat[: len(sites)]:
-        axis.legend(fontsize=6, frameon=False)
-    figure.supxlabel("sensitivity of a neuron (dotted: mean)", fontsize=9)
-    figure.supylabel("neurons", fontsize=9)
-    figure.suptitle("Neuron sensitivity: " + "; ".join(f"{n} {in_words(s, 'sensitivity')}" for n, s in found.items()),
-                    fontsize=9, wrap=True)  # fmt: skip
+    legend_below(figure, axes.flat[: len(sites)])
+    figure.supylabel("number of neurons", fontsize=9)
+    figure.suptitle(
+        "How far the neurons of a layer, its channels, move under attack: mean |F(x) - F(x')| (dotted: of the layer)",
+        fontsize=9,
+    )
     return figure
 
 
@@ -149,11 +160,15 @@ def restoration(found: Mapping[str, Restoration]) -> Figure:
             axis.bar(places + shift, heights, width=0.38, color=colour, label=label)
         axis.axhline(seen.attacked.mean(), color="black", linestyle="--", linewidth=1, label="none restored")
         axis.set_xticks(places, list(seen.sensitive), rotation=30, ha="right", fontsize=7)
-        axis.set_ylim(0, 1.25)
+        axis.set_ylim(0, 1.05)
         axis.set_yticks(np.linspace(0, 1, 6))
         axis.set_ylabel("accuracy under attack", fontsize=8)
         axis.set_title(f"{title}: gain over random ones {in_words(seen, 'restoration_gap')}", fontsize=9)
-    axes[0, 0].legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
+    legend_below(figure, axes[0, :1])
+    figure.suptitle(
+        "Neurons of one layer get the values that the natural image gives them (layers with a guard are left out)",
+        fontsize=9, wrap=True,
+    )  # fmt: skip
     return figure
 
 
@@ -181,13 +196,14 @@ def separation(found: Mapping[str, Mapping[str, Separation]], masks: Mapping[str
         row[0].set_xticks(range(3), KINDS, rotation=25, ha="right", fontsize=7)
         row[0].set_ylim(0, 1.05)
         row[0].set_title(f"{title}: accuracy of the head", fontsize=8)
-        row[0].legend(fontsize=7, frameon=False)
         mask = masks[title]
         row[1].hist(mask.ravel(), bins=np.linspace(0, 1, 31), color=GREY)
-        row[1].set_title(f"mask: mean {mask.mean():.2f}", fontsize=8)
+        row[1].set_title(f"values of the mask: mean {mask.mean():.2f}", fontsize=8)
+        row[1].set_xlabel("0: dropped, 1: kept", fontsize=7)
         row[1].set_yticks([])
         for axis, example in zip(row[2:], mask, strict=False):
             axis.imshow(example.mean(axis=-1), vmin=0, vmax=1, cmap="viridis")
             axis.set_axis_off()
-            axis.set_title("kept", fontsize=7)
+            axis.set_title("mask of an image,\nmean of channels", fontsize=7)
+    legend_below(figure, axes[0, :1])
     return figure
