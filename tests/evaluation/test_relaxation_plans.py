@@ -95,7 +95,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
         return shares
 
     monkeypatch.setattr(trial, "apgd", apgd)
-    found = relaxations.attack(trial, hiding, findings, rows, rows, quicken=False)
+    found = relaxations.attack(trial, hiding, findings, rows, rows, before=np.zeros(16), quicken=False)
     first = f"relaxed:{findings[0].kind}"
     sample, rest = list(range(8)), list(range(8, 16))
     expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
@@ -127,16 +127,19 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     findings = relaxations.find(network, images[:2], (toys.KEY,))
     assert {finding.kind for finding in findings} == {"step", "random"}
     run, rows, seen = [], np.arange(16), []
+    before = np.full(16, 0.3, np.float32)
 
     def apgd(name, rows, *, loss, target, networks, num_draws, **options):
         run.append((name, len(rows), loss, target, num_draws))
         seen.append(np.asarray(networks.direct(trial.images[:2], toys.KEY)))
-        shares = np.zeros(16, np.float32)
-        shares[rows[: 2 if name == "relaxed:all" else 1]] = 1.0
+        shares = np.full(16, 0.3, np.float32)
+        # A majority of draws on one image, or nearer to it on all, and neither beyond doubt.
+        shares[rows[:1]] = 0.55
+        shares[rows] += 0.1 if name == "relaxed:all" else 0.0
         return shares
 
     monkeypatch.setattr(trial, "apgd", apgd)
-    found = relaxations.attack(trial, network, findings, rows, rows[:8], quicken=False)
+    found = relaxations.attack(trial, network, findings, rows, rows[:8], before=before, quicken=False)
     draws = relaxations.draws_of(trial)
     kinds = [f"relaxed:{finding.kind}" for finding in findings]
     assert [one[:1] + one[2:] for one in run] == [
@@ -149,3 +152,8 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     for (name, *_), logits in zip(run, seen, strict=True):
         assert np.array_equal(logits, own) == (name != "relaxed:means")
     np.testing.assert_array_equal(np.asarray(found.networks.direct(trial.images[:2], toys.KEY)), own)
+    assert found.helped and [remedy.misclassified for remedy in found.remedies] == [1, 1]
+    # Where no majority turns, the rest is left alone: nearer is not enough.
+    run.clear()
+    found = relaxations.attack(trial, network, findings, rows, rows[:8], before=np.full(16, 0.6), quicken=False)
+    assert not found.helped and [one[:2] for one in run[4:]] == [("relaxed:all", 0), ("relaxed:all", 8)]

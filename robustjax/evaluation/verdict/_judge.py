@@ -216,12 +216,15 @@ def judge(
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
-    left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
-    relaxed = relaxations.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
+    before = batteries.by_gradient(trial)
+    relaxed = relaxations.attack(
+        trial, goals.as_logits_fn(logits_fn), findings,
+        np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(before)), measured, before=before,
+        quicken=quicken,
+    )  # fmt: skip
     label_only = batteries.black_box(trial, measured)
     if hints.stochastic:
-        helped = relaxed.share is not None and trial.certainly_misclassified(relaxed.share).any()
-        batteries.close(trial, relaxed.networks if helped else None)
+        batteries.close(trial, relaxed.networks if relaxed.helped else None)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
     spent("active test")
