@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
-NATURAL, ADVERSARIAL = "#2b6cb0", "#c53030"
-GREY = "0.55"
 
 
 def save(figure: Figure, path: Any) -> None:
