@@ -13,6 +13,7 @@ there, prints the memory that each takes and how long a step lasts at least, and
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 import jax
@@ -61,7 +62,7 @@ def main() -> int:
             cli.fail(f"{error}; what was saved before is intact: mend that and run the same command again to resume")
         )
     if stopped.complete:
-        command = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        command = f"python -m robustjax.evaluate --workdir={shlex.quote(cli.WORKDIR.value)}"
         ending = f"trained {stopped.num_steps:,} steps; evaluate it: {command}"
         if stopped.warning:
             ending = f"trained {stopped.num_steps:,} steps, but {stopped.warning}"
