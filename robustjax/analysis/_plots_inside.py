@@ -1,29 +1,14 @@
-<<<<<<<< HEAD:robustjax/analysis/_plots_inside.py
 """Figures of what happens inside networks: channels, their relevance, neurons and FSR's features."""
-========
-"""The figures of the papers, of one or several networks: each returns a matplotlib ``Figure``.
-
-Nothing here touches matplotlib's global state, so figures can be made in any process and any thread.
-"""
->>>>>>>> w_rooms:robustjax/analysis/plots.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-<<<<<<<< HEAD:robustjax/analysis/_plots_inside.py
 from robustjax.analysis._canvas import grid, in_words, legend_below, look, panels
-========
-from robustjax.analysis._by_class import ByClass
-from robustjax.analysis._calibration import Calibration
-from robustjax.analysis._canvas import grid, in_words, save
->>>>>>>> w_rooms:robustjax/analysis/plots.py
 from robustjax.analysis._channels import Channels
-from robustjax.analysis._curve import Curve
-from robustjax.analysis._landscape import InputGradients, Surface
 from robustjax.analysis._relevance import Relevance
 from robustjax.analysis._sensitivity import Restoration, Sensitivity
 from robustjax.analysis._separation import KINDS, Separation
@@ -31,29 +16,10 @@ from robustjax.analysis._separation import KINDS, Separation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-<<<<<<<< HEAD:robustjax/analysis/_plots_inside.py
-========
-__all__ = [
-    "by_class",
-    "calibration",
-    "channels",
-    "curves",
-    "input_gradients",
-    "relevance",
-    "restoration",
-    "save",
-    "sensitivity",
-    "separation",
-    "surfaces",
-]
-
->>>>>>>> w_rooms:robustjax/analysis/plots.py
 NATURAL, ADVERSARIAL = "#2b6cb0", "#c53030"
 GREY = "0.55"
 # Panels of the neurons' sensitivity, at most.
 MOST_LAYERS = 24
-# Examples of a bin of a reliability diagram, at least: fewer say nothing.
-LEAST_IN_BIN = 5
 
 
 def channels(found: Mapping[str, Channels], *, of_class: int, name: str | None = None) -> Figure:
@@ -118,7 +84,7 @@ def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None
             f"{seen.rank_correlation[1, place]:.2f} adversarial",
             fontsize=8,
         )
-        above.set_xlabel("channel, largest weight first (dotted: negative from here)", fontsize=8)
+        above.set_xlabel("channel, largest weight first (dotted: weight 0)", fontsize=8)
         above.set_ylabel("mean activation", fontsize=8)
         below.axhline(0, color=GREY, linewidth=0.8)
         below.scatter(seen.robust_accuracy, seen.over_activation, color=ADVERSARIAL, s=18)
@@ -240,159 +206,4 @@ def separation(found: Mapping[str, Mapping[str, Separation]], masks: Mapping[str
             axis.set_axis_off()
             axis.set_title("mask of an image,\nmean of channels", fontsize=7)
     legend_below(figure, axes[0, :1])
-    return figure
-
-
-def calibration(found: Mapping[str, Calibration], *, against: Mapping[str, Mapping[float, Calibration]]) -> Figure:
-    """Reliability diagrams over each other, and calibration error and Brier score against epsilon.
-
-    Args:
-        found: name -> calibration, for the diagram.
-        against: name -> epsilon -> calibration, for the curves.
-
-    Example:
-        >>> from robustjax import analysis
-        >>> seen = analysis.calibration(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
-        >>> len(calibration({"at": seen}, against={"at": {0.0: seen, 0.1: seen}}).axes)
-        3
-    """
-    figure, axes = grid(1, 3, width=3.5, height=3.4)
-    diagram, error, brier = axes[0]
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    for i, (name, seen) in enumerate(found.items()):
-        filled = seen.count >= LEAST_IN_BIN
-        diagram.plot(seen.confidence[filled], seen.accuracy[filled], "o-", color=f"C{i}", markersize=3,
-                     label=f"{name}: {in_words(seen, 'ece')}")  # fmt: skip
-    diagram.set(
-        xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="reliability, with ECE at epsilon"
-    )
-    for i, (name, points) in enumerate(against.items()):
-        for axis, scalar in ((error, "ece"), (brier, "brier")):
-            at = np.array(sorted(points))
-            values = [points[epsilon].estimates[scalar] for epsilon in at]
-            axis.fill_between(at, *np.array([v.interval for v in values]).T, color=f"C{i}", alpha=0.15, linewidth=0)
-            axis.plot(at, [v.value for v in values], "o-", markersize=3, color=f"C{i}", label=name)
-    error.set(xlabel="epsilon of FGSM", title="expected calibration error", ylim=(0, None))
-    brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
-    for axis in axes[0]:
-        axis.title.set_fontsize(9)
-    # Networks have the same colour in all three.
-    handles, labels = diagram.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    return figure
-
-
-def by_class(found: Mapping[str, ByClass], *, names: Sequence[str]) -> Figure:
-    """Accuracy of each class under attack with intervals, and confusion; a row a network.
-
-    Example:
-        >>> from robustjax import analysis
-        >>> seen = analysis.by_class(np.array([0, 1]), np.array([0, 1]), num_classes=2)
-        >>> len(by_class({"at": seen}, names=["zero", "one"]).axes)
-        2
-    """
-    figure, axes = grid(len(found), 2, width=3.9, height=2.9)
-    for row, (title, seen) in zip(axes, found.items(), strict=True):
-        labels = [names[label] for label in seen.classes]
-        values = np.array([accuracy.value for accuracy in seen.accuracies])
-        ends = np.array([accuracy.interval for accuracy in seen.accuracies])
-        row[0].bar(range(len(labels)), values, yerr=np.abs(ends.T - values), color=NATURAL, error_kw={"linewidth": 0.8})
-        row[0].set_ylim(0, 1.05)
-        row[0].set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
-        row[0].set_title(f"{title}: accuracy under attack; worst class {in_words(seen, 'worst_class')}", fontsize=8)
-        row[1].imshow(seen.confusion, cmap="Blues", vmin=0, vmax=1)
-        for (i, k), share in np.ndenumerate(seen.confusion):
-            if share >= 0.05 and seen.confusion.shape[1] <= 12:
-                row[1].text(k, i, f"{share:.2f}"[1:] if share < 1 else "1", ha="center", va="center", fontsize=6,
-                            color="white" if share > 0.5 else "black")  # fmt: skip
-        row[1].set_yticks(range(len(labels)), labels, fontsize=7)
-        row[1].set_xticks(range(len(names)), names, rotation=45 if max(map(len, labels)) > 2 else 0, fontsize=7)
-        row[1].set(xlabel="predicted under attack", ylabel="label")
-    return figure
-
-
-def curves(epsilon: Mapping[str, Curve], steps: Mapping[str, Curve], *, marked: float, chance: float) -> Figure:
-    """Accuracy against the radius and against the steps of an attack, with intervals.
-
-    Args:
-        epsilon, steps: network's name -> its curve.
-        marked: the epsilon that was trained with.
-        chance: accuracy of guessing.
-
-    Example:
-        >>> from robustjax import analysis
-        >>> seen = analysis.curve([0.0, 0.1], np.array([[True, True], [True, False]]))
-        >>> len(curves({"at": seen}, {"at": seen}, marked=0.1, chance=0.1).axes)
-        2
-    """
-    figure, axes = grid(1, 2, width=4.2, height=3.3)
-    for axis, found, label in ((axes[0, 0], epsilon, "epsilon"), (axes[0, 1], steps, "steps")):
-        for i, (name, seen) in enumerate(found.items()):
-            ends = np.array([accuracy.interval for accuracy in seen.accuracies]).T
-            axis.fill_between(seen.at, *ends, color=f"C{i}", alpha=0.15, linewidth=0)
-            axis.plot(seen.at, [a.value for a in seen.accuracies], "o-", markersize=3, color=f"C{i}", label=name)
-        axis.axhline(chance, color=GREY, linestyle="--", linewidth=1)
-        axis.set(xlabel=label, ylim=(-0.02, 1.02))
-        axis.grid(alpha=0.25)
-    axes[0, 0].axvline(marked, color=GREY, linestyle=":", linewidth=1)
-    axes[0, 0].set_ylabel("accuracy under PGD")
-    axes[0, 1].set_xscale("log")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle("Accuracy against epsilon (dotted: trained with) and steps; dashed: chance", fontsize=9)
-    return figure
-
-
-def surfaces(found: Mapping[str, Surface]) -> Figure:
-    """Mean loss along an adversarial and a random direction; a column a network, one scale of colours each.
-
-    Example:
-        >>> from robustjax.analysis.estimate import Estimate
-        >>> of = {name: Estimate(0.0, (0.0, 0.0), 2) for name in ("linearity_error", "loss_rise")}
-        >>> len(surfaces({"at": Surface(np.linspace(-1, 1, 3), np.eye(3), of)}).axes)
-        2
-    """
-    figure, axes = grid(1, len(found), width=3.5, height=3.2)
-    for axis, (title, seen) in zip(axes[0], found.items(), strict=True):
-        drawn = axis.contourf(seen.at, seen.at, seen.loss, levels=15, cmap="magma")
-        figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
-        axis.set_title(f"{title}\nlinearity error {in_words(seen, 'linearity_error')}", fontsize=8)
-        axis.set_xlabel("random direction / epsilon", fontsize=8)
-        axis.set_xticks([-1, 0, 1])
-        axis.set_yticks([-1, 0, 1])
-    axes[0, 0].set_ylabel("adversarial direction / epsilon", fontsize=8)
-    figure.suptitle("Mean cross-entropy around the images", fontsize=10)
-    return figure
-
-
-def input_gradients(found: Mapping[str, InputGradients], images: np.ndarray, *, count: int = 8) -> Figure:
-    """Images and, a row a network, the gradient of the margin at them: red raises it, blue lowers it.
-
-    Args:
-        found: network's name -> its gradients at the images.
-        images: [N, H, W, C] in [0, 1].
-        count: how many are shown.
-
-    Example:
-        >>> from robustjax import analysis
-        >>> flat = lambda images: images.reshape(len(images), -1)
-        >>> images = np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1)
-        >>> len(input_gradients({"at": analysis.input_gradients(flat, images, np.arange(4))}, images, count=3).axes)
-        6
-    """
-    count = min(count, len(images))
-    figure, axes = grid(1 + len(found), count, width=1.1, height=1.25)
-    for axis, image in zip(axes[0], images, strict=False):
-        axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-    for row, seen in zip(axes[1:], found.values(), strict=True):
-        for axis, gradient in zip(row, seen.gradients, strict=False):
-            flat = gradient.sum(axis=-1)
-            most = float(np.abs(flat).max()) or 1.0
-            axis.imshow(flat, cmap="RdBu_r", vmin=-most, vmax=most)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    axes[0, 0].set_ylabel("image", fontsize=8)
-    for row, (title, seen) in zip(axes[1:], found.items(), strict=True):
-        row[0].set_ylabel(f"{title}\n{seen.estimates['alignment'].value:.2f}", fontsize=8)
-    figure.suptitle("Gradient of the margin at the image, with its alignment to the image", fontsize=9)
     return figure

@@ -279,7 +279,7 @@ def _named(row: Row, attacks: Sequence[str]) -> tuple[str, Cell] | None:
 def _accuracy(attack: str, cell: Cell, *, told: bool = False) -> str:
     low, high = cell.interval
     spread = f" ± {100 * cell.spread:.1f}" if len(cell.accuracies) > 1 else ""
-    which = f"<small>{text(attack)}</small>" if told else ""
+    which = f"<small>{text(attack.removeprefix('autoattack:'))}</small>" if told else ""
     return (
         f'<td data-value="{cell.mean:.6f}"><b>{100 * cell.mean:.1f}</b>{spread}'
         f"<small>{100 * low:.1f} to {100 * high:.1f}</small>{which}{interval(cell.mean, cell.interval)}</td>"
