@@ -1,7 +1,7 @@
 """The identity, whose reverse derivative leaves out what is not finite.
 
-A branch that is not taken still has a derivative: 0 · inf of ``where(x > 0, 1 / x, 0)`` at x = 0, which spreads from one
-entry over the whole gradient of an image. JAX's rules for functions cannot say this and keep derivatives in forward
+A branch that is not taken still has a derivative: 0 · inf of ``where(x > 0, 1 / x, 0)`` at x = 0, which spreads from
+one entry over the whole gradient of an image. JAX's rules for functions cannot say this and keep derivatives in forward
 mode, so it is a primitive.
 """
 
