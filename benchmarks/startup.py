@@ -3,9 +3,9 @@
 python benchmarks/startup.py --config=configs/cifar10_at.py [--repetitions=3] [--config.KEY=VALUE ...]
 
 A turn is a process with an empty cache folder and then one that finds what the first has compiled and decoded. The time
-is the command's: interpreter, imports, data, tracing and compilation, and the step itself. It is given to the end of
-the first step and to its beginning, which is as much earlier as a second step takes; what of it was compiling, or
-reading what was compiled, stands beside it.
+is the command's: interpreter, its imports, data, tracing and compilation, and the step itself. It is given to the end
+of the first step and to its beginning, which is as much earlier as a second step takes; what of it was compiling, or
+reading what was compiled, stands beside it. Python keeps its bytecode, whatever PYTHONDONTWRITEBYTECODE says.
 """
 
 import os
@@ -14,16 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import measure
 from absl import flags
-from ml_collections import config_flags
 
-from robustjax import build, cli, config
-from robustjax.evaluation.protocol import records
+from robustjax import build, cli, config, train
 
-CONFIG = config_flags.DEFINE_config_file("config", str(Path("configs") / "quickstart.py"), "What to train.")
+CONFIG = train.CONFIG
 REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Turns.", lower_bound=1)
 PART = flags.DEFINE_bool("part", False, "Take one step in this process, as the parent asks.")
 
@@ -32,13 +29,16 @@ def main() -> int:
     """Prints the seconds of both kinds of start and their ratio."""
     if PART.value:
         return _first_step()
+    from robustjax.evaluation.protocol import records  # which training does without
+
+    with_bytecode = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     turns = {"first": [], "second": []}
     for _ in range(REPETITIONS.value):
         with tempfile.TemporaryDirectory() as cache:
             for start in turns.values():
                 started = time.monotonic()
                 command = [sys.executable, *sys.argv, "--part"]
-                environment = os.environ | {"XDG_CACHE_HOME": cache}
+                environment = with_bytecode | {"XDG_CACHE_HOME": cache}
                 done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
                 ended, step, compiling = map(float, done.stdout.split())
                 start.append((ended - started - step, ended - started, compiling))
@@ -79,4 +79,5 @@ def _first_step() -> int:
 
 
 if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
     cli.run(main)

@@ -24,6 +24,9 @@ from robustjax.runtime import compiler, hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
+# What is wrong with a place that a user names, whatever a program does there.
+_OF_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+
 flags.disclaim_key_flags()  # what `define_config` defines is a flag of the command that calls it, as --help shows
 
 WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -46,15 +49,17 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             _positional(arguments[1:])
         except InputError as error:
             return _refuse(str(error))
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
         process.keep_compiled()
         try:
             return _status(main)
         except KeyboardInterrupt:
             return _interrupted()
 
-    app.run(guarded, flags_parser=_parse)
+    logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except KeyboardInterrupt:  # while flags and config files are read
+        _interrupted()
 
 
 def call(
@@ -135,7 +140,12 @@ class _ByName(flags.ArgumentParser):
                 f"there is no file {path}"
             )
         try:
-            return self._of_paths.parse(":".join([str(path), *variant]))
+            found = self._of_paths.parse(":".join([str(path), *variant]))
+        except SystemExit as error:
+            raise InputError(
+                f"config must be a file that leaves Python running, got {argument!r} with sys.exit({error.code!r}); "
+                "take it out, or raise what is wrong"
+            ) from error
         except Exception as error:  # whatever the file raises, with its traceback
             if "has no attribute 'get_config'" in str(error):
                 raise InputError(
@@ -146,6 +156,12 @@ class _ByName(flags.ArgumentParser):
                     f"config must be {name} alone, which has no variants, got {argument!r}; leave out :{variant[0]}"
                 ) from error
             raise
+        if found is None:  # which absl takes for a flag that was not given
+            raise InputError(
+                f"config must be a ConfigDict such as config.base() returns, got None from {argument!r}; have its "
+                "get_config return one"
+            )
+        return found
 
 
 def find_config(name: str) -> Path:
@@ -221,6 +237,8 @@ def _status(main: Callable[[], int | None]) -> int | None:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a log on a full disk
                 _say_no_more()
                 return fail(f"nothing more can be written: {error.strerror}; make room, and run the same command again")
+            if isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename is not None:
+                return _refuse(f"{error.filename} cannot be used: {error.strerror}; give another place, or mend it")
             raise
         which = f"process {jax.process_index()}"
         if isinstance(error, jax.errors.JaxRuntimeError):

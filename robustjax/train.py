@@ -13,12 +13,13 @@ there, prints the memory that each takes and how long a step lasts at least, and
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 import jax
 from absl import flags
 
-from robustjax import cli, planning, runs
+from robustjax import cli, runs
 from robustjax import config as config_lib
 from robustjax.runtime import hosts
 from robustjax.runtime.files import WriteError
@@ -61,7 +62,7 @@ def main() -> int:
             cli.fail(f"{error}; what was saved before is intact: mend that and run the same command again to resume")
         )
     if stopped.complete:
-        command = f"python -m robustjax.evaluate --workdir={cli.WORKDIR.value}"
+        command = f"python -m robustjax.evaluate --workdir={shlex.quote(cli.WORKDIR.value)}"
         ending = f"trained {stopped.num_steps:,} steps; evaluate it: {command}"
         if stopped.warning:
             ending = f"trained {stopped.num_steps:,} steps, but {stopped.warning}"
@@ -75,6 +76,8 @@ def main() -> int:
 
 def _plan() -> int:
     """Prints a plan; its exit status says whether it fits."""
+    from robustjax import planning  # which training does without
+
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles without a device; looking for one may take minutes
     found = planning.plan(CONFIG.value, planning.parse(PLAN.value or ""), minutes=PLAN_MINUTES.value)
     print(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,9 +113,10 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
         evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
+            quoted = shlex.quote(str(workdir))
             raise InputError(
-                f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={workdir} first, or of a "
-                f"--model with --output={workdir}; from Python, save an Evaluation or a Verdict there"
+                f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={quoted} first, or of a "
+                f"--model with --output={quoted}; from Python, save an Evaluation or a Verdict there"
             )
         for variant, records in evaluations.items():
             config = next(iter(records.values()))["config"]

@@ -19,8 +19,8 @@ from robustjax.runtime.process import cache_folder
 # How files become pixels; to be raised when that changes, or what was decoded before would be read.
 DECODING = 2
 
-# Less than a second is not worth a file, and more than two GiB are not worth the disk.
-SECONDS_WORTH_KEEPING, MOST_BYTES = 1.0, 2 * 2**30
+# Less than a tenth of a second is not worth a file, and more than two GiB are not worth the disk.
+SECONDS_WORTH_KEEPING, MOST_BYTES = 0.1, 2 * 2**30
 
 
 def remembered(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,7 +224,7 @@ def not_found(name: str, directory: Path, found: dict[str, Path]) -> str:
         there = "prepared there: " + (", ".join(known for known in found if ":" not in known) or "nothing")
     base, *_ = name.replace(":", "/").split("/")
     if base in KNOWN:
-        mend = f"prepare it with: python -m robustjax.data prepare {base} --data_dir={directory}"
+        mend = f"prepare it with: python -m robustjax.data prepare {base} --data_dir={shlex.quote(str(directory))}"
     elif like := nearest(name, ["digits", *KNOWN, *found]):
         mend = f"give the name of one that is there{like}, or have tfds prepare it in the array_record format"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -87,30 +88,31 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     if sweep is not None:
         found = subject.protocols(chosen, threats[0])
         return _sweep(*sweep, subject, threats[0], found, lambda: _settled(place, own))
-    several, settled = len(threats) > 1, False
+    several = len(threats) > 1
+    anew = options.model is not None  # nothing tells whether it is the network that it was in an earlier call
 
     def on_record(record: dict[str, Any]) -> None:
-        nonlocal settled
+        nonlocal anew
         if place is None or not hosts.is_first():
             return
-        if not settled:
-            # Nothing tells whether a --model is the network that it was in an earlier call.
-            folder.settle(place, own, anew=options.model is not None)
-            settled = True
-        records.write(place, folder.record_name(record, several=several), record)
+        with folder.held(place):
+            folder.settle(place, own, anew=anew)  # each time: other evaluations may write there meanwhile
+            records.write(place, folder.record_name(record, several=several), record)
+        anew = False
 
     evaluation = _evaluate.evaluate_subject(
         subject, threats, chosen, budget=options.budget, progress=True, on_record=on_record
     )
     if not hosts.is_first():
         return evaluation
-    before = _of_before(evaluation, place, own, several=several) if options.workdir is not None and place else []
-    if before:
-        every = [*before, *evaluation.records]
-        evaluation = evaluation._replace(worst_case=worst_case(every), by_threat=by_threat(every))
-    if place is not None:
-        folder.settle(place, own)  # another evaluation may have written there meanwhile
-    _write(evaluation, before, subject, options, place)
+    with folder.held(place) if place is not None else contextlib.nullcontext():
+        if place is not None:
+            folder.settle(place, own)
+        before = _of_before(evaluation, place, own, several=several) if options.workdir is not None and place else []
+        if before:
+            every = [*before, *evaluation.records]
+            evaluation = evaluation._replace(worst_case=worst_case(every), by_threat=by_threat(every))
+        _write(evaluation, before, subject, options, place)
     return evaluation
 
 
@@ -144,7 +146,8 @@ def _settled(place: Path | None, own: str) -> Path | None:
     """The folder of the results, ready for them, in the process that writes."""
     if place is None or not hosts.is_first():
         return None
-    folder.settle(place, own)
+    with folder.held(place):
+        folder.settle(place, own)
     return place
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_fu
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.folder import file_name
 from robustjax.evaluation.protocol.runner import floats
+from robustjax.evaluation.protocol.store import fingerprints
 from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict.hints import Hints, hints_of
 from robustjax.interop.networks import FORMS
@@ -57,6 +59,9 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
         "device": made["hardware"]["device"],
     }
     settings["data"] = _where(about)
+    if "data" not in about:  # which says it: the files of a run's own data set may have changed since
+        examples = fingerprints(images.images, images.labels)
+        conditions["examples_sha256"] = hashlib.sha256(examples.tobytes()).hexdigest()
     logits_fn, hints = hints_of(run.with_defense, run.defense, run.variables)
     if config["model"]["dtype"] == "bfloat16":  # what its users compute in, while it is evaluated in float32
         coarse = run.module.clone(dtype="bfloat16")
@@ -107,16 +112,12 @@ def of_model(options: Options) -> Subject:
     few = floats(images.images[:2])
     mend = "bind the key of a network that draws, or judge it in Python with Hints(stochastic=True)"
     inputs.takes(f"model {options.model}", network.logits_fn, (few,), "(images)", mend)
+    mend = "give the --data or the --image_size that it is for"
+    outputs = inputs.traced(f"model {options.model}", network.logits_fn, few, mend=mend)
     try:
-        inputs.logits_of(jax.eval_shape(network.logits_fn, few), len(few))
+        inputs.logits_of(outputs, len(few))
     except InputError as error:
         raise InputError(f"model {options.model}: {error}") from error
-    except Exception as error:  # anyone's code
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {options.model} must take images {list(few.shape[1:])}, got {type(error).__name__}: {reason}; give "
-            "the --data or the --image_size that it is for"
-        ) from error
     hints = Hints()
     if options.transfer_from:
         hints = hints._replace(trained_fn=without_draws(options.transfer_from))

@@ -7,6 +7,7 @@ checkpoint of step 0, which ``python -m robustjax.evaluate --workdir=DIR`` evalu
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def _imported(options: Options) -> str:
         f"{config.model.name}, {published.module.num_classes} classes, {size:,} parameters{guarded}{unused}\n"
         f"threat: {config.attack.norm} epsilon {config.attack.epsilon:.4g} on {config.data.name} "
         "(--norm, --epsilon, --dataset)\n"
-        f"evaluate it: python -m robustjax.evaluate --workdir={workdir}"
+        f"evaluate it: python -m robustjax.evaluate --workdir={shlex.quote(str(workdir))}"
     )
 
 

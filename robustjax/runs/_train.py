@@ -10,7 +10,7 @@ from typing import Any
 from robustjax import build
 from robustjax import config as config_lib
 from robustjax.runs.checkpoint import Checkpoints
-from robustjax.runs.claim import claim
+from robustjax.runs.claim import claim, identity
 from robustjax.runs.warm_start import warm_start
 from robustjax.runtime import hosts
 from robustjax.training import loop
@@ -30,7 +30,8 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
 
     Raises:
         InputError: wrong values in the config, the data set is not there, workdir belongs to a run of another config or
-            to one that is still going on, none of its checkpoints is intact, or the devices cannot share a batch.
+            on other data, or to one that is still going on, none of its checkpoints is intact, or the devices cannot
+            share a batch.
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
         WriteError: the disk is full or gone; what was saved before is intact.
 
@@ -60,5 +61,6 @@ def run(
     if initial_variables is not None and not any(Path(workdir).glob("checkpoints/*")):
         hosts.together(initial_variables)  # before anything is written: it may not fit
     keep = experiment.config["train"]["keep_checkpoints"]
-    with claim(workdir, experiment.config), Checkpoints(workdir, keep=keep) as checkpoints:
+    data = identity(train=experiment.train, validation=experiment.validation, extra=experiment.extra)
+    with claim(workdir, experiment.config, data), Checkpoints(workdir, keep=keep) as checkpoints:
         return loop.run(experiment, workdir, checkpoints, initial_variables=initial_variables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,13 @@ def user_line() -> str | None:
     return library
 
 
+def raised_at(error: BaseException) -> str:
+    """The user's innermost line in the traceback of an error, as far as it has been unwound; "" without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{_short(at.filename)}:{at.lineno} ({at.name})" for at in frames if not of_library(at.filename)]
+    return lines[-1] if lines else ""
+
+
 def named(line: str) -> str:
     """A name for ``jax.named_scope`` that says the line, for operations whose traceback does not reach it."""
     return f"{_SCOPE}{line.replace('/', _SLASH)}{_END}"
@@ -97,8 +105,8 @@ def _line(equation: JaxprEqn) -> tuple[str, bool]:
     scopes = str(equation.source_info.name_stack)
     if _SCOPE in scopes:
         return scopes.rsplit(_SCOPE, 1)[1].split(_END)[0].replace(_SLASH, "/"), True
-    traceback: Any = equation.source_info.traceback
-    raw = [] if traceback is None else traceback.frames
+    calls: Any = equation.source_info.traceback
+    raw = [] if calls is None else calls.frames
     frames = [(each.file_name, each.line_num, each.function_name) for each in raw]
     cut = next((i for i, frame in enumerate(frames) if frame[0].startswith(_TRANSFORMS)), len(frames))
     users = lambda some: (frame for frame in some if not of_library(frame[0]))  # noqa: E731

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from bad_input.refusals import one_line
-from robustjax import config, models, train
+from robustjax import cli, config, models, train
 from robustjax.runs import config_file
 from robustjax.types import InputError
 
@@ -186,6 +189,34 @@ def test_a_misspelt_key_on_the_command_line(refused, tmp_path, path):
 )
 def test_a_wrong_argument_of_a_training(refused, tmp_path, arguments, cause):
     refused(train, [*arguments, f"--workdir={tmp_path / 'run'}"], cause)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("import sys\nsys.exit(0)\n", "must be a file that leaves Python running, got 'mine.py' with sys.exit(0)"),
+        ("def get_config(): raise SystemExit\n", "with sys.exit(None)"),
+        ("def get_config(): pass\n", "must be a ConfigDict such as config.base() returns, got None from 'mine.py'"),
+        ("def get_config(: pass\n", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("def get_config(): raise RuntimeError('not today')\n", "RuntimeError: not today"),
+        ("def get_config(): return get_config()\n", "RecursionError"),
+        ("x = '\xff'\n", "SyntaxError"),
+    ],
+    ids=str,
+)
+def test_a_config_file_that_gives_no_config(refused, tmp_path, text, cause):
+    (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+    refused(train, ["--config=mine.py", f"--workdir={tmp_path / 'run'}"], cause)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_an_interrupt_while_a_config_file_is_read_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={tmp_path / 'mine.py'}"])
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        cli.run(train.main)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 HOSTS = ["--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"]

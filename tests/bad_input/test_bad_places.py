@@ -1,6 +1,7 @@
 """Outputs that take nothing more: a pipe that is closed, a log on a full disk."""
 
 import errno
+import os
 
 import pytest
 from absl import flags
@@ -28,6 +29,17 @@ def test_an_output_that_takes_no_more_ends_without_a_traceback(monkeypatch, caps
 
     assert cli.call(main, [], options=flags.FlagValues()) == status
     assert silenced and capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.EIO])
+def test_a_place_that_cannot_be_used_is_named_in_one_line(capsys, number):
+    def main():
+        raise OSError(number, os.strerror(number), "some/where")
+
+    assert cli.call(main, [], options=flags.FlagValues()) == 2
+    expected = f"error: some/where cannot be used: {os.strerror(number)}; give another place, or mend it\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,19 +1,24 @@
 """The command as one call: a run under other threats and on other data, and somebody's network from a file."""
 
+import contextlib
 import csv
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from robustjax import build, config, data
 from robustjax.evaluation import Options, evaluate_run
+from robustjax.evaluation.protocol import folder as protocol_folder
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.types import InputError
 
 # The class of an image of the toy set is its brightest quarter; the network reads it off, but for every fifth image.
 NETWORK = """
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 def network():
     return lambda images: jnp.stack([images[:, :2, :2], images[:, :2, 2:], images[:, 2:, :2]], 1).mean((2, 3, 4))
@@ -26,6 +31,29 @@ def wants_more():
 
 def draws():
     return lambda images, key: images
+
+def with_numpy():
+    return lambda images: np.asarray(images).reshape(len(images), 16)
+
+def with_a_name():
+    return lambda images: {"logits": images.reshape(len(images), 16), "name": "mine"}
+
+def fails():
+    return lambda images: {}["weights"]
+
+def once():
+    weights = iter([np.eye(16)])
+    return lambda images: images.reshape(len(images), 16) @ next(weights)
+
+def keeps():
+    kept = []
+    def network(images):
+        kept.append(images.reshape(len(images), 16))
+        return kept[0]
+    return network
+
+def endless():
+    return lambda images: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: 2 * x, images.reshape(len(images), 16))
 """
 
 
@@ -173,6 +201,46 @@ def test_a_foreign_network_is_judged_by_closed_form(model, toy, tmp_path, capsys
         on_model(model, toy, f"saved:{tmp_path / 'found.npz'}", epsilon=0.01)
 
 
+def test_two_evaluations_of_a_run_at_once_leave_records_of_one_kind_each(run, monkeypatch):
+    folder, held = run / "evaluation", protocol_folder.held
+    calls = []
+
+    @contextlib.contextmanager
+    def interrupted(place):
+        calls.append(place)
+        if len(calls) == 2:  # another evaluation begins and ends between two records of this one
+            on_run(run, "clean", "fgsm", num_examples=8)
+        with held(place):
+            yield
+
+    monkeypatch.setattr(protocol_folder, "held", interrupted)
+    mine = on_run(run, "clean", "fgsm", "pgd:num_steps=1", num_examples=16)
+    assert rows(folder) == ["clean", "fgsm", "pgd:num_steps=1", "worst_case"]
+    assert {record["num_examples"] for record in written(folder).values()} == {16}
+    assert written(folder)["worst_case"]["robust"] == mine.worst_case["robust"]
+    # Nor does one write while another reads and writes.
+    with held(folder):
+        waiting = threading.Thread(target=on_run, args=(run, "clean"), kwargs={"num_examples": 8}, daemon=True)
+        before = written(folder)
+        waiting.start()
+        waiting.join(timeout=3.0)
+        assert waiting.is_alive() and written(folder) == before
+    waiting.join()
+    assert {record["num_examples"] for record in written(folder).values()} == {8}
+
+
+def test_images_that_have_changed_are_other_conditions(run, monkeypatch):
+    on_run(run, "clean", "fgsm", num_examples=8)
+    first = {record["evaluation"] for record in written(run / "evaluation").values()}
+    whole = data.load("digits", "test", num_examples=8)
+    changed = whole._replace(images=np.ascontiguousarray(whole.images[:, ::-1]))
+    monkeypatch.setattr(data, "load", lambda *arguments, **options: changed)
+    on_run(run, "fgsm", num_examples=8)
+    files = written(run / "evaluation")
+    assert files.keys() == {"fgsm", "worst_case"} and files["worst_case"]["attacks"] == ["fgsm"]
+    assert {record["evaluation"] for record in files.values()}.isdisjoint(first)
+
+
 def test_without_an_output_nothing_is_written(model, toy, tmp_path):
     before = sorted(tmp_path.iterdir())
     on_model(model, toy, "clean")
@@ -216,6 +284,15 @@ def test_a_card_is_written(model, toy, tmp_path):
     [
         ("two", {}, "logits_fn must return float logits [2, K]"),
         ("wants_more", {}, "must take images [4, 4, 1], got TypeError"),
+        ("with_numpy", {}, "got TracerArrayConversionError: The numpy.ndarray conversion method"),
+        ("with_numpy", {}, "in mine.py:19 (<lambda>); compute with jax.numpy"),
+        ("with_a_name", {}, "got TypeError: an output of type str; return the logits alone, or a pytree of arrays"),
+        ("fails", {}, "got KeyError: 'weights' in mine.py:25 (<lambda>); give the --data or the --image_size"),
+        ("once", {}, "logits_fn must take images [4, 4, 1], got StopIteration"),
+        ("keeps", {}, "logits_fn must keep nothing from call to call that depends on being traced"),
+        ("endless", {}, "network must have a gradient, got Reverse-mode differentiation does not work for"),
+        ("endless", {"attacks": ["apgd:toward=1"]}, "network must have a gradient"),
+        ("endless", {"attacks": ["autoattack"]}, "network must have a gradient"),
         ("draws", {}, "must take (images), got (images, key); bind the key of a network that draws"),
         ("network", {"num_examples": 21}, "num_examples must be 1 to 20"),
         ("network", {"bounds": ("0", "0.5")}, "images must be finite pixels in bounds [0.0, 0.5]"),

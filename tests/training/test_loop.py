@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from robustjax import build, config
@@ -182,3 +183,33 @@ def test_a_workdir_belongs_to_one_live_run(experiment, tmp_path):
     with claim(tmp_path, experiment.config):
         pass
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(experiment, uninterrupted, stop_after, tmp_path):
+    stop_after(5)
+    run(experiment, tmp_path)
+    about = (tmp_path / "data.json").read_text()
+    fewer, labels = experiment.train.num_examples - 1, experiment.train.labels
+    others = [
+        (experiment.train._replace(images=experiment.train.images[:-1], labels=labels[:-1]), f'"examples": {fewer}'),
+        (experiment.train._replace(labels=np.roll(labels, 1)), '"labels": '),
+    ]
+    before = ending(tmp_path)
+    for train, cause in others:
+        with pytest.raises(InputError, match="holds a run on other data") as refused:
+            run(experiment._replace(train=train), tmp_path)
+        assert cause in str(refused.value) and '"validation"' not in str(refused.value)
+    (tmp_path / "data.json").write_text(about[:-9])
+    with pytest.raises(InputError, match=r"data\.json cannot be read"):
+        run(experiment, tmp_path)
+    assert ending(tmp_path) == before
+    (tmp_path / "data.json").unlink()  # as a run of an earlier version lacks it
+    stop_after(10**6)
+    assert run(experiment, tmp_path).complete
+    assert ending(tmp_path) == uninterrupted and (tmp_path / "data.json").read_text() == about
+
+
+def test_a_workdir_has_a_name_that_checkpoints_can_have(experiment, tmp_path):
+    with pytest.raises(InputError, match=r"workdir must have a name in UTF-8, got '.*\\udcff'; give another"):
+        run(experiment, f"{tmp_path}/\udcff")
+    assert not list(tmp_path.iterdir())

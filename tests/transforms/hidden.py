@@ -171,7 +171,8 @@ HIDES = {
     "one-hot": (lambda x: jax.nn.one_hot(largest(linear(x)), 3), {"selection"}),
     "chosen column": (lambda x: linear(x) * jnp.asarray(WEIGHTS[:3]).T[largest(linear(x))], {"selection"}),
     "branch": (
-        lambda x: jax.lax.cond(jnp.mean(x) > 0.5, linear, lambda y: -linear(y), x), {"selection", "batch_dependent"},
+        lambda x: jax.lax.cond(jnp.mean(x) > 0.5, linear, lambda y: -linear(y), x),
+        {"selection", "batch_dependent"},
     ),
     "thermometer": (lambda x: linear(thermometer(x)), {"selection"}),
     "clamped": (lambda x: linear(jax.lax.clamp(0.45, x, 0.55)), {"selection"}),

@@ -249,9 +249,9 @@ def test_an_attack_takes_it():
 
 
 DRIVERS = {
-    "autoattack": lambda *given, **options: attacks.autoattack(
-        *given, epsilon=0.05, version=["apgd-ce"], **options
-    ).robust,
+    "autoattack": lambda *given, **options: (
+        attacks.autoattack(*given, epsilon=0.05, version=["apgd-ce"], **options).robust
+    ),
     "judge": lambda *given, **options: evaluation.judge(*given, epsilon=0.05, **options).robust,
     "evaluate": lambda *given, **options: evaluation.evaluate(
         *given, threat=evaluation.Threat("linf", 0.05), attacks=("clean", "fgsm"), batch_size=4, **options

@@ -6,10 +6,13 @@ come back when these conditions are evaluated again.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,26 @@ def record_name(record: Mapping[str, Any], *, several: bool) -> str:
     of_all = record.get("threats") or record["norm"] == NO_BALL or record["attack"] == "clean"
     threat = f"-{record['norm']}-{record['epsilon']:.9g}" if several and not of_all else ""
     return file_name(record["attack"]) + threat
+
+
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Keeps other evaluations waiting that would change the folder at the same time; held while records are written.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+    path = Path(folder) / "evaluation.lock"
+    with contextlib.ExitStack() as stack:
+        with files.writing(folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+                    raise  # else the file system has no locks, and evaluations at the same time are the user's care
+        yield
 
 
 def settle(folder: str | Path, own: str, *, anew: bool = False) -> None:

@@ -120,13 +120,16 @@ class Runner:
         def report(name: str, done: float, robust: int) -> None:
             progress(done, f"{name}: {robust} of {len(labels)} images left, accuracy {robust / len(labels):.2%}")
 
-        if protocol.toward is not None:
-            return self._run_toward(protocol, key, index, key_attack, progress)
-        if protocol.images is not None:
-            return self.verify_unit(protocol, key, index, floats(protocol.images[rows]))
-        adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, report)
-        unit = self.verify_unit(protocol, key, index, adversarial, by_attack)
-        return unit._replace(seconds=unit.seconds + seconds)
+        network, draw = self._attacked_network(protocol), (key,) if self._num_draws else ()
+        batch = jax.ShapeDtypeStruct((self._padded_size, *images.shape[1:]), images.dtype)
+        with inputs.blaming("network", network, batch, *draw):
+            if protocol.toward is not None:
+                return self._run_toward(protocol, key, index, key_attack, progress)
+            if protocol.images is not None:
+                return self.verify_unit(protocol, key, index, floats(protocol.images[rows]))
+            adversarial, by_attack, seconds = self._attacked(protocol, key_attack, images, labels, report)
+            unit = self.verify_unit(protocol, key, index, adversarial, by_attack)
+            return unit._replace(seconds=unit.seconds + seconds)
 
     def _run_toward(
         self, protocol: Protocol, key: Key, index: int, key_attack: Key, progress: Callable[[float, str], None]

@@ -216,12 +216,15 @@ def judge(
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
-    left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
-    relaxed = relaxations.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
+    before = batteries.by_gradient(trial)
+    relaxed = relaxations.attack(
+        trial, goals.as_logits_fn(logits_fn), findings,
+        np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(before)), measured, before=before,
+        quicken=quicken,
+    )  # fmt: skip
     label_only = batteries.black_box(trial, measured)
     if hints.stochastic:
-        helped = relaxed.share is not None and trial.certainly_misclassified(relaxed.share).any()
-        batteries.close(trial, relaxed.networks if helped else None)
+        batteries.close(trial, relaxed.networks if relaxed.helped else None)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
     spent("active test")
@@ -276,13 +279,11 @@ def check_functions(
         wanted = "(images, key), as the hints say stochastic" if keys else "(images)"
         mend = "leave stochastic out of the hints" if keys else "declare Hints(stochastic=True), or bind the key"
         inputs.takes(name, function, (images, *keys), wanted, mend)
-    outputs = jax.eval_shape(logits_fn, images, *keys)
-    expected = jax.eval_shape(goals.float_logits, outputs).shape
-    if expected[0] != len(images):
-        raise InputError(f"logits_fn must return a row for each of {len(images)} images, got shape {list(expected)}")
+    outputs = inputs.traced("logits_fn", logits_fn, images, *keys)
+    expected = inputs.logits_of(outputs, len(images)).shape
     inputs.labels_in_range(labels, expected[1])
     for name, function in functions.items():
-        answer = jax.eval_shape(function, images, *keys)
+        answer = inputs.traced(name, function, images, *keys)  # of logits_fn once more: it may keep traced values
         if name == "hints.auxiliary_fn":
             shape = getattr(answer, "shape", ())
             if not (len(shape) == 3 and shape[0] > 0 and shape[1:] == expected):
@@ -301,13 +302,11 @@ def check_functions(
 
 def _differentiable(logits_fn: LogitsFn, images: np.ndarray, keys: tuple[Key, ...]) -> tuple[Any, str]:
     """The network, and why JAX cannot differentiate it, if so: it then counts as one whose gradient is zero."""
-    total = lambda points: jnp.sum(goals.float_logits(logits_fn(points, *keys)))  # noqa: E731
-    try:
-        jax.eval_shape(jax.grad(total), images)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        constant = lambda points, *keys: logits_fn(jax.lax.stop_gradient(points), *keys)  # noqa: E731
-        return goals.as_logits_fn(constant), str(error).splitlines()[0]
-    return goals.as_logits_fn(logits_fn), ""
+    trouble = inputs.gradient_trouble(logits_fn, images, *keys)
+    if not trouble:
+        return goals.as_logits_fn(logits_fn), ""
+    constant = lambda points, *keys: logits_fn(jax.lax.stop_gradient(points), *keys)  # noqa: E731
+    return goals.as_logits_fn(constant), trouble
 
 
 def _misclassified_by(trial: Trial, decision: Decision) -> dict[str, np.ndarray]:
