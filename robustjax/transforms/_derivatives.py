@@ -14,7 +14,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from robustjax.ops import in_dtypes_of, straight_through
 from robustjax.transforms import _kinds, _program, _soft, _source
-from robustjax.transforms._finite import finite_cotangent
 from robustjax.transforms._soft import Choice, Real, Soft, is_float, over, spread, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -58,8 +57,8 @@ def _blended_jvp(primals, tangents):
 
 
 def with_derivative_of(value: Array, surrogate: Any, strength: Strength) -> Array:
-    """A value whose derivative is that of a surrogate, as far as the strength says; only what is finite goes on."""
-    surrogate = finite_cotangent(jnp.broadcast_to(jnp.asarray(surrogate).astype(value.dtype), value.shape))
+    """A value whose derivative is that of a surrogate, as far as the strength says."""
+    surrogate = jnp.broadcast_to(jnp.asarray(surrogate).astype(value.dtype), value.shape)
     if strength is True:
         return straight_through(value, surrogate)
     return blended(value, surrogate, jnp.asarray(strength, jnp.float32))

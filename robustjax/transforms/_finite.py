@@ -15,6 +15,8 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from robustjax.types import Array
 
+# Operations with a pole: of what they are given, an infinite derivative counts as none.
+WITH_A_POLE = ("div", "log", "log1p", "sqrt", "rsqrt", "cbrt", "pow", "integer_pow")
 FINITE = Primitive("finite_cotangent")
 FINITE.def_impl(partial(xla.apply_primitive, FINITE))
 FINITE.def_abstract_eval(lambda values: values)
