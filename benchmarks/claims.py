@@ -36,15 +36,14 @@ NAMES = ("at", "standard", "at_cas", "at_cifs", "at_fsr", "at_sns")
 # Figure -> the paper under which it stands, and what it shows.
 SHOWN = {
     "calibration": ("SAP", "Confidence against accuracy under FGSM, and calibration against epsilon, dense and with "
-                    "SAP: blue, orange and green are `at`; red, purple and brown `standard`. Colours repeat in the "
-                    "last two."),
+                    "SAP. Names end in the seed; the last two lines are dashed."),
     "channels": ("CAS", "Channels of one class in the order of their natural frequency: mean magnitude, and the share "
                  "of images in which the channel is active, of natural and of adversarial images. The ratios and gaps "
                  "are means over all classes."),
     "relevance": ("CIFS", "Above, channels in the order of the classifier's weight for one class: mean activation of "
                   "natural and of adversarial images. Below, over-activation against the accuracy of each class."),
-    "sensitivity": ("SNS", "Sensitivity of the neurons, layer by layer; the claims are of sensitivity relative to the "
-                    "layer's activation."),
+    "sensitivity": ("SNS", "Sensitivity of the neurons, which are a layer's channels, layer by layer; the claims are "
+                    "of sensitivity relative to the layer's activation."),
     "restoration": ("SNS", "Accuracy under attack when, at one layer, the most sensitive neurons or as many random "
                     "ones get the values that the natural image gives them."),
     "separation": ("FSR", "Accuracy of the head on robust, non-robust and recalibrated features, for each of which the "

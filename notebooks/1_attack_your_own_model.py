@@ -78,8 +78,8 @@ clean, attacked = (logits_fn(points).argmax(axis=1) for points in (images, adver
 print(f"clean {np.mean(clean == labels):.1%}, under PGD-20 {np.mean(attacked == labels):.1%}")
 
 # %% [markdown]
-# The perturbation stays within 0.15 of every pixel. Top: images; middle: what was added; bottom: what the network
-# sees now.
+# The perturbation stays within 0.15 of every pixel. Top: images, with the network's prediction; middle: what was
+# added, from -0.15 (black) through 0 (grey) to 0.15 (white); bottom: what the network sees now, and its prediction.
 
 # %%
 fooled = np.flatnonzero((clean == labels) & (attacked != labels))[:8]
@@ -96,7 +96,9 @@ for column, i in zip(axes.T, fooled, strict=True):
 # ## A figure to report
 #
 # PGD-20 is one attack. `evaluate` runs several, verifies every image they return in a forward pass of its own, and
-# gives each accuracy its interval; `autoattack:version=fast` is an ensemble that others compare by.
+# gives each accuracy its interval. Its `pgd20` is that of the papers, with steps of epsilon / 10 from the image itself
+# and so not quite the one above; the worst case counts an image as soon as any attack succeeds. `autoattack` is the
+# ensemble by which others compare.
 
 # %%
 evaluation.evaluate(

@@ -16,8 +16,8 @@
 #
 # CAS, CIFS, SNS, FSR and SAP argue with pictures of what happens inside a network. Here they are drawn of networks
 # that train in seconds on 8 x 8 digits, each with the scalar that decides the claim. The networks are tiny and
-# hardly trained, so read the pictures and not the figures; `python -m robustjax.analysis` draws the same of any
-# run.
+# hardly trained, so read the pictures and not the figures. `python -m robustjax.analysis` draws the same of any run:
+# of networks that were trained with CIFS, CAS or SNS, which takes a minute or two each, in `docs/read_the_figures.md`.
 
 # %%
 import tempfile
@@ -69,9 +69,9 @@ found.figures["channels"]
 # %% [markdown]
 # ## CIFS: relevance
 #
-# Channels ordered by the classifier's weight of the class. Under attack those on the right, which speak against it,
-# rise, and the correlation of weight and activation falls. The paper adds that it is worst in the classes that are
-# least robust: the lower row, where points to the left should lie higher.
+# What CIFS is made against, in networks without it. Channels ordered by the classifier's weight of the class. Under
+# attack those on the right, which speak against it, rise, and the correlation of weight and activation falls. The paper
+# adds that it is worst in the classes that are least robust: the lower row, where points to the left should lie higher.
 
 # %%
 scalars("relevance", "rank_correlation_natural", "rank_correlation_adversarial", "over_activation_gap")
@@ -112,7 +112,7 @@ found.figures["calibration"]
 # %% [markdown]
 # ## What all of them share
 #
-# Accuracy must fall to chance as the ball grows, and to a limit as the steps do.
+# Accuracy must fall to chance, or below it, as the ball grows, and to a limit as the steps do.
 
 # %%
 scalars("curves", "epsilon_half_at", "steps_last_loss")

@@ -34,7 +34,10 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", None, ["auto"], "auto: find out the three above from a TPU pod, Slurm, Open MPI or Kubernetes."
+    "distributed",
+    None,
+    ["auto"],
+    "auto: find out coordinator, number and id of the processes from a TPU pod, Slurm, Open MPI or Kubernetes.",
 )
 
 
@@ -95,6 +98,12 @@ def call(
         if arguments is not None:
             raise
         return _interrupted()
+
+
+def declare_shared() -> None:
+    """Lists --workdir and what joins several processes in the --help of the command that calls this."""
+    for holder in (WORKDIR, COORDINATOR, NUM_PROCESSES, PROCESS_ID, DISTRIBUTED):
+        flags.declare_key_flag(holder.name)
 
 
 def define_config() -> flags.FlagHolder[Any]:

@@ -23,7 +23,9 @@ from robustjax import cli
 from robustjax.evaluation import Options, evaluate_run
 from robustjax.evaluation.verdict.budgets import BUDGETS
 
-# Each is an attribute of `Options`, which has more to say of it; --workdir is among those of all commands.
+cli.declare_shared()
+# Each is an attribute of `Options`, which has more to say of it, and is read and checked there; --workdir is among
+# those of all commands.
 FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_string("model", None, "package.module:function, file.py:function, robustbench:NAME or onnx:FILE."),
     flags.DEFINE_string("weights", None, "File of the model's weights."),

@@ -26,6 +26,7 @@ from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
 CONFIG = cli.define_config()
+cli.declare_shared()
 STOPPED_STATUS = flags.DEFINE_integer(
     "stopped_status",
     0,

@@ -41,6 +41,12 @@ def test_a_report_sets_runs_side_by_side(trained, tmp_path):
     assert "cannot be written" in refused(run("report", f"--workdirs={trained}", "--output=/nowhere/report.html"))
 
 
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_help_lists_the_flags_that_commands_share(module):
+    done = run(module, "--help")
+    assert done.returncode == 0 and "--workdir: " in done.stdout and "--coordinator: " in done.stdout
+
+
 def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
     done = run("evaluate", f"--workdir={trained}", "--attacks=clean,adaptive", "--num_examples=40")
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -49,7 +55,7 @@ def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
     entry, worst = (json.loads((folder / f"{name}.json").read_text()) for name in ("adaptive", "worst_case"))
     assert trust["robust"] == entry["robust"] == worst["robust"] and trust["num_examples"] == 40
     assert trust["verdict"] in done.stdout.replace("\n", "") and trust["config"]["model"]["name"] == "small_cnn"
-    assert (folder / "trust.md").read_text().startswith("# Verdict")
+    assert (folder / "trust.md").read_text().startswith("# Trust report")
     for path in (folder / "trust.json", folder / "trust.md", folder / "adaptive.json"):
         path.unlink()
     refusal = refused(run("evaluate", f"--workdir={trained}", "--attacks=adaptive", "--sweep=steps"))

@@ -6,6 +6,7 @@ Writes DIR/analysis/<figure>.png and DIR/analysis/analysis.json, which has every
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def _main() -> None:
     )
     found.save(output)
     show(found)
-    print(f"figures: {output}")
+    print(f"figures: {output}; docs/read_the_figures.md says what each scalar is, as analysis.json does")
 
 
 def show(found: Analysis) -> None:
@@ -63,8 +64,11 @@ def show(found: Analysis) -> None:
     for figure in TITLES:
         for name, scalars in found.estimates.get(figure, {}).items():
             for scalar, estimate in scalars.items():
-                low, high = estimate.interval
-                table.add_row(figure, escape(name), scalar, f"{estimate.value:.4g}", f"{low:.4g} to {high:.4g}")
+                value, low, high = (
+                    f"{number:.4g}" if math.isfinite(number) else "" for number in (estimate.value, *estimate.interval)
+                )
+                # Undefined here, such as the steps at which half of the accuracy is left where more is.
+                table.add_row(figure, escape(name), scalar, value or "-", f"{low} to {high}" if low and high else "")
     tables.show(table)
 
 

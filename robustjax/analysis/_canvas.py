@@ -37,6 +37,21 @@ def grid(
     return figure, axes
 
 
+def panels(count: int, rows: int, *, width: float, height: float, most: int = 3) -> tuple[Figure, list[list[Any]]]:
+    """A figure with a column of so many panels for each network: beyond ``most`` networks a further line of columns.
+
+    Returns:
+        The figure, and of each network its panels from above.
+    """
+    figure, axes = grid(rows * -(-count // most), min(count, most), width=width, height=height)
+    lines = [axes[rows * i : rows * (i + 1)] for i in range(len(axes) // rows)]
+    blocks = [line[:, i] for line in lines for i in range(line.shape[1])]
+    for unused in blocks[count:]:
+        for axis in unused:
+            axis.remove()
+    return figure, [list(own) for own in blocks[:count]]
+
+
 @functools.cache
 def _class() -> type[Figure]:
     from matplotlib.figure import Figure  # not at the top: it takes a second
@@ -52,7 +67,31 @@ def _class() -> type[Figure]:
     return Shown
 
 
+def look(i: int) -> dict[str, str]:
+    """Colour and dashes of the i-th of several lines: after ten the colours repeat with other dashes.
+
+    Example:
+        >>> look(0), look(11)
+        ({'color': 'C0', 'linestyle': '-'}, {'color': 'C1', 'linestyle': '--'})
+    """
+    return {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i // 10 % 4]}
+
+
+def legend_below(figure: Figure, axes: Sequence[Any]) -> None:
+    """One legend for all panels, under them, where it covers nothing; each name once."""
+    named = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    columns = max(1, min(len(named), int(figure.get_figwidth() * 13 / (4 + max(map(len, named))))))
+    figure.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+    )
+
+
 def in_words(found: Any, name: str) -> str:
-    """An estimate with its interval, as titles say it."""
+    """An estimate with its interval, as titles say it; with a third digit where two would not tell the ends apart."""
     estimate = found.estimates[name]
-    return f"{estimate.value:.2f} ({estimate.interval[0]:.2f} to {estimate.interval[1]:.2f})"
+    low, high = estimate.interval
+    digits = 3 if high - low < 0.02 else 2
+    return f"{estimate.value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

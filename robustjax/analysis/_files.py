@@ -64,14 +64,14 @@ def read(workdir: Path, folder: Path) -> Files:
     Raises:
         InputError: one of them is damaged.
     """
-    analysis = _json(workdir / "analysis" / "analysis.json", _forms.ANALYSIS)
+    analysis = read_json(workdir / "analysis" / "analysis.json", _forms.ANALYSIS)
     saved = [path for path in sorted(folder.glob("*.npz")) if path.is_file()]  # a folder may be called data=mine.npz
     gallery = next((found for path in saved if (found := _gallery(path))), [])
     picture = folder / "examples.png"
     return Files(
         _metrics(workdir / "metrics.jsonl"),
-        _json(folder / "sweep_epsilon.json", _forms.SWEEP),
-        _json(folder / "trust.json", _forms.TRUST, findings=[dict]),
+        read_json(folder / "sweep_epsilon.json", _forms.SWEEP),
+        read_json(folder / "trust.json", _forms.TRUST, findings=[dict]),
         gallery,
         picture.read_bytes() if not gallery and picture.exists() else None,
         analysis,
@@ -84,7 +84,7 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _json(path: Path, form: Mapping[str, Any], **optional: Any) -> dict[str, Any] | None:
+def read_json(path: Path, form: Mapping[str, Any], **optional: Any) -> dict[str, Any] | None:
     """The object that a file holds, of this form and, where they are there, with these parts."""
     if not path.exists():
         return None

@@ -29,6 +29,10 @@ TRUST = {
         }
     },
 }  # fmt: skip
+# What a report has beside them, of which a page of a verdict alone is made.
+ACCURACIES = {
+    "clean": NUMBER, "worst_case": NUMBER, "num_examples": int, "norm": str, "epsilon": NUMBER, "robust": list,
+}  # fmt: skip
 ANALYSIS = {"num_examples": int, "figures": [{"file": str, "name": str, "title": str}]}
 # Of a figure, which earlier versions had not.
 ESTIMATES = {...: {...: {"value": (*NUMBER, ABSENT), "interval_95": [(*NUMBER, ABSENT), (*NUMBER, ABSENT)]}}}

@@ -13,6 +13,8 @@ from robustjax.evaluation.protocol.tables import html_table
 
 # The attacks that papers evaluate with, by the beginning of their names.
 PROTOCOL = ("fgsm", "pgd", "cw")
+# Attacks, and the clean accuracy, that the heads of the leaderboard name.
+NAMED = ("clean", "autoattack", "adaptive", "worst_case")
 NOTHING = '<td data-value="-1">&ndash;</td>'
 NO_FLAG = '<span class="badge pass">none</span>'
 _Shown = Sequence[tuple[Row, Files]]
@@ -39,9 +41,10 @@ def leaderboard(shown: _Shown) -> str:
         cells = [f'<th scope="row">{text(row.label)}</th>']
         if seeded:
             cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
-        for name, read in present.items():
+        for read in present.values():
             found = read(row)
-            cells.append(_accuracy(*found, told=name == "Paper's protocol") if found else NOTHING)
+            # Which attack it is, where the head of the column does not say it.
+            cells.append(_accuracy(*found, told=found[0].split(" (")[0] not in NAMED) if found else NOTHING)
         cells.append(_flag_cell(files.trust))
         body.append(f"<tr>{''.join(cells)}</tr>")
     missing = ",".join(name.lower() for name in ("AutoAttack", "Adaptive") if name not in present)
@@ -69,7 +72,7 @@ def leaderboard(shown: _Shown) -> str:
 
 def every_attack(rows: Sequence[Row], attacks: Sequence[str]) -> str:
     """Mean, spread over seeds and interval of every attack."""
-    head = "".join(f'<th scope="col">{text(attack.replace("_", " "))}</th>' for attack in attacks)
+    head = "".join(f'<th scope="col">{text(attack_name(attack))}</th>' for attack in attacks)
     body = ""
     for row in rows:
         cells = "".join(_accuracy(attack, row.cells[attack]) if attack in row.cells else NOTHING for attack in attacks)
@@ -78,6 +81,16 @@ def every_attack(rows: Sequence[Row], attacks: Sequence[str]) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="Accuracy under every attack"><table class="board">'
         f'<thead><tr><th scope="col">Network</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def attack_name(attack: str) -> str:
+    """An attack as tables head it: as it is spelled, for options and files may have underscores.
+
+    Example:
+        >>> attack_name("worst_case"), attack_name("transfer:runs/at_0")
+        ('worst case', 'transfer:runs/at_0')
+    """
+    return attack.replace("worst_case", "worst case", 1) if attack.startswith("worst_case") else attack
 
 
 def epsilon(shown: _Shown) -> str:
@@ -115,7 +128,7 @@ def flags(shown: _Shown) -> str:
             continue
         fired = [flag for flag in trust["flags"].values() if flag["status"] in ("fail", "warn")]
         items = "".join(map(_flag, sorted(fired, key=lambda flag: flag["status"])))
-        listed = f'<ul class="flags">{items}</ul>' if items else "<p>No flag was raised.</p>"
+        listed = f'<ul class="flags">{items}</ul>' if items else ""  # the verdict says that there is none
         statuses = [flag["status"] for flag in trust["flags"].values()]
         parts.append(
             f"<article><h3>{text(row.label)}</h3><p>{text(trust['verdict'])}</p>{listed}"
@@ -134,11 +147,8 @@ def examples(shown: _Shown) -> str:
             cards = "".join(_card(example, names) for example in files.gallery)
             parts.append(f'<article><h3>{text(row.label)}</h3><ul class="gallery">{cards}</ul></article>')
         elif files.picture:
-            label = text(f"Images, perturbations and adversarial images of {row.label}, with predictions")
-            parts.append(
-                f'<article><h3>{text(row.label)}</h3><img class="paper" alt="{label}" '
-                f'src="{_files.data_url(files.picture)}"></article>'
-            )
+            label = f"Images, perturbations and adversarial images of {row.label}, with predictions"
+            parts.append(f"<article><h3>{text(row.label)}</h3>{_picture(row.label, label, files.picture)}</article>")
     return "".join(parts)
 
 
@@ -156,7 +166,8 @@ def classes(rows: Sequence[Row]) -> str:
                 )
         if groups:
             charts.append(bars(groups, title=row.label))
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    note = '<p class="note">Upright lines: 95 % intervals, which are wide as each class has few images.</p>'
+    return f'{note}<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
 def training(shown: _Shown) -> str:
@@ -182,14 +193,28 @@ def figures(shown: _Shown) -> str:
             continue
         seen.add(row.workdirs[0])
         own = "".join(
-            f'<figure><figcaption>{text(title)}</figcaption><img class="paper" alt="{text(words)}" '
-            f'src="{_files.data_url(png)}"></figure>'
+            f"<figure><figcaption>{text(title)}</figcaption>{_picture(title, words, png)}</figure>"
             for title, words, png in files.figures.values()
         )
-        parts.append(f"<details><summary>{text(row.label)}: {len(files.figures)} figures</summary>{own}</details>")
+        said = _drawn(files.analysis or {}, shown)
+        parts.append(
+            f"<details><summary>{text(row.label)}: {len(files.figures)} figures</summary>{said}{own}</details>"
+        )
     if parts:
         parts[0] = parts[0].replace("<details>", "<details open>", 1)
     return "".join(parts)
+
+
+def _drawn(analysis: Mapping[str, Any], shown: _Shown) -> str:
+    """Which network of this page is which in its figures, where they are called by their folders."""
+    labels: dict[str, str] = {}
+    for row, _ in shown:
+        for workdir in row.workdirs:
+            labels.setdefault(workdir.resolve().name, row.label)
+    networks = analysis.get("networks")
+    names = [name for name in networks if name in labels] if isinstance(networks, dict) else []
+    told = "; ".join(f"{name} is {labels[name]}" for name in names if name != labels[name])
+    return f'<p class="note">In these figures {text(told)}.</p>' if told else ""
 
 
 def configs(rows: Sequence[Row]) -> str:
@@ -254,7 +279,7 @@ def _named(row: Row, attacks: Sequence[str]) -> tuple[str, Cell] | None:
 def _accuracy(attack: str, cell: Cell, *, told: bool = False) -> str:
     low, high = cell.interval
     spread = f" ± {100 * cell.spread:.1f}" if len(cell.accuracies) > 1 else ""
-    which = f"<small>{text(attack)}</small>" if told else ""
+    which = f"<small>{text(attack.removeprefix('autoattack:'))}</small>" if told else ""
     return (
         f'<td data-value="{cell.mean:.6f}"><b>{100 * cell.mean:.1f}</b>{spread}'
         f"<small>{100 * low:.1f} to {100 * high:.1f}</small>{which}{interval(cell.mean, cell.interval)}</td>"
@@ -313,6 +338,12 @@ def _card(example: _files.Example, names: Mapping[str, str]) -> str:
         f'<span class="hidden">becomes</span> <b class="wrong">{text(after)}</b></p>'
         f"<small>label {text(label)}; difference &times; {example.factor:.1f}</small></li>"
     )
+
+
+def _picture(title: str, words: str, png: bytes) -> str:
+    """A figure, which small screens scroll rather than shrink."""
+    image = f'<img class="paper" alt="{text(words)}" src="{_files.data_url(png)}">'
+    return f'<div class="wide-picture" tabindex="0" role="region" aria-label="{text(title)}">{image}</div>'
 
 
 def _class_names(row: Row) -> dict[str, str]:

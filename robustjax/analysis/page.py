@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from robustjax.analysis import _files, _sections
-from robustjax.analysis.summary import Cell, Row, data_of
+from robustjax.analysis.summary import GIVEN, Cell, Row, data_of
 from robustjax.analysis.svg import text
 
 
@@ -28,7 +29,8 @@ def markdown(rows: Sequence[Row]) -> str:
         | at | 0 | 50.0 (40.4 to 59.6) |
     """
     attacks = attacks_of(rows)
-    lines = ["| | seeds | " + " | ".join(attack.replace("_", " ") for attack in attacks) + " |"]
+    heads = [_sections.attack_name(attack).replace("|", "\\|") for attack in attacks]
+    lines = ["| | seeds | " + " | ".join(heads) + " |"]
     lines.append("|---|" + "---|" * (len(attacks) + 1))
     for row in rows:
         cells = [_plain(row.cells.get(attack)) for attack in attacks]
@@ -61,9 +63,18 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def attacks_of(rows: Sequence[Row]) -> list[str]:
-    """In the order of the runs, clean first and the worst case last."""
+    """Clean first, then the usual protocol, others in the order of the runs, AutoAttack, and what is worst at last."""
     names = dict.fromkeys(attack for row in rows for attack in row.cells)
-    return sorted(names, key=lambda name: {"clean": 0, "worst_case": 2}.get(name, 1))
+    first, last = ("clean", "fgsm", "pgd", "cw"), ("autoattack", "adaptive", "worst_case")
+
+    def place(name: str) -> tuple[int, int]:
+        for group in (first, last):
+            for i, beginning in enumerate(group):
+                if name.startswith(beginning):  # PGD-20 before PGD-100
+                    return i + (len(first) + 1 if group is last else 0), len(name) if beginning == "pgd" else 0
+        return len(first), 0
+
+    return sorted(names, key=place)
 
 
 def _plain(cell: Cell | None) -> str:
@@ -75,16 +86,22 @@ def _plain(cell: Cell | None) -> str:
 
 def _lead(rows: Sequence[Row]) -> str:
     """What the page is about, in a sentence or two."""
-    data = dict.fromkeys(data_of(row.record) for row in rows)
+    data = dict.fromkeys(_images(row.record) for row in rows)
     threats = dict.fromkeys(threat for row in rows for threat in row.threats)
     count = sum(len(row.seeds) for row in rows)
     runs = "" if count == 0 else "1 run, " if count == 1 else f"{count} runs, "
     configs = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
     return (
         f"<p>{runs}{configs}, on {text(' and '.join(data))}, under {text(' and '.join(threats))}. "
-        f"Accuracies {'are means over seeds, with' if count else 'have'} 95 % intervals for the number of test images. "
+        f"Accuracies are in per cent, {'means over seeds, ' if count else ''}with 95 % intervals for the number of "
+        "images. "
         "Every attack gives an upper bound on robustness: the lowest of them counts.</p>"
     )
+
+
+def _images(record: Mapping[str, Any]) -> str:
+    name, count = data_of(record), f"{record['num_examples']:,}"
+    return f"{count} {name}" if name == GIVEN else f"{count} images of {name}"
 
 
 def _parts(rows: Sequence[Row], shown: Sequence[tuple[Row, _files.Files]]) -> Iterator[tuple[str, str, str]]:

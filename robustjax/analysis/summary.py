@@ -1,7 +1,7 @@
 """The records of several networks side by side: a row for runs that differ in nothing but the seed, a column an attack.
 
 A network is a run of ours, or anyone's of which ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote
-records.
+records, or ``Verdict.save`` its report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax import config as config_lib
-from robustjax.analysis import _forms
+from robustjax.analysis import _files, _forms
 from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
@@ -29,6 +29,10 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "norm": lambda value: isinstance(value, str),
     "robust": lambda value: isinstance(value, list),
 }
+
+
+# The data set of what was not evaluated by a command.
+GIVEN = "images given from Python"
 
 
 def _is_config(value: Any) -> bool:
@@ -107,12 +111,12 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
     """
     groups: dict[str, list[_Evaluated]] = {}
     for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
-        evaluations = _evaluations(workdir)
+        evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
             quoted = shlex.quote(str(workdir))
             raise InputError(
                 f"{workdir} holds no evaluation; run python -m robustjax.evaluate --workdir={quoted} first, or of a "
-                f"--model with --output={quoted}"
+                f"--model with --output={quoted}; from Python, save an Evaluation or a Verdict there"
             )
         for variant, records in evaluations.items():
             config = next(iter(records.values()))["config"]
@@ -161,6 +165,21 @@ def _evaluations(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return {variant: _by_name(records) for variant, records in found.items()}
 
 
+def _of_verdict(workdir: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of a folder that only a ``Verdict`` was saved to, its accuracies as records; empty where there is none."""
+    path = workdir / "trust.json"
+    if not path.is_file():
+        return {}
+    trust = _files.read_json(path, _forms.TRUST | _forms.ACCURACIES) or {}
+    shared = {name: trust.get(name) for name in ("norm", "epsilon", "num_examples", "robust", "commit")}
+    shared |= {name: trust.get(name) or {} for name in ("versions", "hardware")}
+    accuracies = {"clean": trust["clean"], "adaptive": trust["worst_case"], "worst_case": trust["worst_case"]}
+    found = {name: {**shared, "attack": name, "accuracy": accuracy} for name, accuracy in accuracies.items()}
+    if wrong := [name for record in found.values() for name in _wrong_fields(record)]:
+        raise InputError(f"{path} is damaged, in {', '.join(dict.fromkeys(wrong))}; judge again")
+    return {"": {name: {**record, "config": _config(record, workdir)} for name, record in found.items()}}
+
+
 def _wrong_fields(record: dict[str, Any]) -> list[str]:
     """Fields that hold what no record does."""
     union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
@@ -189,7 +208,7 @@ def _config(record: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def data_of(record: Mapping[str, Any]) -> str:
     """The images of a record, in words."""
-    name = record.get("dataset") or "images given from Python"
+    name = record.get("dataset") or GIVEN
     return f"{name}, {record['split']} split" if record.get("split") else str(name)
 
 
@@ -252,12 +271,16 @@ def _subset_seed(record: Mapping[str, Any]) -> Any:
     return subset.get("seed") if isinstance(subset, dict) else None
 
 
+EVALUATED_WITH = "evaluated with"
+
+
 def _labels(identities: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Each config by the keys in which the configs differ; by its network where there is nothing to tell apart."""
-    flat = [dict(leaves({"evaluated with": variant or None, **config})) for variant, config in identities]
+    flat = [dict(leaves({EVALUATED_WITH: variant or None, **config})) for variant, config in identities]
     runs = [entry for entry in flat if "folder" not in entry]
     keys = [key for key in {key for entry in runs for key in entry} if _differs(key, runs)]
-    keys.sort(key=lambda key: (key.rpartition(".")[0], not key.endswith("name"), key))  # the name before its options
+    # The name before its options, and the defense that was switched on for the evaluation last.
+    keys.sort(key=lambda key: (key == EVALUATED_WITH, key.rpartition(".")[0], not key.endswith("name"), key))
     labels = [
         entry["model.name"]
         if "folder" in entry
@@ -276,7 +299,7 @@ def _told_apart(entry: dict[str, Any], keys: list[str]) -> Iterator[str]:
         if option == "name":
             yield f"{section} {entry[key]}" if entry.get(key) else f"no {section}"
         elif entry.get(key) is not None:
-            yield f"{key}={entry[key]}"
+            yield f"{key}{' ' if key == EVALUATED_WITH else '='}{entry[key]}"
 
 
 def _differs(key: str, entries: list[dict[str, Any]]) -> bool:

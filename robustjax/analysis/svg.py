@@ -135,6 +135,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, y_label: st
         for group, own in groups
         for bar in own
     ]
+    parts += [] if turned else [_x_title("class")]  # turned names stand there, and are none but classes
     worst = "; ".join(f"{group}: lowest {min(own, key=lambda b: b.value).name} at {min(b.value for b in own):.1%}"
                       for group, own in groups)  # fmt: skip
     legend = "".join(

@@ -60,6 +60,18 @@ class AutoAttackResult(NamedTuple):
     by_attack: dict[str, np.ndarray]
     acceptance: Mapping[str, Acceptance] = MappingProxyType({})
 
+    def __str__(self) -> str:
+        """What is left after each attack, in a line."""
+        count = len(self.robust)
+        if not count:
+            return "no image"
+        left = ", ".join(f"{np.mean(robust):.2%} after {name}" for name, robust in self.by_attack.items())
+        return f"{np.mean(self.robust):.2%} of {count:,} images are robust: {left}"
+
+    def __repr__(self) -> str:
+        """In short: arrays of images would fill a screen many times."""
+        return f"<{type(self).__name__}: {self}>"
+
 
 def autoattack(
     logits_fn: LogitsFn,

@@ -19,7 +19,7 @@ from robustjax.evaluation.protocol.outcome import Outcome
 from robustjax.evaluation.protocol.protocols import CLEAN, Protocol
 from robustjax.evaluation.protocol.runner import NUM_KEPT, Runner, floats
 from robustjax.evaluation.protocol.specs import Spec
-from robustjax.evaluation.protocol.threats import NO_BALL, Threat, radius
+from robustjax.evaluation.protocol.threats import NO_BALL, Threat, check_width, radius
 from robustjax.evaluation.verdict._judge import Verdict, checked_hints, judge
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
@@ -175,7 +175,9 @@ def _checked_threat(threat: Threat, images: Any) -> Threat:
         shape = list(np.shape(threat.epsilon))
         raise InputError(f"epsilon must be a number, got shape {shape}; evaluate under one radius at a time")
     channels = np.shape(images)[-1] if np.ndim(images) else 1
-    return Threat(threat.norm, radius("epsilon", threat.epsilon), inputs.box(threat.bounds, channels))
+    checked = Threat(threat.norm, radius("epsilon", threat.epsilon), inputs.box(threat.bounds, channels))
+    check_width(checked)
+    return checked
 
 
 def evaluate_subject(

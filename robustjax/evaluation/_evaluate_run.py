@@ -171,7 +171,7 @@ def _write(
     if evaluation.verdict is not None:
         tables.show(trust.table(evaluation.verdict, protocol=evaluation.usual_records))
         if place is not None:
-            print(f"verdict: {place / 'trust.json'}")
+            print(f"trust report: {place / 'trust.md'}")
     tables.show(evaluation.table())
     if options.per_class:
         tables.show(evaluation.class_table())
@@ -250,8 +250,8 @@ def _save_picture(evaluation: Evaluation, subject: Subject, place: Path) -> Path
             subject.labels[shown],
             label_names=names + [str(label) for label in range(len(names), subject.num_classes)],
             title=(
-                f"{strongest['attack']}, {strongest['norm']} epsilon {strongest['epsilon']:.4g}: "
-                f"{strongest['accuracy']:.1%} robust"
+                f"the first images under {strongest['attack']}, {strongest['norm']} epsilon "
+                f"{strongest['epsilon']:.4g}, which leaves {strongest['accuracy']:.1%} of all"
             ),
             epsilon=strongest["epsilon"],
         )

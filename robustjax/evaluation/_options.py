@@ -1,4 +1,7 @@
-"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once."""
+"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once.
+
+:func:`threats_of` reads --epsilon, --norm and --threat (as ``linf:8/255``, in ``protocol/threats.py``).
+"""
 
 from __future__ import annotations
 
@@ -206,13 +209,8 @@ def threats_of(options: Options, trained: Threat | None) -> list[Threat]:
     else:
         assert trained is not None  # `check` has refused a model without a threat
         found = [trained._replace(bounds=bounds)]
-    for norm, epsilon, (low, high) in found:
-        if norm == "linf" and epsilon > high - low:
-            hint = f"; {epsilon:g}/255 is {epsilon / 255:g}" if 1 < epsilon <= 255 else ""
-            raise InputError(
-                f"epsilon must be at most {high - low:g} for linf, as far as pixels are from each other in bounds "
-                f"{low:g},{high:g}, got {epsilon:g}{hint}"
-            )
+    for threat in found:
+        threats.check_width(threat)
     if len({(threat.norm, threat.epsilon) for threat in found}) < len(found):
         raise InputError("threat must be threats of different norm or epsilon, got one twice; leave it out")
     return found

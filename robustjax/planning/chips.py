@@ -80,7 +80,8 @@ class Slice(NamedTuple):
 def parse(text: str) -> Slice:
     """The slice that a name such as "v5e-16" means: the kind, then the number of chips.
 
-    Google's own names of v4 and v5p count cores, of which a chip has two: v4-64 there is "v4-32" here.
+    Google's own names of v4 and v5p count cores, of which a chip has two: v4-64 there is "v4-32" here. Of v5e they
+    count chips, as v5litepod-16, which is understood as "v5e-16".
 
     Args:
         text: KIND-CHIPS, the kind one of ``CHIPS`` and the number a power of two.
@@ -92,15 +93,15 @@ def parse(text: str) -> Slice:
         InputError: no such kind, or a number of chips that is not a power of two within what there is.
 
     Example:
-        >>> parse("v5e-16")
-        Slice(kind='v5e', num_chips=16)
+        >>> parse("v5e-16") == parse("v5litepod-16")
+        True
         >>> parse("v7-16")
         Traceback (most recent call last):
         ...
         robustjax.types.InputError: --plan must be KIND-CHIPS with a kind of v4, v5e, v5p, v6e, got 'v7-16' (nearest:
         'v4-16')
     """
-    found = re.fullmatch(r"(\w+)-(\d+)", text)
+    found = re.fullmatch(r"(\w+)-(\d+)", re.sub("^v5litepod-", "v5e-", text))
     kinds = ", ".join(CHIPS)
     if found is None or found[1] not in CHIPS:
         number = found[2] if found else "16"
@@ -125,7 +126,7 @@ def devices(target: Slice) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "--plan must find libtpu, which compiles for TPUs on any machine, got none; pip install 'robustjax[tpu]'"
+            "--plan must find libtpu, which compiles for TPUs on any machine, got none; pip install 'jax[tpu]'"
         )
     from jax.experimental import topologies
 

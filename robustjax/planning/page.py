@@ -96,7 +96,7 @@ def page(plan: Plan) -> Iterator[str]:
         rest = memory.total - memory.arguments - memory.temporaries - memory.program
         yield (
             f"  compiled: arguments {_gib(memory.arguments)}, temporaries {_gib(memory.temporaries)}, program "
-            f"{_gib(memory.program)}, results elsewhere {_gib(rest)}"
+            f"{_gib(memory.program)}, results that replace no argument {_gib(rest)}"
         )
     else:
         yield f"  not compiled: {plan.not_compiled}"

@@ -298,8 +298,8 @@ def _opening(experiment: Experiment, layout: sharding.Layout, at: int) -> str:
     return (
         f"{experiment.config['model']['name']} ({size:,} parameters) on {experiment.train.name} "
         f"({experiment.train.num_examples:,} images{_more(experiment)}), {device}, "
-        + (f"going on after step {at:,}" if at else _beginning(experiment))
-        + f" of {experiment.num_steps:,}; compiling"
+        + (f"going on after step {at:,} of" if at else f"{_beginning(experiment)},")
+        + f" {experiment.num_steps:,}{'' if at else ' steps'}; compiling"
     )
 
 

@@ -42,7 +42,7 @@ _REMEDIES = {
     "precision": "float32, in which attacks take their gradients",
     "unknown": "a surrogate_fn, if it hides a gradient",
 }
-_BY_KEY = "Hints(stochastic=True): gradients averaged over draws of the key"
+_BY_KEY = "Hints(stochastic=True): gradients averaged over draws of the key, and random factors by their mean"
 _UNDECLARED = (
     "undeclared randomness: the draws depend on no argument, so that every call of this trace has the same and another "
     "trace may have others; take a key as an argument"

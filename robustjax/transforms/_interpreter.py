@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from robustjax.transforms import _callbacks, _kinds, _program, _rules, _soft, _source
+from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
 from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
+from robustjax.transforms._noise import Origin
 from robustjax.transforms._soft import Choice, Real, Soft, is_float, is_soft, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -28,6 +30,7 @@ class Interpreter:
         loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
             what they begin with; "without" leaves them out, which changes values.
         differences: estimate the derivatives of all calls into Python by differences.
+        means: put the mean in the place of random factors and masks, which changes values.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -39,23 +42,33 @@ class Interpreter:
         *,
         loops: str = "through",
         differences: bool = False,
+        means: bool = False,
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self.strength_of, self.temperature = strength_of, temperature
-        self.loops, self._differences = loops, differences
+        self.loops, self._differences, self._means = loops, differences, means
         self._observe, self._check_rules = observe, check_rules
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
     def evaluate(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], place: Place | None = None
+        self,
+        jaxpr: Jaxpr,
+        consts: Sequence[Any],
+        operands: Sequence[Any],
+        place: Place | None = None,
+        given: Sequence[Origin] | None = None,
     ) -> list[Any]:
-        """The results of a program, of which booleans and integers may be soft."""
+        """The results of a program, of which booleans and integers may be soft; ``given``: the operands' origins."""
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *operands), strict=True))
         read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]  # noqa: E731
+        origins = _noise.Origins(jaxpr, _noise.of_arguments(jaxpr.invars) if given is None else given)
         for equation in jaxpr.eqns:
-            results = self._results(equation, [read(atom) for atom in equation.invars], place)
+            results = self._results(
+                equation, [read(atom) for atom in equation.invars], place, origins.of(equation.invars)
+            )
+            origins.follow(equation, place)
             if not equation.primitive.multiple_results:
                 results = [results]
             values.update(zip(equation.outvars, results, strict=True))
@@ -65,10 +78,10 @@ class Interpreter:
         """The results of a program as arrays."""
         return [value_of(each) for each in self.evaluate(program.jaxpr, program.consts, operands, place)]
 
-    def _results(self, equation: JaxprEqn, operands: list[Any], place: Place | None) -> Any:
+    def _results(self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]) -> Any:
         name = equation.primitive.name
         if name in _kinds.CALLS:
-            return self._call(equation, operands, place)
+            return self._call(equation, operands, place, origins)
         if name in LOOPS:
             return LOOPS[name](self, equation, [value_of(each) for each in operands], operands[0], place)
         plain = [value_of(each) for each in operands]
@@ -86,8 +99,17 @@ class Interpreter:
             )  # fmt: skip
         results = _program.bind(equation, *plain)
         if kind in RELAXED and strength is not None:
-            return RELAXED[kind](self, equation, operands, results, strength)
-        return self.carried(equation, operands, results)
+            results = RELAXED[kind](self, equation, operands, results, strength)
+        else:
+            results = self.carried(equation, operands, results)
+        random = _noise.factor(equation, origins)
+        strength = None if random is None else self.strength_of(random[1])
+        if random is None or strength is None:
+            return results
+        averaged = _noise.averaged(equation, plain, random[0])
+        if self._means:
+            results = jnp.where(jnp.asarray(strength, jnp.float32) > 0, averaged, results)
+        return with_derivative_of(results, averaged, strength)
 
     def carried(self, equation: JaxprEqn, operands: list[Any], results: Any) -> Any:
         """The results, with what soft operands make of them."""
@@ -121,7 +143,7 @@ class Interpreter:
             return results
         return _soft.compare(equation.primitive.name, operands, results, self.temperature)
 
-    def _call(self, equation: JaxprEqn, operands: list[Any], place: Place | None) -> list[Any]:
+    def _call(self, equation: JaxprEqn, operands: list[Any], place: Place | None, origins: list[Origin]) -> list[Any]:
         """A program within the program: evaluated here; one with a derivative rule only where that is relaxed."""
         name = equation.primitive.name
         held = next(each for each in ("jaxpr", "call_jaxpr") if each in equation.params)
@@ -136,10 +158,10 @@ class Interpreter:
             if strength is not None and self._check_rules and not self._rule_disagrees(equation):
                 strength = None
             if self._observe is not None:
-                self.evaluate(jaxpr, consts, operands, inner)
+                self.evaluate(jaxpr, consts, operands, inner, origins)
             if strength is None and (self._check_rules or not self.touches(jaxpr, inner)):
                 return _program.bind(equation, *plain)
-            own = self.evaluate(jaxpr, consts, operands, inner)
+            own = self.evaluate(jaxpr, consts, operands, inner, origins)
             if strength is None or strength is True:
                 return own
             ruled = _program.bind(equation, *plain)
@@ -149,11 +171,11 @@ class Interpreter:
             if not self.touches(jaxpr, inner):
                 return _program.bind(equation, *plain)
             again = jax.checkpoint(
-                lambda *some: [value_of(each) for each in self.evaluate(jaxpr, consts, some, inner)],
+                lambda *some: [value_of(each) for each in self.evaluate(jaxpr, consts, some, inner, origins)],
                 prevent_cse=equation.params.get("prevent_cse", True), policy=equation.params.get("policy"),
             )  # fmt: skip
             return again(*plain)
-        return self.evaluate(jaxpr, consts, operands, inner)
+        return self.evaluate(jaxpr, consts, operands, inner, origins)
 
     def _rule_disagrees(self, equation: JaxprEqn) -> bool:
         name = _rules.name_of(equation)

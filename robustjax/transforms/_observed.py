@@ -154,7 +154,7 @@ def _harmless_stops(program: ClosedJaxpr, arrays: list[Any], num_images: int, ke
         def strength_of(key: SiteKey) -> Any:
             if key in stops:
                 return strengths[stops.index(key)]
-            return True if key in keys and key[0] != "saturation" else None
+            return True if key in keys and key[0] not in ("saturation", "random") else None
 
         def total(images: list[Array]) -> Array:
             some = iter(images)

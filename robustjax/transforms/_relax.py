@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.ops import chosen, merged
+from robustjax.transforms import _noise
 from robustjax.transforms._derivatives import SiteKey, Strength
-from robustjax.transforms._inspect import KINDS, Finding
+from robustjax.transforms._inspect import KINDS, Finding, Findings
 from robustjax.transforms._interpreter import Interpreter
 from robustjax.types import InputError, nearest
 
 # Kinds whose derivatives can be relaxed; the others say something of the values.
-RELAXABLE = ("step", "integer", "detached", "custom_rule", "selection", "saturation", "callback", "inner_optimisation")
+RELAXABLE = (
+    "step", "integer", "detached", "custom_rule", "selection", "saturation", "callback", "inner_optimisation", "random",
+)  # fmt: skip
 
 
 def relax(
@@ -47,7 +50,9 @@ def relax(
     - of ``exp``, sigmoid, tanh and erf that of the same function of smaller numbers, of mean magnitude T at the most;
     - of a call into Python the identity, and an estimate by differences in random directions where no operand is like
       the result;
-    - of a loop with no fixed number of turns that of its first 64 turns.
+    - of a loop with no fixed number of turns that of its first 64 turns;
+    - of a product with a random factor, or a random mask, that of a product with its mean, which for dropout and
+      pruning at random is the identity.
 
     This is the surrogate of a backward-pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420), made
     from the network's own program. It composes with ``jit``, ``vmap``, ``grad`` and :func:`quicken`.
@@ -85,7 +90,7 @@ def relax(
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)
     return functools.update_wrapper(
-        functools.partial(relaxed, function, wanted, temperature, loops, callbacks == "differences", by_name),
+        functools.partial(relaxed, function, wanted, temperature, loops, callbacks == "differences", by_name, False),
         function,
         updated=(),
     )
@@ -98,10 +103,14 @@ def relaxed(
     loops: str,
     differences: bool,
     check_rules: bool,
+    means: bool,
     *arguments: Any,
     **keywords: Any,
 ) -> Any:
-    """What a function returns, with derivatives relaxed where ``strength_of`` says."""
+    """What a function returns, with derivatives relaxed where ``strength_of`` says.
+
+    With ``means`` random factors there are their means, for the values as well.
+    """
     leaves, tree = jax.tree.flatten((arguments, keywords))
     are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
 
@@ -111,8 +120,20 @@ def relaxed(
 
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    interpreter = Interpreter(strength_of, temperature, loops=loops, differences=differences, check_rules=check_rules)
+    interpreter = Interpreter(
+        strength_of, temperature, loops=loops, differences=differences, means=means, check_rules=check_rules
+    )
     return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
+
+
+def relaxable(findings: Findings, function: Callable[..., Any], *arguments: Any) -> tuple[Finding, ...]:
+    """The findings whose derivatives become others: of random draws those that are factors or masks."""
+    wanted = tuple(finding for finding in findings if finding.kind in RELAXABLE)
+    if all(finding.kind != "random" for finding in wanted):
+        return wanted
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    factors = _noise.draws_in_factors(program, _noise.of_arguments(program.invars))
+    return tuple(finding for finding in wanted if finding.kind != "random" or finding[:3] in factors)
 
 
 def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:

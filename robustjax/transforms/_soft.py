@@ -157,7 +157,8 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
     if value.dtype == jnp.bool_:
         return _of_booleans(name, operands, value, bind, equation.params)
     if name == "select_n":
-        if any(isinstance(each, Soft) for each in operands[1:]) or len(operands) != 3:
+        is_number = jnp.issubdtype(value.dtype, jnp.floating)  # it moves as what is selected does
+        if is_number or any(isinstance(each, Soft) for each in operands[1:]) or len(operands) != 3:
             return None
         return Real(value, jnp.where(value_of(operands[0]), _as_float(operands[2]), _as_float(operands[1])))
     if any(isinstance(each, Soft) for each in operands) or jnp.issubdtype(value.dtype, jnp.floating):

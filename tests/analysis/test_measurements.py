@@ -241,3 +241,22 @@ def test_a_figure_is_a_png(tmp_path, rng):
     assert figure._repr_png_().startswith(b"\x89PNG")  # what notebooks show
     assert (tmp_path / "deep" / "channels.png").read_bytes().startswith(b"\x89PNG")
     assert "0.5" in str(estimate.Estimate(0.5, (0.4, 0.6), 3))
+
+
+def test_a_figure_of_many_networks_wraps_and_tells_them_apart():
+    curve = analysis.curve([0.1, 0.2], np.array([[True, True], [True, False]]))
+    many = {f"n{i}": curve for i in range(12)}
+    figure = plots.curves(many, many, marked=0.1, chance=0.1)
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("n")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(many)
+    figure.draw_without_rendering()
+    below = legend.get_window_extent().y1
+    assert all(below <= axis.get_tightbbox().y0 + 1 for axis in figure.axes)  # it covers nothing
+
+    seen = analysis.channels(np.eye(3), np.ones((3, 3)), np.zeros(3, int))
+    for count, rows in ((3, 1), (4, 2)):
+        figure = plots.channels({f"n{i}": seen for i in range(count)}, of_class=0)
+        assert len(figure.axes) == 2 * count
+        assert figure.axes[0].get_gridspec().nrows == 2 * rows

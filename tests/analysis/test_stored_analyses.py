@@ -84,3 +84,16 @@ def test_a_gallery_whose_arrays_do_not_fit_is_named(run):
     (run / "evaluation" / "images.npz").write_bytes(b"")
     with pytest.raises(InputError, match=r"images\.npz is damaged: No data left in file"):
         shown(run)
+
+
+def test_figures_say_which_network_is_which(run):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(run / "analysis" / "x.png")
+    networks = {"run": {"workdir": "elsewhere/run"}, "<b>": {"workdir": "elsewhere/<b>"}}
+    stored = {"num_examples": 3, "figures": [FIGURE], "networks": networks}
+    (run / "analysis" / "analysis.json").write_text(json.dumps(stored))
+    text = shown(run)
+    assert "In these figures run is small_cnn, adversarial." in text and "<b> is" not in text
+    (run / "analysis" / "analysis.json").write_text(json.dumps(stored | {"networks": None}))
+    assert "In these figures" not in shown(run)

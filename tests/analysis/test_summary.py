@@ -34,6 +34,28 @@ def test_the_page_holds_every_figure_and_loads_nothing(tmp_path):
     assert first.startswith("| model small_cnn | 0 | 60.0 (50.2 to 69.1) |") and "41.0" in second
 
 
+def test_attacks_stand_in_the_order_of_their_strength_and_as_they_are_spelled(tmp_path):
+    names = ("adaptive", "autoattack:version=fast", "clean", "cw", "fgsm", "pgd100", "pgd20", "transfer:apgd@at_0")
+    (row,) = summary.summarise([evaluated(tmp_path / "run", attacks=names)])
+    header = page.markdown([row]).splitlines()[0]
+    assert header == (
+        "| | seeds | clean | fgsm | pgd20 | pgd100 | cw | transfer:apgd@at_0 | autoattack:version=fast | adaptive "
+        "| worst case |"
+    )
+    text = page.page([row])
+    assert "transfer:apgd@at_0" in text and "<small>version=fast</small>" in text
+    assert "on 100 images of digits, test split" in text and "Accuracies are in per cent" in text
+
+
+def test_a_defense_that_was_switched_on_stands_last_in_the_label(tmp_path):
+    run = evaluated(tmp_path / "run")
+    for path in (run / "evaluation").glob("*.json"):
+        records.write(run / "evaluation" / "sap:fraction=0.5", path.stem, json.loads(path.read_text()))
+    other = evaluated(tmp_path / "other", model__name="lenet5")
+    labels = [row.label for row in summary.summarise([run, other])]
+    assert labels == ["model small_cnn", "model small_cnn, evaluated with sap:fraction=0.5", "model lenet5"]
+
+
 def test_a_record_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
     new, old = evaluated(tmp_path / "new"), evaluated(tmp_path / "old", seed=1)
     for path in (old / "evaluation").glob("*.json"):
@@ -138,4 +160,25 @@ def test_networks_that_are_no_runs_stand_beside_runs(tmp_path):
     assert 'id="configs"' not in text  # nothing to compare the one config with
     assert "| saved\\|in Python |  | 60.0" in page.markdown(rows)
     (alone,) = summary.summarise([named])
-    assert alone.label == "mine.py:network" and "<p>1 network, on test.npz, under" in page.page([alone])
+    assert alone.label == "mine.py:network" and "<p>1 network, on 100 images of test.npz, under" in page.page([alone])
+
+
+def test_a_verdict_saved_from_python_has_a_page(tmp_path):
+    robust = [True] * 60 + [False] * 40
+    flag = {"name": "surrogate_helps", "status": "fail", "value": 0.2, "threshold": 0.05, "n": 100, "explanation": "so"}
+    trust = {
+        "verdict": "Do not trust it.", "flags": {"surrogate_helps": flag}, "clean": 0.9, "worst_case": 0.6,
+        "num_examples": 100, "norm": "linf", "epsilon": 0.1, "robust": robust, **records.conditions(),
+    }  # fmt: skip
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "trust.json").write_text(json.dumps(trust))
+    (row,) = summary.summarise([folder])
+    assert (row.label, row.seeds, row.threats) == ("mine", (), ["linf epsilon 0.1"])
+    assert {name: cell.mean for name, cell in row.cells.items()} == {"clean": 0.9, "adaptive": 0.6, "worst_case": 0.6}
+    text = page.page([row])
+    assert "Do not trust it." in text and "images given from Python, 100 images" in text and "1 failed" in text
+    for name, damaged in (("clean", 1.5), ("worst_case", None), ("robust", "all")):
+        (folder / "trust.json").write_text(json.dumps(trust | {name: damaged}))
+        with pytest.raises(InputError, match=r"trust\.json is damaged, in"):
+            summary.summarise([folder])

@@ -11,7 +11,7 @@ import pytest
 import toys
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from robustjax.attacks import autoattack
+from robustjax.attacks import AutoAttackResult, autoattack
 from robustjax.attacks.engine import lanes
 from robustjax.attacks.engine import threads as threads_lib
 from robustjax.attacks.engine import verify as verify_lib
@@ -160,6 +160,14 @@ def test_more_attacks_are_no_more_chances():
     kept.choose(lambda points: coins())
     assert np.mean(kept.strongest().share >= 0.5) > 0.8  # by those that chose among three
     assert abs(np.mean(coins() >= 0.5) - 0.5) < 0.05  # by those that decide
+
+
+def test_in_a_prompt_a_result_is_a_line():
+    robust = np.array([True, True, False, False])
+    found = AutoAttackResult(np.zeros((4, 2, 2, 1)), robust, {"apgd-ce": robust | True, "square": robust})
+    told = "50.00% of 4 images are robust: 100.00% after apgd-ce, 50.00% after square"
+    assert (str(found), repr(found)) == (told, f"<AutoAttackResult: {told}>")
+    assert str(found._replace(robust=robust[:0])) == "no image"
 
 
 def test_misclassified_images_are_not_attacked(key):

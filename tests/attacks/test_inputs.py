@@ -88,6 +88,15 @@ def test_tensors_of_other_libraries_are_arrays(name):
         run(name, images=Tensor((255 * IMAGES).astype(np.uint8)))
 
 
+class Module:
+    """Looks like a ``torch.nn.Module``, which need not be installed."""
+
+    __module__ = "torch.nn.modules.module"
+
+    def __call__(self, images):
+        raise TypeError("conv2d() received an invalid combination of arguments")
+
+
 # What tells by shape and dtype, which is refused under jit as well, and what tells by value.
 BY_SHAPE = {
     "one logit": ({"logits_fn": lambda x: network(x)[:, :1]}, r"logits_fn must return float logits .*make two logits"),
@@ -100,6 +109,10 @@ BY_SHAPE = {
         r"logits_fn must take \(images\), got \(images, key\); of a network that draws give eot_samples",
     ),
     "a network that is none": ({"logits_fn": WEIGHTS}, r"logits_fn must be a function of \(images\), got ndarray"),
+    "a module of PyTorch": (
+        {"logits_fn": Module()},
+        r"logits_fn must be a function of JAX arrays, got the torch.nn.Module Module; make one by transforms",
+    ),
     "integer images": ({"images": (255 * IMAGES).astype(np.uint8)}, "images must be floats .*got uint8"),
     "one number an image": ({"images": IMAGES[:, 0, 0, 0]}, "images must be floats .*got float32"),
     "one-hot labels": (

@@ -41,6 +41,7 @@ def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
                 ("all", [1], 1.0, "without"),
             ],
         ),
+        (["random"], [("random", [1], 1.0, "through"), ("means", [1], 1.0, "through")]),
     ],
 )
 def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
@@ -94,7 +95,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
         return shares
 
     monkeypatch.setattr(trial, "apgd", apgd)
-    found = relaxations.attack(trial, hiding, findings, rows, rows, quicken=False)
+    found = relaxations.attack(trial, hiding, findings, rows, rows, before=np.zeros(16), quicken=False)
     first = f"relaxed:{findings[0].kind}"
     sample, rest = list(range(8)), list(range(8, 16))
     expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
@@ -109,3 +110,50 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     assert [(remedy.tried, remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 8, 8)] * 2
     np.testing.assert_array_equal(found.share, rows < num_found)
     assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
+
+
+def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_best(monkeypatch):
+    images, labels, _ = toys.linear_examples(16, "linf")
+
+    def masked(images, key):
+        kept = jax.random.bernoulli(key, 0.5, images.shape)
+        return toys.linear(jnp.round(30.0 * jnp.where(kept, images / 0.5, 0.0)) / 30.0)
+
+    network = goals.as_logits_fn(masked)
+    trial = Trial(
+        goals.Networks(network), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=True, budget=BUDGETS["quick"], batch_size=8, report=print,
+    )  # fmt: skip
+    findings = relaxations.find(network, images[:2], (toys.KEY,))
+    assert {finding.kind for finding in findings} == {"step", "random"}
+    run, rows, seen = [], np.arange(16), []
+    before = np.full(16, 0.3, np.float32)
+
+    def apgd(name, rows, *, loss, target, networks, num_draws, **options):
+        run.append((name, len(rows), loss, target, num_draws))
+        seen.append(np.asarray(networks.direct(trial.images[:2], toys.KEY)))
+        shares = np.full(16, 0.3, np.float32)
+        # A majority of draws on one image, or nearer to it on all, and neither beyond doubt.
+        shares[rows[:1]] = 0.55
+        shares[rows] += 0.1 if name == "relaxed:all" else 0.0
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    found = relaxations.attack(trial, network, findings, rows, rows[:8], before=before, quicken=False)
+    draws = relaxations.draws_of(trial)
+    kinds = [f"relaxed:{finding.kind}" for finding in findings]
+    assert [one[:1] + one[2:] for one in run] == [
+        *[(name, "ce", 0, draws) for name in (*kinds, "relaxed:all")], ("relaxed:means", "ce", 0, 1),
+        ("relaxed:all", "ce", 0, draws), ("relaxed:all", "dlr", 0, draws),
+        ("relaxed:means", "ce", 0, 1), *[("relaxed:means", "targeted", target, 1) for target in range(3)],
+    ]  # fmt: skip
+    # The means change values; everything else has the network's own.
+    own = np.asarray(network(trial.images[:2], toys.KEY))
+    for (name, *_), logits in zip(run, seen, strict=True):
+        assert np.array_equal(logits, own) == (name != "relaxed:means")
+    np.testing.assert_array_equal(np.asarray(found.networks.direct(trial.images[:2], toys.KEY)), own)
+    assert found.helped and [remedy.misclassified for remedy in found.remedies] == [1, 1]
+    # Where no majority turns, the rest is left alone: nearer is not enough.
+    run.clear()
+    found = relaxations.attack(trial, network, findings, rows, rows[:8], before=np.full(16, 0.6), quicken=False)
+    assert not found.helped and [one[:2] for one in run[4:]] == [("relaxed:all", 0), ("relaxed:all", 8)]

@@ -3,10 +3,12 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
+from robustjax import version
 from robustjax.evaluation.verdict import trust
 from robustjax.evaluation.verdict._judge import Acceptance, Verdict
 from robustjax.evaluation.verdict.red_flags import Flag
@@ -113,8 +115,21 @@ def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
 def test_a_verdict_writes_its_own_report(tmp_path):
     found = verdict(**FAILED)
     found.save(tmp_path / "new")
-    assert (tmp_path / "new" / "trust.md").read_text() == found.report() == trust.markdown(found)
+    text = (tmp_path / "new" / "trust.md").read_text()
+    assert text == found.report() and text.startswith("# Trust report\n\nJudged: network on 4 images, linf eps")
+    assert f"robustjax {version.__version__}, jax {jax.__version__}" in text.splitlines()[2]
     assert json.loads((tmp_path / "new" / "trust.json").read_text())["verdict"] == str(found) == trust.sentence(found)
+
+
+def test_the_page_says_of_which_network_and_images_it_is():
+    told = {"network": {"model": "mine.py:network"}, "dataset": "test.npz", "commit": "0123456789+changes"}
+    line = trust.markdown(verdict(), conditions=told).splitlines()[2]
+    assert line.startswith("Judged: mine.py:network on 4 images of test.npz, linf epsilon 0.03137, pixels in [0.0, ")
+    assert line.endswith("; commit 0123456 with changes.")
+
+
+def test_in_a_prompt_a_verdict_is_a_line():
+    assert repr(verdict()) == f"<Verdict: {trust.sentence(verdict())}>"
 
 
 def test_clean_accuracy_is_said_once_unless_it_is_two_figures():

@@ -360,7 +360,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path):
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    one_line(done.stdout, "which is not installed; install robustjax[onnx]")
+    one_line(done.stdout, "which is not installed; pip install onnx")
 
 
 # Published networks

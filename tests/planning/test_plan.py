@@ -15,7 +15,7 @@ from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'robustjax[tpu]'), and no TPU"
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'jax[tpu]'), and no TPU"
 )
 
 
@@ -52,7 +52,7 @@ def test_shapes_of_slices_hold_as_many_chips_as_asked_for():
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^--plan must find libtpu, .* pip install 'robustjax\[tpu\]'$"):
+    with pytest.raises(InputError, match=r"^--plan must find libtpu, .* pip install 'jax\[tpu\]'$"):
         planning.plan(tiny(), "v5e-4")
 
 

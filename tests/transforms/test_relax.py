@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import attacks
+from robustjax import attacks, defenses
 from robustjax.transforms import inspect, quicken, relax
+from robustjax.transforms._relax import relaxable, relaxed
 from robustjax.types import InputError
 
 X = jnp.asarray(hidden.IMAGES)
@@ -208,6 +209,120 @@ def test_composes_with_transformations(name):
     np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
     slope = jax.jvp(lambda x: jnp.sum(relaxed(x) @ jnp.arange(1.0, 4.0)), (X,), (DIRECTION,))[1]
     np.testing.assert_allclose(slope, jnp.vdot(expected, DIRECTION), rtol=1e-4)
+
+
+def drawn(x, key=hidden.KEY):
+    return jax.random.bernoulli(key, 0.3, x.shape)
+
+
+# A network with a random factor -> (the factor as NumPy has it, what it multiplies).
+RANDOM_FACTORS = {
+    "dropout": (lambda x: jnp.where(drawn(x), x / 0.3, 0.0), lambda x: np.asarray(drawn(x)) / 0.3),
+    "a mask": (lambda x: x * drawn(x).astype(x.dtype), lambda x: np.asarray(drawn(x))),
+    "on the left": (lambda x: drawn(x).astype(x.dtype) * x, lambda x: np.asarray(drawn(x))),
+    "what is not drawn": (lambda x: jnp.where(drawn(x), 0.0, x), lambda x: 1.0 - np.asarray(drawn(x))),
+    "signs": (lambda x: x * jnp.where(drawn(x), 1.0, -1.0), lambda x: np.where(drawn(x), 1.0, -1.0)),
+    "of jit": (jax.jit(lambda x: jax.jit(jnp.multiply)(x, drawn(x).astype(x.dtype))), lambda x: np.asarray(drawn(x))),
+    "checkpointed": (jax.checkpoint(lambda x: x * drawn(x).astype(x.dtype)), lambda x: np.asarray(drawn(x))),
+    "normal": (lambda x: x * jax.random.normal(hidden.KEY, x.shape), lambda x: jax.random.normal(hidden.KEY, x.shape)),
+    "by magnitude": (
+        lambda x: x * (jax.random.uniform(hidden.KEY, x.shape) < x).astype(x.dtype),
+        lambda x: np.asarray(jax.random.uniform(hidden.KEY, x.shape) < x),
+    ),
+    "in a loop": (
+        lambda x: jax.lax.scan(lambda x, key: (x * drawn(x, key).astype(x.dtype), None), x, hidden.KEY[None])[0],
+        lambda x: np.asarray(drawn(x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_FACTORS)
+def test_a_random_factor_counts_as_its_mean(name):
+    function, factor_of = RANDOM_FACTORS[name]
+    network = lambda x: hidden.linear(function(x))  # noqa: E731
+    relaxed = relax(network, kinds="random")
+    np.testing.assert_array_equal(relaxed(X), network(X))
+    x, factor = np.asarray(X, np.float64), np.asarray(factor_of(X), np.float64)
+    axes = (1, 2, 3)
+    mean = np.sum(factor * x**2, axes, keepdims=True) / np.sum(x**2, axes, keepdims=True)
+    expected = mean * np.asarray(gradient(hidden.linear))
+    np.testing.assert_allclose(gradient(relaxed), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient(relax(network)), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [True, 1.0, 0.0])
+def test_means_may_take_the_place_of_random_factors_in_the_values_too(strength):
+    network = lambda x: jnp.where(drawn(x), 2.0 * x, x)  # noqa: E731
+    strength_of = lambda key: strength if key[0] == "random" else None  # noqa: E731
+    value = relaxed(network, strength_of, 1.0, "through", False, False, True, X)
+    mask, x = np.asarray(drawn(X), np.float64), np.asarray(X, np.float64)
+    share = np.sum(mask * x**2, (1, 2, 3), keepdims=True) / np.sum(x**2, (1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(value, (1.0 + share) * x if strength else network(X), rtol=1e-5)
+
+
+def test_what_is_random_but_no_factor_keeps_its_derivative():
+    weights = jax.random.normal(hidden.KEY, (16, 3))
+    cases = {
+        "added": lambda x: hidden.linear(x**2 + jax.random.normal(hidden.KEY, x.shape)),
+        "drawn of the image": lambda x: hidden.linear(x * jnp.where(drawn(x), x, 1.0)),
+        "other factors": lambda x: hidden.linear(x * jnp.sin(x) * 2.0),
+        "weights": lambda x: x.reshape(len(x), -1) @ weights,
+    }
+    for name in ("added", "other factors", "weights"):
+        np.testing.assert_allclose(gradient(relax(cases[name], kinds="random")), gradient(cases[name]), rtol=1e-5)
+    # A selection between the image and another value is averaged; the product with it has its own derivative.
+    mask, x = np.asarray(drawn(X), np.float64), np.asarray(X, np.float64)
+    share = np.sum(mask * (x - 1.0) ** 2, (1, 2, 3), keepdims=True) / np.sum((x - 1.0) ** 2, (1, 2, 3), keepdims=True)
+    slope = np.where(mask > 0, x, 1.0) + share * x
+    np.testing.assert_allclose(
+        gradient(relax(cases["drawn of the image"], kinds="random")),
+        slope * np.asarray(gradient(hidden.linear)), rtol=1e-4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_random_factor_of_nothing_gives_numbers(dtype):
+    function = relax(lambda x: x * drawn(x).astype(x.dtype), kinds="random")
+    for x in (jnp.zeros(X.shape, dtype), jnp.full(X.shape, 1e-30, dtype), X.astype(dtype).at[0, 0, 0, 0].set(jnp.inf)):
+        value, pull = jax.vjp(function, x)
+        slope = pull(jnp.ones_like(value))[0]
+        assert value.dtype == slope.dtype == dtype
+        assert np.all(np.isfinite(np.asarray(slope, np.float32)))
+
+
+def test_which_draws_are_factors_is_read_off_the_program():
+    def network(x, key):
+        first, second = jax.random.split(key)
+        noisy = x + jax.random.normal(first, x.shape)
+        return hidden.linear(jnp.where(jax.random.bernoulli(second, 0.5, x.shape), noisy, 0.0))
+
+    findings = inspect(network, X, hidden.KEY)
+    assert [finding.kind for finding in findings] == ["random", "random"]
+    (mask,) = relaxable(findings, network, X, hidden.KEY)
+    assert mask == findings[1]
+
+
+def test_pruning_at_random_shows_in_one_draw_what_takes_many():
+    weights = jax.random.normal(jax.random.key(8), (2, 64, 64)) / 8.0
+    images = jax.random.uniform(jax.random.key(9), (8, 64))
+
+    def network(x, key):
+        for layer, one in zip(weights, jax.random.split(key), strict=True):
+            x = defenses.sap.prune(one, jax.nn.relu(x @ layer), fraction=0.3, sampler="bernoulli")
+        return x[:, :3]
+
+    def slope(function, key):
+        return jax.grad(lambda x: jnp.sum(function(x, key) @ jnp.array([1.0, -1.0, 0.5])))(images)
+
+    def cosine(one, other):
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        return np.mean(np.sum(one * other, axis=1) / np.maximum(lengths, 1e-9))
+
+    keys = jax.random.split(hidden.KEY, 2000)
+    mean = np.asarray(jax.jit(lambda: jnp.mean(jax.lax.map(lambda key: slope(network, key), keys[1:]), axis=0))())
+    own, relaxed = (np.asarray(slope(each, keys[0])) for each in (network, relax(network, kinds="random")))
+    assert cosine(relaxed, mean) > 0.9 and cosine(relaxed, mean) > cosine(own, mean) + 0.2
+
 
 
 def test_only_the_lines_that_are_named_are_relaxed():

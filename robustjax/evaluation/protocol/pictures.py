@@ -26,7 +26,8 @@ def save_examples(
     """Three rows as a PNG: images, perturbations, adversarial images, each with the prediction.
 
     Predictions are green where they agree with the label and red elsewhere. A perturbation is shown from -epsilon
-    (black) through 0 (grey) to epsilon (white), or over its own range where it is smaller than that.
+    (black) through 0 (grey) to epsilon (white), or over its own range where it is smaller than that; the picture says
+    which.
 
     Args:
         path: of the PNG.
@@ -40,14 +41,15 @@ def save_examples(
     from matplotlib.figure import Figure  # not at the top: it takes a second, and most evaluations draw nothing
 
     figure = Figure(figsize=(1.25 * count + 1.2, 4.9), dpi=130, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"{title}; predictions: green right, red wrong", fontsize=10)
     delta = adversarial - images
     span = min(epsilon, float(np.abs(delta).max())) or 1.0
     rows = {"image": images, "perturbation": np.clip(0.5 + delta / (2 * span), 0, 1), "adversarial": adversarial}
+    scale = {"perturbation": f"\nblack -{span:.3g}, white +{span:.3g}"}
     predicted = {"image": predictions, "adversarial": adversarial_predictions}
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(name + scale.get(name, ""), fontsize=9 if name not in scale else 7.5)
         for i, (axis, picture) in enumerate(zip(row, pictures, strict=True)):
             axis.set_xticks([])
             axis.set_yticks([])

@@ -128,17 +128,26 @@ def show(table: RenderableType) -> None:
 
 def _table(conditions: Mapping[str, Any], headings: Sequence[str], several: bool = False) -> Table:
     """An empty table whose title says what was measured, as far as the records of a network tell."""
+    table = Table(title=subject(conditions, several=several))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("attack", "threat") else "right")
+    return table
+
+
+def subject(conditions: Mapping[str, Any], *, several: bool = False) -> str:
+    """Network, images and threat of a record in words, as far as it tells.
+
+    Example:
+        >>> subject({"num_examples": 1000, "split": "test", "dataset": "digits", "norm": "linf", "epsilon": 0.2})
+        'network on 1,000 test images of digits, linf epsilon 0.2'
+    """
     defended = f" with {conditions['defense']}" if conditions.get("defense") else ""
     dataset = f" of {conditions['dataset']}" if "dataset" in conditions else ""
     split = f"{conditions['split']} " if conditions.get("split") else ""
     threat = "several threats" if several else f"{conditions['norm']} epsilon {conditions['epsilon']:.4g}"
     step = f", checkpoint of step {conditions['checkpoint_step']:,}" if "checkpoint_step" in conditions else ""
     network = network_name(conditions) or "network"
-    title = f"{network}{defended} on {conditions['num_examples']:,} {split}images{dataset}, {threat}{step}"
-    table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("attack", "threat") else "right")
-    return table
+    return f"{network}{defended} on {conditions['num_examples']:,} {split}images{dataset}, {threat}{step}"
 
 
 def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from robustjax.attacks.geometry import GEOMETRIES
 from robustjax.types import InputError, nearest
 
@@ -69,6 +71,27 @@ def radius(name: str, value: str | float) -> float:
         wanted = "a number >= 0 in the units of the pixels"
         raise InputError(f"{name} must be {wanted}, got {value!r}; give for example 8/255")
     return radius
+
+
+def check_width(threat: Threat) -> None:
+    """Refuses an l-infinity ball that is larger than the box: what was meant is most likely a 255th of it.
+
+    Example:
+        >>> check_width(Threat("linf", 8.0))
+        Traceback (most recent call last):
+        robustjax.types.InputError: epsilon must be at most 1 for linf, as far as pixels are from each other in bounds
+        0,1, got 8; 8/255 is 0.0313725
+    """
+    norm, epsilon, (low, high) = threat
+    widest = float(np.max(np.asarray(high) - np.asarray(low)))
+    if norm != "linf" or epsilon <= widest:
+        return
+    ends = f"{low:g},{high:g}" if np.ndim(low) == 0 else f"{low},{high}"
+    hint = f"{epsilon:g}/255 is {epsilon / 255:g}" if 1 < epsilon <= 255 else "give a smaller one"
+    raise InputError(
+        f"epsilon must be at most {widest:g} for linf, as far as pixels are from each other in bounds {ends}, got "
+        f"{epsilon:g}; {hint}"
+    )
 
 
 def of_record(record: Mapping[str, Any]) -> list[str]:

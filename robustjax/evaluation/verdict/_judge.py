@@ -15,6 +15,8 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
+from robustjax.evaluation.protocol import records
+from robustjax.evaluation.protocol.threats import Threat, check_width
 from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, notebook, red_flags, relaxations, trust
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.examples import Decision
@@ -74,17 +76,23 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         return trust.sentence(self)
 
+    def __repr__(self) -> str:
+        """In short: arrays of images would fill a screen many times."""
+        return f"<{type(self).__name__}: {self}>"
+
     def report(self) -> str:
         """The trust report as Markdown: the verdict in a sentence, accuracies, attacks, flags and findings."""
-        return trust.markdown(self)
+        return trust.markdown(self, conditions=records.conditions())
 
     def save(self, path: str | Path) -> None:
         """Writes the trust report to ``path/trust.md`` and, with all that is in it, ``path/trust.json``.
 
+        ``python -m robustjax.report --workdirs=path`` makes a page of it.
+
         Raises:
             WriteError: the folder cannot be written.
         """
-        trust.write(path, self)
+        trust.write(path, self, **records.conditions())
 
     def _repr_html_(self) -> str:
         """Accuracies and the flags that were raised, as notebooks show them."""
@@ -122,7 +130,7 @@ def judge(
         key: a typed key.
         images: float [B, H, W, C] inside bounds; the network is given them as float32.
         labels: integers [B].
-        epsilon: radius of the ball, at least 0.
+        epsilon: radius of the ball, at least 0; for linf at most the width of the box.
         norm: "linf", "l2" or "l1".
         bounds: box of valid pixels.
         hints: what the author of the network declares.
@@ -157,6 +165,7 @@ def judge(
     inputs.check_key(key)
     images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
     bounds = inputs.box(bounds, images.shape[-1])
+    check_width(Threat(norm, float(epsilon), bounds))
     keys = (key,) if checked_hints(hints).stochastic else ()
     outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
@@ -207,12 +216,15 @@ def judge(
     random = batteries.random_search(trial, measured, from_the_image)
     spent("red flags")
     adaptive = batteries.adaptive(trial, measured)
-    left = np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(batteries.by_gradient(trial)))
-    relaxed = relaxations.attack(trial, goals.as_logits_fn(logits_fn), findings, left, measured, quicken=quicken)
+    before = batteries.by_gradient(trial)
+    relaxed = relaxations.attack(
+        trial, goals.as_logits_fn(logits_fn), findings,
+        np.flatnonzero(trial.attacked & ~trial.certainly_misclassified(before)), measured, before=before,
+        quicken=quicken,
+    )  # fmt: skip
     label_only = batteries.black_box(trial, measured)
     if hints.stochastic:
-        helped = relaxed.share is not None and trial.certainly_misclassified(relaxed.share).any()
-        batteries.close(trial, relaxed.networks if helped else None)
+        batteries.close(trial, relaxed.networks if relaxed.helped else None)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
     spent("active test")

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import transforms
+from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import goals
 from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
-from robustjax.transforms._relax import RELAXABLE, relaxed
+from robustjax.transforms._relax import relaxable, relaxed
 from robustjax.types import Array, Key
 
 # In units of what the comparisons and scores are; all findings are relaxed at each, a single one at the first.
@@ -67,14 +68,16 @@ class Relaxations(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, and whether
-    all calls into Python have derivatives by differences."""
+    """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, whether all
+    calls into Python have derivatives by differences, and whether random factors are their means, of which one draw in
+    a gradient is enough."""
 
     name: str
     strengths: np.ndarray
     temperature: float
     loops: str
     differences: bool = False
+    means: bool = False
 
 
 def find(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
@@ -83,7 +86,14 @@ def find(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
 
 
 def attack(
-    trial: Trial, network: Any, findings: Findings, rows: np.ndarray, measured: np.ndarray, *, quicken: bool
+    trial: Trial,
+    network: Any,
+    findings: Findings,
+    rows: np.ndarray,
+    measured: np.ndarray,
+    *,
+    before: np.ndarray,
+    quicken: bool,
 ) -> Relaxations:
     """Attacks through the relaxed network, on what direct gradient-based attacks left.
 
@@ -93,54 +103,64 @@ def attack(
         findings: of its program.
         rows: the examples to attack.
         measured: examples on which hidden gradients are counted.
+        before: share of draws misclassified under the direct gradient-based attacks, [N].
         quicken: run the relaxed network by :func:`robustjax.transforms.quicken`.
     """
-    relaxable = tuple(finding for finding in findings if finding.kind in RELAXABLE)
-    if not relaxable or not len(trial.images):
+    if not len(trial.images):
+        return Relaxations(findings)
+    candidates = relaxable(findings, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
+    if not candidates:
         return Relaxations(findings)
 
     def networks(plan: _Plan) -> Networks:
-        static = _Relaxed(relaxable, plan.loops, plan.differences)
+        static = _Relaxed(candidates, plan.loops, plan.differences, plan.means)
         relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
-    every = _Plan("all", np.ones(len(relaxable), np.float32), TEMPERATURES[0], "through")
+    every = _Plan("all", np.ones(len(candidates), np.float32), TEMPERATURES[0], "through")
     if not _differentiable(networks(every).direct, trial, np.arange(1)):
         return Relaxations(findings)
     if not len(rows):
         return Relaxations(findings, networks=networks(every))
-    groups = _groups(relaxable)
+    groups = _groups(candidates)
     hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
     shares = np.zeros(len(trial.images), np.float32)
 
     def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
         share = trial.apgd(
             f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=draws_of(trial),
+            num_draws=1 if plan.means else draws_of(trial),
         )  # fmt: skip
         np.maximum(shares, share, out=shares)
         return share
 
     sample = rows[: trial.batch_size]
-    found = [int(trial.certainly_misclassified(run(plan, sample, "ce")).sum()) for plan in _plans(relaxable, groups)]
-    best = sorted(zip(found, _plans(relaxable, groups), strict=True), key=lambda pair: -pair[0])
-    # Of a stochastic network, whose every gradient costs several, the best alone.
-    best = best[: 1 if trial.stochastic else 2]
-    if best[0][0] == 0:
-        best = [(0, every)]
-        rows = sample
-    for _, plan in best:
+    plans = list(_plans(candidates, groups))
+    on_sample = [run(plan, sample, "ce") for plan in plans]
+    found = [int((is_misclassified(share) & ~is_misclassified(before)).sum()) for share in on_sample]
+    # A stochastic network's majority seldom turns at once: how much nearer to it they came ranks them as well.
+    nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
+    best = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
+    # Of a stochastic network, whose every gradient costs several, the best alone; and the one that is all but
+    # deterministic, whose gradients cost one.
+    best = [plan for i, plan in enumerate(best) if i < (1 if trial.stochastic else 2) or plan.means]
+    helps = any(found)
+    if not helps:
+        best, rows = [every], sample
+    for plan in best:
         run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
-        targets = range(1) if trial.stochastic else range(min(trial.budget.num_targets, trial.num_classes - 1))
-        for target in targets:
-            run(plan, trial.left(rows, shares), "dlr" if trial.stochastic else "targeted", target)
+        by_draws = trial.stochastic and not plan.means
+        for target in range(1 if by_draws else min(trial.budget.num_targets, trial.num_classes - 1)):
+            run(plan, trial.left(rows, shares), "dlr" if by_draws else "targeted", target)
     remedies = tuple(
-        Remedy(relaxable[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
-        for group, some in enumerate(groups)
-        for i in some
+        Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
+        for group, indices in enumerate(groups)
+        for i in indices
     )
-    helped = _words(best[0][1], relaxable) if shares.any() else ""
-    return Relaxations(findings, remedies, shares, helped, networks(best[0][1]))
+    # Later ones may find what none did on the sample.
+    helps |= bool((is_misclassified(shares) & ~is_misclassified(before)).any())
+    helped = _words(best[0], candidates) if helps else ""
+    return Relaxations(findings, remedies, shares, helped, networks(best[0]._replace(means=False)))
 
 
 def draws_of(trial: Trial) -> int:
@@ -154,11 +174,12 @@ class _Relaxed(NamedTuple):
     findings: tuple[Finding, ...]
     loops: str
     differences: bool
+    means: bool
 
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, images, *key)
+        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, self.means, images, *key)
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -170,8 +191,8 @@ def _groups(findings: Sequence[Finding]) -> list[list[int]]:
 
 
 def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
-    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, and
-    with differences where there are calls into Python."""
+    """Each group alone, in their order; then all of them at every temperature, around loops where there are any, with
+    differences where there are calls into Python, and with the means of random factors where there are some."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
     # Images of the network without its loops are transferred to it as it is.
@@ -184,6 +205,9 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
     if any(finding.kind == CALLBACK for finding in findings):
         for temperature in (TEMPERATURES[0], TEMPERATURES[-1]):  # near and far: Python is slow
             yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
+    if any(finding.kind == "random" for finding in findings):
+        # Images of the network without its noise are transferred to it as it is.
+        yield _Plan("means", np.ones(len(findings), np.float32), TEMPERATURES[0], "through", means=True)
 
 
 def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:

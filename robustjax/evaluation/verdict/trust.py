@@ -1,19 +1,22 @@
 """One report of a verdict, as data, Markdown and table: what was measured, whether to trust it, and what it cost.
 
-Every ``verdict`` is a :class:`robustjax.evaluation.Verdict`, whose methods call these functions.
+Every ``verdict`` is a :class:`robustjax.evaluation.Verdict`, whose methods call these functions. The explanations of
+flags are written where flags are decided: :mod:`red_flags` and :mod:`comparisons`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from robustjax.evaluation.protocol import tables
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 
@@ -22,6 +25,8 @@ CAVEAT = (
     "The list of flags is neither necessary nor sufficient (Carlini et al. 2019): a network without one is not proven "
     "robust, only the known mistakes were not seen."
 )
+
+WORDS = "What each flag and the name of each attack means is said in docs/flags.md of robustjax."
 
 
 def sentence(verdict: Any) -> str:
@@ -79,18 +84,25 @@ def to_json(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> dict[st
     }
 
 
-def markdown(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> str:
-    """A verdict as a Markdown page; arguments as of :func:`to_json`."""
-    parts = [f"# Verdict\n\n{sentence(verdict)}\n\n{CAVEAT}\n"]
+def markdown(
+    verdict: Any, *, protocol: Sequence[dict[str, Any]] = (), conditions: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """A verdict as a Markdown page.
+
+    Args:
+        verdict, protocol: as of :func:`to_json`.
+        conditions: of what network, on what images and by what versions, as far as they are known; see :func:`write`.
+    """
+    parts = [f"# Trust report\n\n{_subject(verdict, conditions)}\n\n{sentence(verdict)}\n\n{CAVEAT}\n"]
     for title, headings, rows in _tables(verdict, protocol):
         lines = [f"## {title}\n", _line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, f"{WORDS}\n"])
 
 
 def table(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
     """A verdict for the terminal, to be printed by a ``rich.console.Console``; arguments as of :func:`to_json`."""
-    tables = []
+    parts = []
     for title, headings, rows in _tables(verdict, protocol):
         shown = Table(title=title, title_justify="left")
         for heading in headings:
@@ -98,8 +110,8 @@ def table(verdict: Any, *, protocol: Sequence[dict[str, Any]] = ()) -> Group:
         for row in rows:
             style = next((STYLES[cell] for cell in row if cell in STYLES), None)
             shown.add_row(*map(escape, row), style=style)
-        tables.append(shown)
-    return Group(*tables, sentence(verdict), CAVEAT)
+        parts.append(shown)
+    return Group(*parts, sentence(verdict), CAVEAT, WORDS)
 
 
 def write(folder: str | Path, verdict: Any, *, protocol: Sequence[dict[str, Any]] = (), **conditions: Any) -> Path:
@@ -113,23 +125,34 @@ def write(folder: str | Path, verdict: Any, *, protocol: Sequence[dict[str, Any]
     folder = Path(folder)
     texts = {
         "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
-        "trust.md": markdown(verdict, protocol=protocol),
+        "trust.md": markdown(verdict, protocol=protocol, conditions=conditions),
     }
     for name, text in texts.items():
         files.write(folder / name, text)
     return folder / "trust.json"
 
 
+def _subject(verdict: Any, conditions: Mapping[str, Any]) -> str:
+    """Of what the report is: network, images, threat and budget, and by which versions."""
+    of = tables.subject({"num_examples": len(verdict.robust), **verdict.threat, **conditions})
+    low, high = verdict.threat["bounds"]
+    made = [f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax") if "versions" in conditions]
+    digest, _, changed = (conditions.get("commit") or "").partition("+")
+    made += [f"commit {digest[:7]}" + (f" with {changed}" if changed else "")] if digest else []
+    by = f"; {', '.join(made)}" if made else ""
+    return f"Judged: {of}, pixels in [{low}, {high}], budget {verdict.threat['budget']}{by}."
+
+
 def _tables(verdict: Any, protocol: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, headings, rows of text) of each part."""
     extra = verdict.seconds["red flags"] + verdict.seconds["adaptive"]
-    figures = [
+    figures = [["clean", f"{verdict.clean:.2%}", f"{verdict.seconds['clean']:.1f}"]]
+    figures += [
         [record["attack"], f"{record['accuracy']:.2%}", f"{record['seconds']:.1f}"]
         for record in protocol
         if (record["attack"], record["accuracy"]) != ("clean", verdict.clean)
     ]
     figures += [
-        ["clean", f"{verdict.clean:.2%}", f"{verdict.seconds['clean']:.1f}"],
         [_ensemble(verdict), f"{verdict.autoattack:.2%}", f"{verdict.seconds['autoattack']:.1f}"],
         ["worst case, adaptive attacks and checks included", f"{verdict.worst_case:.2%}", f"{extra:.1f}"],
     ]

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from robustjax.attacks import geometry, losses
 from robustjax.transforms._source import raised_at
+from robustjax.transforms._torch import is_torch_module
 from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 
 # Losses that take logits and integer labels. `losses.kl` also takes distributions as labels.
@@ -109,6 +110,11 @@ def takes(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], w
     """
     if not callable(function):
         raise InputError(f"{name} must be a function of {wanted}, got {type(function).__name__}; give one")
+    if is_torch_module(function):
+        raise InputError(
+            f"{name} must be a function of JAX arrays, got the torch.nn.Module {type(function).__name__}; make one by "
+            "transforms.from_torch_module(module.eval())"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a function without one, such as a builtin
