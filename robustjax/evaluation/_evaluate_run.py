@@ -34,6 +34,9 @@ from robustjax.evaluation.verdict import trust
 from robustjax.runtime import files, hosts
 from robustjax.types import InputError
 
+# Options that name places, which may have other names on other machines.
+PLACES = ("workdir", "output", "data_dir", "weights", "card", "save_images")
+
 
 def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     """Evaluates the network of a run, or somebody's ``model``, and prints a table; goes on where it was stopped.
@@ -68,6 +71,7 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         0.1
     """
     _options.check(options)
+    hosts.agree({name: value for name, value in options._asdict().items() if name not in PLACES})
     sweep = sweeps.parse(options.sweep) if options.sweep is not None else None
     default = _evaluate.DEFAULT_ATTACKS if sweep is None else ("pgd20",)
     chosen = specs.parse(default if options.attacks is None else options.attacks)
@@ -84,6 +88,7 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
         for threat in threats:
             inputs.on_host(floats(subject.images), subject.labels, threat.epsilon, threat.norm, threat.bounds)
     own = folder.mark(subject.conditions, threats, len(subject.labels))
+    hosts.agree({"network and images": own})
     subject = subject._replace(conditions={**subject.conditions, folder.MARK: own})
     if sweep is not None:
         found = subject.protocols(chosen, threats[0])

@@ -49,6 +49,7 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
         mend = "give one that is new or holds a run of this config"
         raise InputError(f"workdir must be a folder, got {workdir!r}; {mend}")
     config_lib.validate(config)
+    hosts.agree(config_lib.plain(config))
     experiment = hosts.together(lambda: build.experiment(config))
     return run(experiment, workdir, warm_start(config, experiment.module, experiment.train.image_shape))
 
@@ -57,10 +58,11 @@ def run(
     experiment: Experiment, workdir: str | Path, initial_variables: Callable[[], dict[str, Any]] | None = None
 ) -> loop.Stopped:
     """:func:`train` for an experiment that is built already; ``initial_variables`` as in :func:`loop.run`."""
+    data = identity(train=experiment.train, validation=experiment.validation, extra=experiment.extra)
+    hosts.agree({"data": data})
     loop.check(experiment)
     if initial_variables is not None and not any(Path(workdir).glob("checkpoints/*")):
         hosts.together(initial_variables)  # before anything is written: it may not fit
     keep = experiment.config["train"]["keep_checkpoints"]
-    data = identity(train=experiment.train, validation=experiment.validation, extra=experiment.extra)
     with claim(workdir, experiment.config, data), Checkpoints(workdir, keep=keep) as checkpoints:
         return loop.run(experiment, workdir, checkpoints, initial_variables=initial_variables)

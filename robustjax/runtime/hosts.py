@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -139,6 +141,40 @@ def gather(*values: int) -> np.ndarray:
     """
     row = np.array(values, np.int32)
     return row[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(row))
+
+
+def agree(given: Mapping[str, Any]) -> None:
+    """Refuses what the processes of one run were given differently, as each would compute something else, or wait.
+
+    Args:
+        given: name -> value, as JSON can hold it, or a mapping of the same kind; the same names in all processes.
+
+    Raises:
+        InputError: in all of them, with the names.
+    """
+    if jax.process_count() == 1:
+        return
+    named = dict(_leaves(given))
+    names = gather(_digest(sorted(named)))
+    if np.any(names != names[0]):
+        raise InputError("processes must be of one version, got options of several; install the same everywhere")
+    digests = gather(*(_digest(named[name]) for name in sorted(named)))
+    differing = [name for name, column in zip(sorted(named), digests.T, strict=True) if np.any(column != column[0])]
+    if differing:
+        mend = "start all with the same flags, config and data"
+        raise InputError(f"{', '.join(differing)} must be the same in all processes, got several values; {mend}")
+
+
+def _leaves(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _digest(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, default=str).encode()) >> 1  # which fits int32
 
 
 def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T:

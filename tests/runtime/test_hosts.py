@@ -150,6 +150,33 @@ def test_what_one_process_refuses_all_refuse(two, cache):
     assert len(lines) == 2 and all("differing in attack.epsilon" in line for line in lines), done.stderr
 
 
+def test_processes_that_were_given_different_things_refuse_them():
+    program = """
+import sys
+from robustjax.runtime import hosts
+from robustjax.types import InputError
+hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+mine = int(sys.argv[2])
+hosts.agree({"seed": 0, "data": {"name": "digits", "sizes": [1, None]}})
+for given in ({"seed": 0, "data": {"name": "digits", "sizes": [1, mine]}, "rate": 0.1 * mine}, {f"seed{mine}": 0}):
+    try:
+        hosts.agree(given)
+    except InputError as error:
+        print(error)
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = [start([sys.executable, "-c", program, f"localhost:{port}", i], **QUICKLY) for i in (0, 1)]
+    for done in [finish(process) for process in together]:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-2:] == [  # after a line of gloo's
+            "data.sizes, rate must be the same in all processes, got several values; start all with the same flags, "
+            "config and data",
+            "processes must be of one version, got options of several; install the same everywhere",
+        ]
+
+
 def test_where_there_is_no_cluster_one_line_says_so(tmp_path):
     line = refused(run("train", *SMALL, f"--workdir={tmp_path / 'run'}", "--distributed=auto"))
     assert "found no cluster" in line and not (tmp_path / "run").exists()

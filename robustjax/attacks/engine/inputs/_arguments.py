@@ -24,6 +24,7 @@ from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 INTEGER_LABEL_LOSSES = (losses.cross_entropy, losses.margin, losses.dlr)
 LIBRARY_LOSSES = (*INTEGER_LABEL_LOSSES, losses.kl)
 LARGEST_RADIUS = 1e18
+Shaped = AnyArray | jax.ShapeDtypeStruct
 MEND_IMAGES = "give it the images that it is for, or mend it"
 
 
@@ -124,7 +125,7 @@ def takes(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], w
         raise InputError(f"{name} must take {wanted}, got {signature}; {mend}") from error
 
 
-def traced(name: str, function: Callable[..., Any], images: AnyArray, *rest: Any, mend: str = MEND_IMAGES) -> Any:
+def traced(name: str, function: Callable[..., Any], images: Shaped, *rest: Any, mend: str = MEND_IMAGES) -> Any:
     """Shapes and dtypes of what a network returns, by one abstract evaluation, whatever was evaluated before.
 
     Args:
@@ -167,7 +168,7 @@ def traced(name: str, function: Callable[..., Any], images: AnyArray, *rest: Any
         ) from error
 
 
-def gradient_trouble(function: Callable[..., Any], images: AnyArray, *rest: Any) -> str:
+def gradient_trouble(function: Callable[..., Any], images: Shaped, *rest: Any) -> str:
     """Why JAX cannot differentiate a network's logits by its images, in one line, or "".
 
     Example:
@@ -189,7 +190,7 @@ def gradient_trouble(function: Callable[..., Any], images: AnyArray, *rest: Any)
 
 
 @contextlib.contextmanager
-def blaming(name: str, network: Callable[..., Any], images: AnyArray, *rest: Any) -> Iterator[None]:
+def blaming(name: str, network: Callable[..., Any], images: Shaped, *rest: Any) -> Iterator[None]:
     """Where an attack on a network fails that cannot be traced time and again, or has no gradient, says so.
 
     Raises:
