@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from robustjax.transforms import _source
 from robustjax.types import Array, InputError
@@ -164,7 +165,7 @@ def _are_known(arguments: Any) -> bool:
     """Whether arguments hold arrays, all of them scalars, and none of them is traced."""
     arrays = [getattr(leaf, "_elem", None) for leaf in jax.tree.leaves(arguments)]
     arrays = [array for array in arrays if array is not None]
-    return bool(arrays) and not any(isinstance(array, jax.core.Tracer) or array.ndim for array in arrays)
+    return bool(arrays) and not any(isinstance(array, Tracer) or array.ndim for array in arrays)
 
 
 @contextlib.contextmanager
