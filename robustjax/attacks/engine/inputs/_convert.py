@@ -47,7 +47,7 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
         if arguments_traced is not None:
             return arguments_traced
     same = unchanged(function) if inspect.isfunction(function) else None
-    # A callable object may hold arrays and lack a hash, which jit needs. A function around it has one, and is a new one.
+    # A callable object may hold arrays and lack a hash, which jit needs: a function around it has one, and is new.
     return jax.tree_util.Partial((lambda *arguments: function(*arguments)) if same is None else same)
 
 
