@@ -421,11 +421,11 @@ def test_the_driver_does_not_warn_of_what_is_fine():
 
 
 def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
-    traces = 0
+    class Traced:  # what a function reads in a class does not tell it from what it was
+        times = 0
 
     def linear(weights, images, scale, *, shift, doubled):
-        nonlocal traces
-        traces += 1
+        Traced.times += 1
         logits = scale * ((images.reshape(images.shape[0], -1) - 0.5) @ weights["w"]) + shift
         return 2 * logits if doubled else logits  # a value, which no array could be
 
@@ -441,7 +441,7 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
             np.testing.assert_allclose(ask(network, IMAGES, 1.0), expected, rtol=1e-4, atol=1e-5)
         applied = inputs.as_pytree(functools.partial(module.apply, jax.tree.map(lambda x, by=scale: by * x, variables)))
         np.testing.assert_allclose(ask(applied, flat), scale * module.apply(variables, flat), rtol=1e-4, atol=1e-5)
-    assert traces == 2 and ask._cache_size() == 3
+    assert Traced.times == 2 and ask._cache_size() == 3
     # What is no array, or may change without being another object, stays as it was: in a function around it.
     mutable = types.SimpleNamespace(scale=1.0)
     shaped = functools.partial(lambda shape, images: images.reshape(tuple(shape)), np.array([2, -1]))

@@ -342,7 +342,6 @@ def test_pruning_at_random_shows_in_one_draw_what_takes_many():
     assert cosine(relaxed, mean) > 0.9 and cosine(relaxed, mean) > cosine(own, mean) + 0.2
 
 
-
 def test_only_the_lines_that_are_named_are_relaxed():
     function = lambda x: hidden.linear(jnp.round(4.0 * x)) + hidden.linear(hidden.quantised(x))  # noqa: E731
     here, there = sorted(inspect(function, X), key=lambda finding: "quantised" in finding.where)

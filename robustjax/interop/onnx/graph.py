@@ -68,9 +68,7 @@ def load(path: str | Path) -> Graph:
         import onnx
         import onnx.inliner
     except ImportError as error:
-        raise InputError(
-            f"{path} is read by the package onnx, which is not installed; pip install onnx"
-        ) from error
+        raise InputError(f"{path} is read by the package onnx, which is not installed; pip install onnx") from error
     try:
         model = onnx.load(path)  # and the weights beside it, where they lie in a file of their own
         if model.functions:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.attacks import geometry
+from robustjax.attacks.engine.inputs._state import unchanged
 from robustjax.ops import straight_through
 from robustjax.types import Array
 
@@ -28,6 +29,9 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
     those of a ``functools.partial`` of a function, or of a method of a frozen module, whose positional arguments are
     pytrees of arrays with floats among them, as ``partial(module.apply, variables, train=False)``.
 
+    What was compiled for a function serves again as long as all that the function reads is the same; an object that may
+    change unseen makes it another function in each call.
+
     Example:
         >>> import functools
         >>> import numpy as np
@@ -42,8 +46,9 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
         arguments_traced = _with_traced_arguments(function)
         if arguments_traced is not None:
             return arguments_traced
-    # A callable object may hold arrays and lack a hash, which jit needs; a function around it has one.
-    return jax.tree_util.Partial(function if inspect.isfunction(function) else lambda *arguments: function(*arguments))
+    same = unchanged(function) if inspect.isfunction(function) else None
+    # A callable object may hold arrays and lack a hash, which jit needs: a function around it has one, and is new.
+    return jax.tree_util.Partial((lambda *arguments: function(*arguments)) if same is None else same)
 
 
 class _Bound(NamedTuple):
@@ -68,7 +73,10 @@ def _with_traced_arguments(function: functools.partial[Any]) -> jax.tree_util.Pa
 
     arrays = {name: value for name, value in function.keywords.items() if holds_arrays(value)}
     values = tuple(item for item in function.keywords.items() if item[0] not in arrays)
-    static = _Bound(function.func, values) if values else function.func
+    same = unchanged(function.func) if inspect.isfunction(function.func) else function.func
+    if same is None:
+        return None
+    static = _Bound(same, values) if values else same
     owner = getattr(function.func, "__self__", None)
     # An object that may change its state between calls must be traced anew.
     frozen = inspect.isfunction(function.func) or (inspect.ismethod(function.func) and dataclasses.is_dataclass(owner))
