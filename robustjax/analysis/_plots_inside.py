@@ -204,6 +204,6 @@ def separation(found: Mapping[str, Mapping[str, Separation]], masks: Mapping[str
         for axis, example in zip(row[2:], mask, strict=False):
             axis.imshow(example.mean(axis=-1), vmin=0, vmax=1, cmap="viridis")
             axis.set_axis_off()
-            axis.set_title("mask of an image,\nmean of channels", fontsize=7)
+            axis.set_title("mask of an image:\ndark dropped, bright kept", fontsize=7)
     legend_below(figure, axes[0, :1])
     return figure

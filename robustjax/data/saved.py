@@ -127,6 +127,11 @@ def read_saved(path: str | Path, clean_images: np.ndarray, *, bounds: tuple[Any,
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"saved images must be an .npz or .npy file, got {path}: no such file")
+    if path.suffix in (".pt", ".pth"):
+        raise InputError(
+            f"saved images must be an .npz or .npy file, got {path} of PyTorch; save them with "
+            "numpy.savez(FILE, images=x.permute(0, 2, 3, 1).numpy())"
+        )
     names, held = arrays.read(path, {*_NAMES, "clean_images", ""})
     found = [name for name in ("", *_NAMES) if name in held]
     if len(found) != 1:

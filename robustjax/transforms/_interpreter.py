@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
 from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
+from robustjax.transforms._finite import WITH_A_POLE, finite_cotangent
 from robustjax.transforms._noise import Origin
 from robustjax.transforms._soft import Choice, Real, Soft, is_float, is_soft, value_of
 from robustjax.transforms._source import Place
@@ -97,7 +98,10 @@ class Interpreter:
                 equation, plain, self.temperature, differences=self._differences,
                 with_derivative=lambda value, surrogate: with_derivative_of(value, surrogate, strength),
             )  # fmt: skip
-        results = _program.bind(equation, *plain)
+        given = plain
+        if name in WITH_A_POLE:  # perhaps in a branch that is not taken
+            given = [finite_cotangent(each) if is_float(each) else each for each in plain]
+        results = _program.bind(equation, *given)
         if kind in RELAXED and strength is not None:
             results = RELAXED[kind](self, equation, operands, results, strength)
         else:

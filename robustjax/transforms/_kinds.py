@@ -20,6 +20,7 @@ from jax.interpreters import partial_eval
 from robustjax.layers import quick
 from robustjax.ops import chosen
 from robustjax.transforms import _program, _source
+from robustjax.transforms._finite import FINITE
 from robustjax.transforms._source import Place
 
 # What a value depends on, as bits: the image; any other argument; random bits.
@@ -97,7 +98,8 @@ def kind_of(equation: JaxprEqn) -> str | None:
 
 def _is_known(primitive: Primitive, num_modules: int) -> bool:
     """Whether JAX or this library defines it."""
-    return primitive in _defined(num_modules) or primitive in {each for each, _ in quick.QUICK.values()}
+    ours = (FINITE, *(each for each, _ in quick.QUICK.values()))
+    return primitive in _defined(num_modules) or primitive in ours
 
 
 @functools.lru_cache(maxsize=4)

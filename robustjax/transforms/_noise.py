@@ -63,7 +63,8 @@ def _results(equation: JaxprEqn, given: list[Origin], place: Place | None) -> li
         return origins.of(jaxpr.outvars)
     draw = next((origin for origin in given if origin not in (None, MOVES)), None)
     moves = MOVES in given and name != "stop_gradient"
-    return [MOVES if moves and jnp.issubdtype(var.aval.dtype, jnp.floating) else draw for var in equation.outvars]
+    avals: list[Any] = [var.aval for var in equation.outvars]
+    return [MOVES if moves and jnp.issubdtype(aval.dtype, jnp.floating) else draw for aval in avals]
 
 
 def factor(equation: JaxprEqn, given: Sequence[Origin]) -> tuple[int, Origin] | None:

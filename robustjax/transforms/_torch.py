@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from robustjax.transforms import _source
 from robustjax.types import Array, InputError
@@ -42,7 +43,8 @@ def from_torch_module(module: Any) -> jax.tree_util.Partial:
 
     Returns:
         images [B, H, W, C] -> logits [B, K], float32: a ``jax.tree_util.Partial`` that holds parameters and buffers, so
-        that what is compiled with it as an argument takes them as arguments.
+        that what is compiled with it as an argument takes them as arguments. Those without axes are constants: a module
+        may branch on them.
 
     Raises:
         InputError: torch or torchax is missing, or the two do not fit; the module is in training mode, has parameters
@@ -74,7 +76,9 @@ def from_torch_module(module: Any) -> jax.tree_util.Partial:
         variables, function = torchax.extract_jax(module)
     except Exception as error:
         raise InputError(f"module must be one that can be copied and converted, got {reason(error)}") from error
-    return jax.tree_util.Partial(_Converted(module, variables, function), variables)
+    scalars = {name: value for name, value in variables.items() if value.ndim == 0}
+    variables = {name: value for name, value in variables.items() if name not in scalars}
+    return jax.tree_util.Partial(_Converted(module, variables, scalars, function), variables)
 
 
 def is_torch_module(value: Any) -> bool:
@@ -87,11 +91,11 @@ class _Converted:
 
     Args:
         module: a private copy.
-        variables, function: what torchax makes of it.
+        variables, scalars, function: what torchax makes of it, the variables without axes apart.
     """
 
-    def __init__(self, module: Any, variables: dict[str, Array], function: Any):
-        self._module, self._variables, self._function = module, variables, function
+    def __init__(self, module: Any, variables: dict[str, Array], scalars: dict[str, Array], function: Any):
+        self._module, self._variables, self._scalars, self._function = module, variables, scalars, function
         self._checked: set[tuple[int, ...]] = set()
         # Tracing puts tracers into the module for a moment, and several threads may trace at the same time.
         self._lock = threading.RLock()
@@ -116,7 +120,7 @@ class _Converted:
     def _trace(self, variables: dict[str, Array], images: Array) -> Array:
         # torchax relies on the promotion that is JAX's default.
         with self._lock, jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return self._function(variables, (jnp.moveaxis(images, 3, 1),))
+            return self._function(variables | self._scalars, (jnp.moveaxis(images, 3, 1),))
 
     def values(self, images: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits of images [B, H, W, C], and the gradient of their sum with weights [B, K], in full float32."""
@@ -140,9 +144,12 @@ def _with_lines(module: Any) -> Any:
 
     class Lines(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            line = _source.user_line()
-            with contextlib.nullcontext() if line is None else jax.named_scope(_source.named(line)):
-                return function(*args, **(kwargs or {}))
+            line, kwargs = _source.user_line(), kwargs or {}
+            scope = contextlib.nullcontext() if line is None else jax.named_scope(_source.named(line))
+            # What depends on scalar buffers alone is a number that a module may branch on.
+            known = jax.ensure_compile_time_eval() if _are_known((args, kwargs)) else contextlib.nullcontext()
+            with scope, known:
+                return function(*args, **kwargs)
 
     forward = module.forward
 
@@ -152,6 +159,13 @@ def _with_lines(module: Any) -> Any:
 
     module.forward = with_lines
     return module
+
+
+def _are_known(arguments: Any) -> bool:
+    """Whether arguments hold arrays, all of them scalars, and none of them is traced."""
+    arrays = [getattr(leaf, "_elem", None) for leaf in jax.tree.leaves(arguments)]
+    arrays = [array for array in arrays if array is not None]
+    return bool(arrays) and not any(isinstance(array, Tracer) or array.ndim for array in arrays)
 
 
 @contextlib.contextmanager

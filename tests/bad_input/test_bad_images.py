@@ -308,6 +308,8 @@ def test_saved_images(arrays, cause, tmp_path):
 
 def test_saved_images_that_are_not_there_or_damaged(tmp_path):
     saved_refused("found.npz: no such file", tmp_path / "found.npz")
+    (tmp_path / "found.pt").write_bytes(b"PK")
+    saved_refused("found.pt of PyTorch; save them with numpy", tmp_path / "found.pt")
     (tmp_path / "found.npz").write_bytes(b"PK")
     saved_refused("must be a whole .npz or .npy file", tmp_path / "found.npz")
     (tmp_path / "found.npz").write_bytes(pickle.dumps(Canary()))

@@ -170,6 +170,7 @@ def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
         ({"budget": ["quick"]}, "budget must be one of quick, full, got"),
         ({"norm": "l3"}, "norm.*linf, l2, l1.*'l3'"),
         ({"epsilon": -1.0}, "epsilon.*-1"),
+        ({"epsilon": 8}, "epsilon must be at most 1 for linf, .*got 8; 8/255 is 0.0313"),
         ({"epsilon": float("nan")}, "epsilon.*nan"),
         ({"epsilon": np.full(2, 0.1)}, r"epsilon must be a number, got shape \[2\]"),
         ({"images": np.full((2, 8, 8, 1), 2.0, np.float32)}, r"images.*\[0.0, 1.0\]"),

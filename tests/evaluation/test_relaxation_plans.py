@@ -144,8 +144,8 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     kinds = [f"relaxed:{finding.kind}" for finding in findings]
     assert [one[:1] + one[2:] for one in run] == [
         *[(name, "ce", 0, draws) for name in (*kinds, "relaxed:all")], ("relaxed:means", "ce", 0, 1),
-        ("relaxed:all", "ce", 0, draws), ("relaxed:all", "dlr", 0, draws),
         ("relaxed:means", "ce", 0, 1), *[("relaxed:means", "targeted", target, 1) for target in range(3)],
+        ("relaxed:all", "ce", 0, draws), ("relaxed:all", "dlr", 0, draws),
     ]  # fmt: skip
     # The means change values; everything else has the network's own.
     own = np.asarray(network(trial.images[:2], toys.KEY))

@@ -290,6 +290,24 @@ def test_a_random_factor_of_nothing_gives_numbers(dtype):
         assert np.all(np.isfinite(np.asarray(slope, np.float32)))
 
 
+@pytest.mark.parametrize("kinds", ["detached", "random", ("detached", "selection"), None])
+def test_a_branch_that_is_not_taken_spreads_no_gradient_that_is_not_a_number(kinds):
+    x = X.at[:, 0].set(0.0)
+
+    def network(x):  # pruned at random by detached magnitudes, of which some are zero
+        kept = jax.lax.stop_gradient(jnp.abs(x)) / 2.0
+        return hidden.linear(x * jnp.where(jax.random.uniform(hidden.KEY, x.shape) < kept, 1.0 / kept, 0.0))
+
+    assert np.all(np.isfinite(gradient(relax(network, kinds=kinds), x)))
+    key = inspect(network, x)
+    assert {finding.kind for finding in key} >= {"detached", "random"}
+    # How much of each is relaxed may be traced: what is not relaxed is not followed either.
+    for chosen in ("detached", "random"):
+        strength_of = lambda key: jnp.float32(key[0] == chosen)  # noqa: B023, E731
+        traced = gradient(lambda x: relaxed(network, strength_of, 1.0, "through", False, False, False, x), x)  # noqa: B023
+        np.testing.assert_allclose(traced, gradient(relax(network, kinds=chosen), x), rtol=1e-5, atol=1e-6)
+
+
 def test_which_draws_are_factors_is_read_off_the_program():
     def network(x, key):
         first, second = jax.random.split(key)

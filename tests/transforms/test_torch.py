@@ -97,6 +97,36 @@ def test_transformations_see_the_inside_of_the_program(converted):
     np.testing.assert_allclose(tangent, gradient.sum(), rtol=1e-4)
 
 
+class Thresholded(nn.Module):
+    """As MeanSparse's networks branch on buffers without axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("threshold", torch.tensor(0.2))
+        self.register_buffer("mean", torch.full((4,), 0.1))
+
+    def forward(self, images):
+        hidden = self.linear(images.mean((2, 3)))
+        if self.updates:
+            self.mean += hidden.mean(0)
+        if self.threshold * 2 == 0:
+            return hidden
+        return torch.where(torch.abs(hidden - self.mean) < self.threshold, self.mean * torch.ones_like(hidden), hidden)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_a_module_may_branch_on_its_buffers_without_axes(threshold):
+    network = Thresholded().eval()
+    network.threshold.fill_(threshold)
+    images = np.random.default_rng(3).uniform(size=(5, 4, 4, 3)).astype(np.float32)
+    expected = network(torch.from_numpy(images).permute(0, 3, 1, 2)).detach().numpy()
+    found = transforms.from_torch_module(network)
+    np.testing.assert_allclose(jax.jit(lambda f, x: f(x))(found, images), expected, rtol=1e-5, atol=1e-6)
+    assert not any(array.ndim == 0 for array in jax.tree.leaves(found))
+
+
 def test_weights_are_arguments_of_what_is_compiled(converted):
     made, logits_fn = converted
     network, images = inputs.as_pytree(logits_fn), some_images()

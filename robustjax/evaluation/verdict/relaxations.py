@@ -141,9 +141,10 @@ def attack(
     # A stochastic network's majority seldom turns at once: how much nearer to it they came ranks them as well.
     nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
     best = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
-    # Of a stochastic network, whose every gradient costs several, the best alone; and the one that is all but
-    # deterministic, whose gradients cost one.
-    best = [plan for i, plan in enumerate(best) if i < (1 if trial.stochastic else 2) or plan.means]
+    # The one that is all but deterministic, whose gradients cost one draw, and what it left by the best of the others;
+    # of a deterministic network the best two.
+    means = [plan for plan in best if plan.means]
+    best = [*means, *(plan for plan in best if not plan.means)][: len(means) + (1 if trial.stochastic else 2)]
     helps = any(found)
     if not helps:
         best, rows = [every], sample
@@ -159,8 +160,8 @@ def attack(
     )
     # Later ones may find what none did on the sample.
     helps |= bool((is_misclassified(shares) & ~is_misclassified(before)).any())
-    helped = _words(best[0], candidates) if helps else ""
-    return Relaxations(findings, remedies, shares, helped, networks(best[0]._replace(means=False)))
+    first = next(plan for plan in best if not plan.means)
+    return Relaxations(findings, remedies, shares, _words(first, candidates) if helps else "", networks(first))
 
 
 def draws_of(trial: Trial) -> int:
