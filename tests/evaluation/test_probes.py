@@ -414,9 +414,9 @@ def test_where_the_majority_is_close_more_steps_and_draws_are_taken():
     batteries.close(trial, Networks(3))
     # What is found is attacked no more.
     assert [each[:3] for each in asked] == [
-        ("apgd:close:ce", [2, 3, 4], None), ("apgd:close:dlr", [2, 3], None),
-        ("relaxed:close:ce", [2], Networks(3)), ("relaxed:close:dlr", [], Networks(3)),
-        ("surrogate:close:ce", [], None), ("surrogate:close:dlr", [], None),
+        ("relaxed:close:ce", [2, 3, 4], Networks(3)), ("relaxed:close:dlr", [2, 3], Networks(3)),
+        ("surrogate:close:ce", [2], None), ("surrogate:close:dlr", [], None),
+        ("apgd:close:ce", [], None), ("apgd:close:dlr", [], None),
     ]  # fmt: skip
     for name, _, _, options in asked:
         view = "surrogate" if name.startswith("surrogate") else "direct"

@@ -97,7 +97,7 @@ def test_how_a_transfer_is_spelled(names, attack, source, spelling):
         ("transfer:adaptive@other", "adaptive makes no images to transfer"),
         ("transfer:apgd:losss=dlr@other", r"apgd has no option 'losss' \(nearest: 'loss'\)"),
         ("transfer:nobody", "transfer must be from one of sources, other, plain, got 'nobody'"),
-        ("transfer:wide", r"transfer:apgd@wide: logits_fn must return .*2 images, got shape \[1, 3\]"),
+        ("transfer:wide", r"transfer:apgd@wide: logits_fn must return .* \[2, K\] .*, got float32 \[1, 3\]"),
     ],
 )
 def test_mistakes_are_named(name, cause):
