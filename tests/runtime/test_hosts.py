@@ -116,6 +116,7 @@ def test_process_0_killed_ends_the_others_in_a_line():
 import os, signal, sys, time
 from robustjax.runtime import hosts
 hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+hosts.gather(0)  # both have joined
 if sys.argv[2] == "0":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
