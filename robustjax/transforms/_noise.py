@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 
 from robustjax.transforms import _kinds, _source
 from robustjax.transforms._source import Place
@@ -53,10 +53,9 @@ def _results(equation: JaxprEqn, given: list[Origin], place: Place | None) -> li
     name = equation.primitive.name
     if name in _kinds.DRAWS:
         return [("random", name, _source.line_of(equation, place))] * len(equation.outvars)
-    held = next((each for each in ("jaxpr", "call_jaxpr") if each in equation.params), "")
-    if name in _kinds.CALLS and held:
-        within = equation.params[held]
-        jaxpr = within.jaxpr if isinstance(within, ClosedJaxpr) else within
+    called = _called(equation)
+    if called is not None:
+        held, jaxpr = called
         inner, origins = _source.within(equation, place, held), Origins(jaxpr, given)
         for each in jaxpr.eqns:
             origins.follow(each, inner)
@@ -90,18 +89,23 @@ def draws_in_factors(jaxpr: Jaxpr, given: Sequence[Origin], place: Place | None 
         random = factor(equation, operands)
         if random is not None:
             found.add(random[1])
-        for name, within in _programs(equation):
-            called = equation.primitive.name in _kinds.CALLS
-            inner = _source.within(equation, place, name if called else "")
-            found |= draws_in_factors(within, operands if called else of_arguments(within.invars), inner)
+        called = _called(equation)
+        if called is not None:
+            found |= draws_in_factors(called[1], operands, _source.within(equation, place, called[0]))
+        else:
+            for within in jaxprs_in_params(equation.params):
+                found |= draws_in_factors(within, of_arguments(within.invars), _source.within(equation, place))
         origins.follow(equation, place)
     return found
 
 
-def _programs(equation: JaxprEqn) -> list[tuple[str, Jaxpr]]:
-    every = ((name, each if isinstance(each, tuple | list) else (each,)) for name, each in equation.params.items())
-    found = ((name, getattr(each, "jaxpr", each)) for name, some in every for each in some)
-    return [(name, each) for name, each in found if isinstance(each, Jaxpr)]
+def _called(equation: JaxprEqn) -> tuple[str, Jaxpr] | None:
+    """The program that an equation calls as it is, and the parameter that holds it; None where it calls none."""
+    held = next((each for each in ("jaxpr", "call_jaxpr") if each in equation.params), None)
+    if equation.primitive.name not in _kinds.CALLS or held is None:
+        return None
+    within = equation.params[held]
+    return held, within.jaxpr if isinstance(within, ClosedJaxpr) else within
 
 
 def averaged(equation: JaxprEqn, operands: Sequence[Any], random: int) -> Array:

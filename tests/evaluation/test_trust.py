@@ -116,7 +116,7 @@ def test_a_verdict_writes_its_own_report(tmp_path):
     found = verdict(**FAILED)
     found.save(tmp_path / "new")
     text = (tmp_path / "new" / "trust.md").read_text()
-    assert text == found.report() and text.startswith("# Trust report\n\nJudged: network on 4 images, linf eps")
+    assert text == found.report() and text.startswith("# Trust report\n\nEvaluated: network on 4 images, linf eps")
     assert f"robustjax {version.__version__}, jax {jax.__version__}" in text.splitlines()[2]
     assert json.loads((tmp_path / "new" / "trust.json").read_text())["verdict"] == str(found) == trust.sentence(found)
 
@@ -124,7 +124,7 @@ def test_a_verdict_writes_its_own_report(tmp_path):
 def test_the_page_says_of_which_network_and_images_it_is():
     told = {"network": {"model": "mine.py:network"}, "dataset": "test.npz", "commit": "0123456789+changes"}
     line = trust.markdown(verdict(), conditions=told).splitlines()[2]
-    assert line.startswith("Judged: mine.py:network on 4 images of test.npz, linf epsilon 0.03137, pixels in [0.0, ")
+    assert line.startswith("Evaluated: mine.py:network on 4 images of test.npz, linf epsilon 0.03137, pixels in [0.0, ")
     assert line.endswith("; commit 0123456 with changes.")
 
 

@@ -140,7 +140,7 @@ def _subject(verdict: Any, conditions: Mapping[str, Any]) -> str:
     digest, _, changed = (conditions.get("commit") or "").partition("+")
     made += [f"commit {digest[:7]}" + (f" with {changed}" if changed else "")] if digest else []
     by = f"; {', '.join(made)}" if made else ""
-    return f"Judged: {of}, pixels in [{low}, {high}], budget {verdict.threat['budget']}{by}."
+    return f"Evaluated: {of}, pixels in [{low}, {high}], budget {verdict.threat['budget']}{by}."
 
 
 def _tables(verdict: Any, protocol: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -10,20 +10,18 @@ from robustjax.attacks.engine.inputs._arguments import (
     are_flags,
     as_array,
     at_least,
-    blaming,
     box,
     check_key,
     check_network,
     check_radius,
-    gradient_trouble,
     labels_in_range,
     logits_of,
     static,
     takes,
-    traced,
 )
 from robustjax.attacks.engine.inputs._check import Inputs, check, on_host
 from robustjax.attacks.engine.inputs._convert import as_pytree, in_dtype_of
+from robustjax.attacks.engine.inputs._network import blaming, gradient_trouble, traced
 
 __all__ = [
     "Inputs",
