@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from robustjax import config
-from robustjax.runtime import compiler, hosts, process
+from robustjax.runtime import compiler, files, hosts, process
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
@@ -180,7 +180,7 @@ def find_config(name: str) -> Path:
     package = Path(__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     shipped = {path.stem: path for path in sorted(folder.glob("*.py"))}
-    path = Path(name)
+    path = files.place(name)
     if path.suffix == ".py" or path.name != name:
         ours = path.parent == Path("configs") and path.suffix == ".py" and not path.exists()
         return shipped.get(path.stem, path) if ours else path

@@ -1,4 +1,4 @@
-"""The sections of the report page under its tables of accuracies, HTML text, empty where the runs have nothing for it."""
+"""The sections of the report page under its tables of accuracies; empty where the runs have nothing for it."""
 
 from __future__ import annotations
 
