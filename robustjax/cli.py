@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from robustjax import config
-from robustjax.runtime import compiler, files, hosts, process
+from robustjax.runtime import compiler, files, hosts, process, signals
 from robustjax.runtime.files import WriteError
 from robustjax.types import InputError
 
@@ -53,13 +53,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         try:
             return _status(main)
         except KeyboardInterrupt:
-            return _interrupted()
+            return signals.interrupted()
 
     logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
     try:
+        signals.interrupts_raise()
         app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:  # while flags and config files are read
-        _interrupted()
+        signals.interrupted()
 
 
 def call(
@@ -93,11 +94,12 @@ def call(
         return _refuse(_of_flags(error))
     logging.set_verbosity(logging.FATAL)
     try:
+        signals.interrupts_raise()
         return _status(lambda: main(*names)) or 0
     except KeyboardInterrupt:
         if arguments is not None:
             raise
-        return _interrupted()
+        return signals.interrupted()
 
 
 def declare_shared() -> None:
@@ -253,11 +255,6 @@ def _say_no_more() -> None:
     """Takes away a standard output that cannot be written, which Python would try once more at the end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _interrupted() -> NoReturn:
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(130)  # at once: interpreter and libraries would wait for their threads
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
