@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from robustjax import config
 from robustjax.runtime import compiler, files, hosts, process, signals
 from robustjax.runtime.files import WriteError
+from robustjax.transforms._source import raised_in_callback
 from robustjax.types import InputError
 
 # What is wrong with a place that a user names, whatever a program does there.
@@ -235,6 +236,9 @@ def _status(main: Callable[[], int | None]) -> int | None:
     except hosts.NotTogetherError as error:
         return fail(str(error))
     except Exception as error:
+        if raised := raised_in_callback(error):  # the network's, or another function of the user's
+            status = _refuse(f"the network must compute whatever it calls back, got {raised}; mend it")
+            return hosts.abandon(status) if hosts.several() else status
         if not hosts.several():
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a log on a full disk
                 _say_no_more()
