@@ -25,6 +25,7 @@ from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.runtime import compiler
+from robustjax.transforms import _heads
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 
@@ -184,6 +185,9 @@ def judge(
         goals.as_logits_fn(hints.undefended_fn),
         goals.as_logits_fn(hints.trained_fn),
     )
+    if networks.auxiliary is None:
+        heads = _heads.find(goals.as_logits_fn(logits_fn), jnp.asarray(images[:2]), *keys)
+        networks = networks._replace(auxiliary=heads)
     if quicken:
         networks = Networks(*(None if network is None else transforms.quicken(network) for network in networks))
     trial = Trial(
