@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -134,6 +135,9 @@ def on_host(
         keep_dtype: leave images in the dtype that JAX has for theirs, rather than make them float32.
         allow_empty: whether there may be no image.
 
+    Warns:
+        UserWarning: where the first of an image's axes is the channels', as far as its size tells.
+
     Returns:
         NumPy arrays: images, labels int32 [N], epsilon float32 [N].
 
@@ -148,6 +152,13 @@ def on_host(
     geometry.get(norm)
     images = as_images(images, 4)
     check_in_box(images, box(bounds, images.shape[-1]))
+    height, width, channels = images.shape[1:]
+    if height in (1, 3) and width == channels > 4:
+        warnings.warn(
+            f"images {list(images.shape)} look as if channels came first, while attacks by squares and bounds of "
+            "channels take the last axis for them; give [B, H, W, C], and a function that transposes them",
+            stacklevel=3,
+        )
     if not (len(images) or allow_empty):
         raise InputError("images must be at least one, got none; give some")
     labels = as_labels(labels, len(images), loss=losses.cross_entropy)
