@@ -11,6 +11,7 @@ import numpy as np
 from robustjax.data import folder, tfds_source
 from robustjax.data.order import check_integers, permutation
 from robustjax.data.scaling import Size
+from robustjax.runtime.files import place
 from robustjax.types import InputError, nearest
 
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
@@ -154,7 +155,7 @@ def open_stored(
 
 def _as_folder(name: str, data_dir: str | os.PathLike | None) -> Path | None:
     """The folder that a name means: where there is one, and no data set of that name."""
-    path = Path(name).expanduser()
+    path = place(name)
     if (
         name == "digits"
         or not path.is_dir()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from robustjax.attacks import geometry
@@ -163,12 +162,12 @@ def _problems(options: Options) -> Iterator[str]:
         yield f"--budget must be one of {', '.join(BUDGETS)}, got {options.budget!r}"
     if options.sweep is not None and (wrong := given(*OF_RECORDS)):
         yield f"{wrong} must be left out with --sweep, which leaves no records"
-    if options.save_images is not None and Path(options.save_images).suffix != ".npz":
+    if options.save_images is not None and files.place(options.save_images).suffix != ".npz":
         yield f"--save_images must be a file that ends in .npz, got {options.save_images!r}"
     for name in ("card", "save_images"):
-        if (path := getattr(options, name)) is not None and Path(path).is_dir():
+        if (path := getattr(options, name)) is not None and files.place(path).is_dir():
             yield f"--{name} must be a file, got the folder {path}; name a file in it"
-    if options.output is not None and Path(options.output).is_file():
+    if options.output is not None and files.place(options.output).is_file():
         yield f"--output must be a folder, got the file {options.output}; give another"
     places = {"card": options.card, "save_images": options.save_images, "output": options.output}
     for check_one in (

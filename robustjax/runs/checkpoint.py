@@ -45,7 +45,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             keep: how many of the newest validated checkpoints stay, besides the newest of all and the best.
             read_only: for evaluation.
         """
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = files.place(workdir).absolute() / "checkpoints"
         self._keep = keep
         if read_only:
             self._open(read_only=True)

@@ -1,11 +1,14 @@
-"""Outputs that take nothing more: a pipe that is closed, a log on a full disk."""
+"""What stops a command in the middle: a pipe that is closed, a log on a full disk, a user's function that raises."""
 
 import errno
 import os
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 
+from bad_input.refusals import one_line
 from robustjax import cli
 
 pytestmark = pytest.mark.bad_input
@@ -49,3 +52,18 @@ def test_other_errors_of_the_system_keep_their_traceback():
 
     with pytest.raises(OSError, match="Input/output error"):
         cli.call(main, [], options=flags.FlagValues())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_callback_of_a_network_raises_is_one_line(capsys):
+    def host(images):
+        return 1 / 0
+
+    def main():
+        shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+        return jax.jit(lambda x: jax.pure_callback(host, shape, x))(jnp.zeros(2)).block_until_ready()
+
+    assert cli.call(main, [], options=flags.FlagValues()) == 2
+    said = capsys.readouterr().err
+    one_line(said, "ZeroDivisionError: division by zero in ")
+    assert "(host)" in said

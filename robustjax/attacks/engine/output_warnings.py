@@ -15,6 +15,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.inputs import logits_of
+from robustjax.attacks.engine.verify import has_no_maximum
 from robustjax.types import Array, Key
 
 # Change of a logit, as a share of the range of all logits: between two calls of one program, whose rounding is
@@ -45,6 +46,8 @@ def output_warnings(
         size: of the batch that is looked at.
         split: puts a batch on its devices.
     """
+    if (count := int(np.sum(has_no_maximum(jnp.asarray(logits))))) > 0:
+        yield not_finite(count, len(logits), "images")
     if are_probabilities(logits):
         yield (
             "outputs are probabilities: their saturation hides gradients, so the network looks more robust than it is; "
@@ -70,6 +73,19 @@ def output_warnings(
             "outputs change with the rest of the batch, as those of BatchNorm in training mode do: an accuracy means "
             "nothing for a single image; switch the network to inference mode"
         )
+
+
+def not_finite(count: int, total: int, what: str) -> str:
+    """The sentence on logits that :func:`robustjax.attacks.engine.verify.has_no_maximum` finds.
+
+    Example:
+        >>> print(not_finite(2, 10, "images"))
+        logits are not finite for 2 of 10 images: NaN counts as misclassified, ...
+    """
+    return (
+        f"logits are not finite for {count} of {total} {what}: NaN counts as misclassified, and from infinity no "
+        "gradient leads away, so the figure is none of the network's; find the operation that makes them"
+    )
 
 
 def are_probabilities(logits: np.ndarray) -> bool:
