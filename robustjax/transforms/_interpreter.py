@@ -171,7 +171,8 @@ class Interpreter:
             ruled = _program.bind(equation, *plain)
             return [with_derivative_of(one, value_of(other), strength) if is_float(one) else one
                     for one, other in zip(ruled, own, strict=True)]  # fmt: skip
-        if name.startswith(("checkpoint", "remat")):
+        # What is observed must not belong to a trace within.
+        if name.startswith(("checkpoint", "remat")) and self._observe is None:
             if not self.touches(jaxpr, inner):
                 return _program.bind(equation, *plain)
             again = jax.checkpoint(

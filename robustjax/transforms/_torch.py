@@ -320,5 +320,7 @@ def _difference(values: np.ndarray, expected: np.ndarray) -> float:
 
 def reason(error: Exception) -> str:
     """An error in one line of at most about 200 characters."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    # JAX goes on with which of its callers was tracing.
+    said = str(error).partition("The error occurred while tracing")[0]
+    text = f"{type(error).__name__}: {' '.join(said.split())}"
     return text if len(text) <= 200 else f"{text[:197]}..."

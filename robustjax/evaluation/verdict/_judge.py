@@ -25,6 +25,7 @@ from robustjax.evaluation.verdict.hints import Hints
 from robustjax.evaluation.verdict.red_flags import Flag
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.runtime import compiler
+from robustjax.transforms import _heads
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 
@@ -118,7 +119,8 @@ def judge(
     Direct attacks come first (AutoAttack's); what they leave is attacked with whatever ``hints`` declares: through a
     surrogate's gradient, jointly with auxiliary heads at several weights, by transfer from an undefended network,
     averaging over a stochastic network's draws; and, undeclared, through the network with other derivatives, made from
-    its own program, where :func:`robustjax.transforms.inspect` finds something that hides them. Every image that an
+    its own program, where :func:`robustjax.transforms.inspect` finds something that hides them, and jointly with
+    scores of the classes by which the program chooses something. Every image that an
     attack returns is verified: checked against ball and box, and classified in a float32 forward pass apart from the
     attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
     by majority of fresh draws. This is a driver on the host and compiles by itself: call it outside ``jit``.
@@ -184,6 +186,10 @@ def judge(
         goals.as_logits_fn(hints.undefended_fn),
         goals.as_logits_fn(hints.trained_fn),
     )
+    heads = None
+    if networks.auxiliary is None and len(images):
+        heads = _heads.find(goals.as_logits_fn(logits_fn), jnp.asarray(few), *keys)
+        networks = networks._replace(auxiliary=heads and heads.scores)
     if quicken:
         networks = Networks(*(None if network is None else transforms.quicken(network) for network in networks))
     trial = Trial(
@@ -228,7 +234,10 @@ def judge(
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)
     spent("active test")
-    flags |= diagnostics.attacks(trial, measured, grid, by_gradient, restarted, random, adaptive, relaxed, label_only)
+    flags |= diagnostics.attacks(
+        trial, measured, grid, by_gradient, restarted, random, adaptive, relaxed, label_only,
+        chosen_by=heads.where if heads else (),
+    )  # fmt: skip
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
     flags["probabilities"] = red_flags.probabilities(

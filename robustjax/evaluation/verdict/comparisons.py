@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -175,18 +175,23 @@ def random_search_succeeds(random: np.ndarray, gradient_based: np.ndarray) -> Fl
     )  # fmt: skip
 
 
-def auxiliary_attack_helps(joint: np.ndarray, direct: np.ndarray) -> Flag:
+def auxiliary_attack_helps(joint: np.ndarray, direct: np.ndarray, *, chosen_by: Sequence[str] = ()) -> Flag:
     """Examples misclassified under attacks on logits and heads together and on the logits alone, bool [n] each.
+
+    Args:
+        joint, direct: one bool for each example.
+        chosen_by: where the network chooses by the heads, if its program and not its author says so.
 
     Example:
         >>> auxiliary_attack_helps(np.ones(50, bool), np.zeros(50, bool)).status
         'fail'
     """
+    heads = f"the scores given to {', '.join(chosen_by)}" if chosen_by else "the auxiliary heads"
     return _beyond(
         joint, direct, 0.002,
-        finds="attacking the auxiliary heads as well finds",
+        finds=f"attacking {heads} as well finds",
         fires=": the logits are not the only target",
-        equal="attacking the auxiliary heads as well gains nothing",
+        equal=f"attacking {heads} as well gains nothing",
     )  # fmt: skip
 
 

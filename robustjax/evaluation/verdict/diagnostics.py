@@ -5,6 +5,8 @@ The rules themselves are in :mod:`red_flags` and :mod:`comparisons`; here is wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -168,6 +170,7 @@ def convergence(rows: np.ndarray, grid: PGDGrid | None) -> dict[str, Flag]:
 def attacks(
     trial: Trial, rows: np.ndarray, grid: PGDGrid | None, by_gradient: np.ndarray, restarted: np.ndarray,
     random: np.ndarray, adaptive: AdaptiveResults, relaxations: Relaxations, label_only: np.ndarray | None,
+    chosen_by: Sequence[str] = (),
 ) -> dict[str, Flag]:  # fmt: skip
     """The flags of attacks that should find nothing beyond what direct gradient-based attacks find.
 
@@ -183,6 +186,7 @@ def attacks(
         adaptive: shares of adaptive attacks.
         relaxations: of attacks on what the network's program hides.
         label_only: share [N] of an attack that sees labels only; None where there is none.
+        chosen_by: lines of the network's program at which its undeclared auxiliary heads were found.
     """
     missing, certain = Flag.not_applicable, trial.certainly_misclassified
     direct = is_misclassified(np.maximum(by_gradient, restarted))
@@ -190,7 +194,9 @@ def attacks(
         "more_restarts_help": missing("no example is classified correctly"),
         "random_search_succeeds": missing("no example is classified correctly"),
         "transfer_beats_white_box": missing("no undefended_fn and no trained_fn declared"),
-        "auxiliary_attack_helps": missing("no auxiliary_fn declared"),
+        "auxiliary_attack_helps": missing(
+            "no auxiliary_fn declared, and nothing in the network's program is chosen by scores of the classes"
+        ),
         "surrogate_helps": missing("no surrogate_fn declared"),
         "relaxation_helps": missing(_nothing_to_relax(relaxations)),
         "silent_success": missing("the draws of an attack's steps are not those on which its images are verified"),
@@ -219,7 +225,7 @@ def attacks(
         )
     if adaptive.auxiliary is not None and adaptive.control is not None:  # both or neither
         flags["auxiliary_attack_helps"] = comparisons.auxiliary_attack_helps(
-            certain(adaptive.auxiliary), direct | is_misclassified(adaptive.control)
+            certain(adaptive.auxiliary), direct | is_misclassified(adaptive.control), chosen_by=chosen_by
         )
     if adaptive.transfer is not None:
         flags["transfer_beats_white_box"] = comparisons.transfer_beats_white_box(certain(adaptive.transfer), direct)
