@@ -91,8 +91,10 @@ def purified(images: Array) -> Array:
 
     def roughness(x: Array) -> Array:
         across, down = jnp.diff(x, axis=2), jnp.diff(x, axis=1)
-        return jnp.sum((x - images) ** 2) + 0.3 * jnp.sum(jnp.sqrt(across**2 + 1e-2)) + 0.3 * jnp.sum(
-            jnp.sqrt(down**2 + 1e-2)
+        return (
+            jnp.sum((x - images) ** 2)
+            + 0.3 * jnp.sum(jnp.sqrt(across**2 + 1e-2))
+            + 0.3 * jnp.sum(jnp.sqrt(down**2 + 1e-2))
         )
 
     return jax.lax.fori_loop(0, 10, lambda i, x: x - 0.1 * jax.grad(roughness)(x), images)

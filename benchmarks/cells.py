@@ -35,6 +35,8 @@ class Scale(NamedTuple):
         verdict_examples: images of the verdicts.
         stochastic_examples: images of both, of networks whose every gradient is a mean over draws.
         seeds: of adversarial training alone and with each defense; every other cell has the first.
+        checkpoints: of each network, each of which is a cell.
+        note: what else must be known of all cells, a sentence or more.
     """
 
     config: str
@@ -43,11 +45,26 @@ class Scale(NamedTuple):
     verdict_examples: int
     stochastic_examples: int
     seeds: tuple[int, ...] = (0, 1, 2)
+    checkpoints: tuple[str, ...] = ("best",)
+    note: str = ""
 
 
+CIFAR10_SMALL = "CIFAR-10 (JPEG), linf 8/255, WideResNet-10-2, 5 epochs of PGD-2 with steps of 5/255"
+CIFAR10_FULL = "CIFAR-10 (JPEG), linf 8/255, ResNet-18, 60 epochs of PGD-10: the papers' schedule, halved"
+ABOUT_SMALL = """\
+What two CPU cores train in 25 minutes: some 100 images/s a core, each at the cost of seven forward passes. Chosen by a
+pilot of 5 to 7 minutes of one core, PGD-20 on 500 test images: WideResNet-10-2 with PGD-2 reached 23.4 % (19.9 to 27.3)
+after 27,000 images (313 s of CPU time, compilation included), WideResNet-10-1 with PGD-3 23.8 % (20.3 to 27.7) after
+69,000 (407 s), at some 190 images/s a core. Of two that come as far in about as long, the larger one was taken. The
+test images are the first 1,000. CIFAR-10 (JPEG) is a re-encoding, whose figures are not those of the original files."""
+ABOUT_FULL = """\
+For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
+their own. Learning rate, schedule and weight decay are the same for all networks, and not each paper's own."""
 SCALES = {
     "digits": Scale("digits", "handwritten digits, linf 0.2, WideResNet-10-1, 50 epochs of PGD-10", None, 360, 120),
     "mnist": Scale("mnist", "MNIST, linf 0.3, small_cnn with BatchNorm, 12 epochs of PGD-10", None, 1000, 250),
+    "cifar10": Scale("cifar10_small", CIFAR10_SMALL, 1000, 1000, 250, (0,), note=ABOUT_SMALL),
+    "full": Scale("cifar10_full", CIFAR10_FULL, None, 10_000, 1000, (0,), ("best", "last"), ABOUT_FULL),
 }
 
 
@@ -58,41 +75,52 @@ class Cell(NamedTuple):
         trained: the variant of the config that it is trained by.
         switched_on: the defense that is switched on when it is evaluated, or none.
         seed: of training and of everything after it.
+        checkpoint: "best" by robust validation accuracy, or "last".
     """
 
     trained: str
     switched_on: str
     seed: int
+    checkpoint: str = "best"
 
     @property
     def name(self) -> str:
-        return f"{self.trained}_{self.switched_on}" if self.switched_on else self.trained
+        """
+        >>> Cell("at_cas", "", 0).name, Cell("at", "sap", 0, "last").name
+        ('at_cas', 'at_sap@last')
+        """
+        switched_on = f"_{self.switched_on}" if self.switched_on else ""
+        return self.trained + switched_on + ("" if self.checkpoint == "best" else f"@{self.checkpoint}")
+
+    @property
+    def objective(self) -> str:
+        return self.trained.partition("_")[0]
 
     @property
     def defense(self) -> str:
-        return self.name.partition("_")[2]
+        return self.switched_on or self.trained.partition("_")[2]
 
     @property
     def base(self) -> Cell | None:
         """The network without the defense; None for one that has none."""
-        return Cell(self.name.partition("_")[0], "", self.seed) if self.defense else None
+        return Cell(self.objective, "", self.seed, self.checkpoint) if self.defense else None
 
 
 def cells(scale: Scale) -> Iterator[Cell]:
     """The cells of a table, in order of value."""
     first, *others = scale.seeds
     by_defense = [("at", ""), *((f"at_{defense}", "") for defense in IN_TRAINING)]
-    yield from (Cell(*pair, first) for pair in by_defense)
-    for objective in ("at", "standard"):
-        if objective == "standard":
-            yield Cell("standard", "", first)
-        yield from (Cell(objective, defense, first) for defense in AT_EVALUATION)
-        yield Cell(f"{objective}_kwta", "", first)
-    for seed in others:
-        yield from (Cell(*pair, seed) for pair in by_defense)
+    switched_on = lambda objective: [  # noqa: E731
+        *((objective, defense) for defense in AT_EVALUATION),
+        (f"{objective}_kwta", ""),
+    ]
+    every = [(*pair, first) for pair in (*by_defense, *switched_on("at"))]
+    every += [(*pair, seed) for seed in others for pair in by_defense]
     for objective in OBJECTIVES[1:]:
-        yield Cell(objective, "", first)
-        yield from (Cell(f"{objective}_{defense}", "", first) for defense in IN_TRAINING)
+        every += [(objective, "", first), *((f"{objective}_{defense}", "", first) for defense in IN_TRAINING)]
+    every += [(*pair, first) for pair in (("standard", ""), *switched_on("standard"))]
+    for cell in every:
+        yield from (Cell(*cell, checkpoint) for checkpoint in scale.checkpoints)
 
 
 def by_name(scale: Scale) -> dict[str, list[Cell]]:

@@ -35,15 +35,17 @@ SCALE = "digits"
 NAMES = ("at", "standard", "at_cas", "at_cifs", "at_fsr", "at_sns")
 # Figure -> the paper under which it stands, and what it shows.
 SHOWN = {
-    "calibration": ("SAP", "Confidence against accuracy under FGSM, and calibration against epsilon, dense and with "
-                    "SAP. Names end in the seed; the last two lines are dashed."),
+    "calibration": ("SAP", "Confidence against accuracy under FGSM, and calibration error and Brier score against "
+                    "epsilon, dense and, where the network has no other guard, with SAP: of one draw, and of the mean "
+                    "of 20. Names end in the seed."),
     "channels": ("CAS", "Channels of one class in the order of their natural frequency: mean magnitude, and the share "
                  "of images in which the channel is active, of natural and of adversarial images. The ratios and gaps "
                  "are means over all classes."),
     "relevance": ("CIFS", "Above, channels in the order of the classifier's weight for one class: mean activation of "
-                  "natural and of adversarial images. Below, over-activation against the accuracy of each class."),
-    "sensitivity": ("SNS", "Sensitivity of the neurons, which are a layer's channels, layer by layer; the claims are "
-                    "of sensitivity relative to the layer's activation."),
+                  "natural and of adversarial images. Below, over-activation of each class, the least robust one "
+                  "first, and the means of the less robust half and of the other."),
+    "sensitivity": ("SNS", "Sensitivity of the neurons, which are a layer's channels, relative to the layer's mean "
+                    "magnitude, layer by layer; the claims are of the mean over the layers, beside the names."),
     "restoration": ("SNS", "Accuracy under attack when, at one layer, the most sensitive neurons or as many random "
                     "ones get the values that the natural image gives them."),
     "separation": ("FSR", "Accuracy of the head on robust, non-robust and recalibrated features, for each of which the "
@@ -133,12 +135,12 @@ def claims(
         return difference(read("calibration", scalar, name, ", SAP, 20 draws"), read("calibration", scalar, name))
 
     def robust(name: str, says: str) -> list[Claim]:
-        found = gains.get(name, {})
+        found, base = gains.get(name, {}), name.partition("_")[0]
         return [
-            Claim(f"{says} (under PGD-20)", "accuracy under PGD-20, minus that of `at`", found.get("pgd20")),
+            Claim(f"{says} (under PGD-20)", f"accuracy under PGD-20, minus that of `{base}`", found.get("pgd20")),
             Claim(
                 f"{says} (against all attacks)",
-                "worst case, adaptive attacks included, minus that of `at`",
+                f"worst case, adaptive attacks included, minus that of `{base}`",
                 found.get("worst_case"),
             ),
         ]
@@ -152,7 +154,8 @@ def claims(
             Claim("pruning preserves calibration under FGSM",
                   "expected calibration error of `at` under FGSM, pruned minus dense (below 0: better)",
                   pruned("ece", "at"), above=False),
-            *robust("at_sap", "the pruned network is more robust"),
+            *robust("standard_sap", "pruning makes a standard network more robust"),
+            *robust("at_sap", "pruning makes an adversarially trained network more robust"),
         ],
         "CAS (Bai et al. 2021)": [
             Claim("attacks activate channels more strongly", "magnitude ratio of `standard`, against 1",
@@ -172,10 +175,19 @@ def claims(
             *robust("at_cas", "CAS makes adversarial training more robust"),
         ],
         "CIFS (Yan et al. 2021)": [
-            Claim("attacks over-activate channels that speak against the class",
+            Claim("adversarial training aligns adversarial with natural activation",
+                  "gap of the channels' frequencies, `at` minus `standard`",
+                  between("channels", "l1_gap", "at", "standard"), above=False),
+            Claim("after adversarial training attacks still over-activate channels that speak against the class",
                   "over-activation of `at`", read("relevance", "over_activation", "at")),
             Claim("attacks misalign activation and relevance", "rank correlation of `at`, adversarial minus natural",
                   attacked("relevance", "rank_correlation", "at"), above=False),
+            Claim("adversarial training leaves classes of different robustness",
+                  "variance of the classes' accuracies under PGD-20 beyond chance, of `at`",
+                  read("by_class", "class_variance", "at")),
+            Claim("in robust classes activation and relevance go together more than in others",
+                  "rank correlation under attack of `at`, less robust half of the classes minus the other",
+                  read("relevance", "rank_correlation_gap", "at"), above=False),
             Claim("attacks over-activate them most in the least robust classes", "over-activation gap of `at`",
                   read("relevance", "over_activation_gap", "at")),
             *robust("at_cifs", "CIFS makes adversarial training more robust"),

@@ -1,13 +1,14 @@
 """The table of defenses: each trained alike, evaluated by the papers' protocol, by AutoAttack and by adaptive attacks.
 
-python benchmarks/reproduce.py --scale=digits|mnist [--only=CELL,...] [--seeds=0,...]
+python benchmarks/reproduce.py --scale=digits|mnist|cifar10|full [--only=CELL,...] [--seeds=0,...]
                                [--parts=training,...] [--runs=runs/table] [--list]
 python benchmarks/reproduce.py --table
 
 A cell is a network and a seed: an objective alone, with a defense in training, or with one that is switched on for a
-network trained without it. Its record, results/table/SCALE/CELL_SEED.json, is written after each of its parts
-(training, protocol, judge, judge with hints), and beside it a card of the network. Cells come in order of value; what
-has a record is not run again, and what was stopped goes on. results/TABLE.md is made of the records alone.
+network trained without it; of the scale full there is one of the best checkpoint and one, at@last, of the last. Its
+record, results/table/SCALE/CELL_SEED.json, is written after each of its parts (training, protocol, judge, judge with
+hints), and beside it a card of the network. Cells come in order of value; what has a record is not run again, and what
+was stopped goes on. results/TABLE.md is made of the records alone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from robustjax.evaluation.protocol import records
 from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALE = flags.DEFINE_string("scale", None, "Which table: digits or mnist.")
-ONLY = flags.DEFINE_list("only", [], "Cells, by name, as at_cifs; all seeds of each.")
+SCALE = flags.DEFINE_string("scale", None, f"Which table: {', '.join(SCALES)}.")
+ONLY = flags.DEFINE_list("only", [], "Cells, by name, as at_cifs; all seeds and checkpoints of each.")
 SEEDS = flags.DEFINE_list("seeds", [], "Only these seeds.")
 ONLY_PARTS = flags.DEFINE_list("parts", [], "Only these of training, protocol, judge and judge_with_hints.")
 RUNS = flags.DEFINE_string("runs", "runs/table", "Folder of the runs.")
@@ -53,14 +54,14 @@ def main() -> None:
         raise InputError(f"--scale must be one of {', '.join(SCALES)}, got {SCALE.value!r}")
     scale = SCALES[SCALE.value]
     every = list(cells.cells(scale))
-    unknown = sorted(set(ONLY.value) - {cell.name for cell in every})
+    unknown = sorted(set(ONLY.value) - {name for cell in every for name in names_of(cell)})
     if unknown:
         names = ", ".join(dict.fromkeys(cell.name for cell in every))
         raise InputError(f"--only must name cells, got {', '.join(unknown)}; there are {names}")
     wrong = sorted(set(ONLY_PARTS.value) - set(PARTS))
     if wrong:
         raise InputError(f"--parts must be of {', '.join(PARTS)}, got {', '.join(wrong)}")
-    chosen = [cell for cell in every if not ONLY.value or cell.name in ONLY.value]
+    chosen = [cell for cell in every if not ONLY.value or names_of(cell) & set(ONLY.value)]
     chosen = [cell for cell in chosen if not SEEDS.value or str(cell.seed) in SEEDS.value]
     for i, cell in enumerate(chosen):
         record = cells.read(RESULTS.value, SCALE.value, cell)
@@ -81,6 +82,11 @@ def main() -> None:
             table.write_card(RESULTS.value, SCALE.value, cell)
             jax.clear_caches()
         write_table()
+
+
+def names_of(cell: Cell) -> set[str]:
+    """What --only may call a cell: its name, and that of all checkpoints of its network."""
+    return {cell.name, cell.name.partition("@")[0]}
 
 
 def write_table() -> None:
@@ -135,6 +141,7 @@ def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     return {
         "epochs": config.train.num_epochs,
         "best_validation_pgd": max(line["pgd_accuracy"] for line in validated),
+        "last_validation_pgd": validated[-1]["pgd_accuracy"],
         "trained_here": time.perf_counter() - started,
     }
 
@@ -147,9 +154,10 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     if cell.base is not None and (Path(workdir(name, cell.base)) / "checkpoints").is_dir():
         names.append(f"transfer:{workdir(name, cell.base)}")
     options = evaluation.Options(
-        workdir(name, cell), names, num_examples=examples(scale, cell, scale.test_examples), seed=cell.seed
-    )
-    result = evaluation.evaluate_run(options._replace(defense=AT_EVALUATION.get(cell.switched_on)))
+        workdir(name, cell), names, num_examples=examples(scale, cell, scale.test_examples), seed=cell.seed,
+        checkpoint=cell.checkpoint, defense=AT_EVALUATION.get(cell.switched_on),
+    )  # fmt: skip
+    result = evaluation.evaluate_run(options)
     assert isinstance(result, evaluation.Evaluation)
     bits = {record["attack"].partition(":")[0]: packed(record["robust"]) for record in result.records}
     return {"n": len(result.worst_case["robust"]), "robust": bits}
@@ -157,7 +165,7 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
 
 def judge(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """The verdict on the network's program alone."""
-    run = runs.load(workdir(name, cell), defense=AT_EVALUATION.get(cell.switched_on))
+    run = runs.load(workdir(name, cell), checkpoint=cell.checkpoint, defense=AT_EVALUATION.get(cell.switched_on))
     test = run.test_data(examples(scale, cell, scale.verdict_examples))
     verdict = evaluation.judge(
         run.logits_fn,
@@ -181,6 +189,7 @@ def judge_with_hints(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
         ["adaptive"],
         num_examples=examples(scale, cell, scale.verdict_examples),
         seed=cell.seed,
+        checkpoint=cell.checkpoint,
         defense=AT_EVALUATION.get(cell.switched_on),
         transfer_from=workdir(name, base) if base is not None and there and not cell.switched_on else None,
     )

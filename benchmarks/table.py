@@ -37,7 +37,8 @@ def write_table(results: str | Path, *, published: Path) -> Path:
     """
     text = ["# The table of defenses\n", EXPLAINED]
     for name, scale in SCALES.items():
-        text += [f"## {name}: {scale.about}\n", *rows(results, name, scale), "", *sentences(results, name, scale), ""]
+        text += [f"## {name}: {scale.about}\n", *([f"{scale.note}\n"] if scale.note else [])]
+        text += [*rows(results, name, scale), "", *sentences(results, name, scale), ""]
     text += ["## What the papers report, and where this differs\n", *reported(published)]
     path = Path(results) / "TABLE.md"
     files.write(path, "\n".join(text) + "\n")
@@ -183,9 +184,9 @@ def card(scale: Scale, cell: Cell, record: Mapping[str, Any]) -> str:
     lines = [f"# {cell.name}, seed {cell.seed}", "", f"A network of [the table](../../TABLE.md): {scale.about}.", ""]
     lines += [f"- {title}: {about[key]}" for key, title in DESCRIBED.items() if key in about]
     if "training" in record:
-        best = record["training"]["best_validation_pgd"]
-        lines.append(f"- checkpoint: the best of {record['training']['epochs']} epochs, {100 * best:.1f} % of the "
-                     "validation images under PGD")  # fmt: skip
+        accuracy = record["training"][f"{cell.checkpoint}_validation_pgd"]
+        lines.append(f"- checkpoint: the {cell.checkpoint} of {record['training']['epochs']} epochs, "
+                     f"{100 * accuracy:.1f} % of the validation images under PGD")  # fmt: skip
     if conditions:
         versions = ", ".join(f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax", "flax"))
         lines.append(f"- measured with {versions}, commit `{str(conditions['commit'])[:12]}`")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustjax import config as config_lib
 from robustjax.statistics import paired_difference
 
 HERE = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def test_the_table_is_what_the_records_say(cells, table, tmp_path):
     assert "undecided: +0.0 (-13.8 to +13.8)" in lines["at_sns"]
     # A part that is missing is missing, and counts for neither side of a comparison; what is there is shown.
     assert "| missing | 100.0 | 100.0 (98.1 to 100.0) | none | gain: +50.0 (+" in lines["at_fsr"]
-    assert "mart_fsr" not in lines and "\nMissing: `at_cifs`, `at_sap`, " in digits and "`mart_sns`.\n" in digits
+    assert "mart_fsr" not in lines and "\nMissing: `at_cifs`, `at_sap`, " in digits and "`standard_kwta`.\n" in digits
     assert len({line.count("|") for line in lines.values()}) == 1
 
 
@@ -145,6 +146,61 @@ def test_cells_are_compared_with_the_network_without_the_defense(cells):
     for cell in every:
         assert (cell.base is None) == (cell.name in ("at", "standard", "trades", "mart"))
         assert cell.base is None or (cell.base in every and cell.name.startswith(cell.base.name))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "full"])
+def test_every_cell_of_a_scale_can_be_trained(cells, name):
+    """Each has a config that is in order, and all of a table differ in objective, defense and its options alone."""
+    reproduce = importlib.import_module("reproduce")
+    scale = cells.SCALES[name]
+    shared = None
+    for cell in cells.cells(scale):
+        config = reproduce.config_of(scale, cell)
+        config_lib.validate(config)
+        assert config.seed == cell.seed and (config.objective.name == "adversarial") == (cell.objective == "at")
+        assert (config.defense.name or "") == (cell.defense if not cell.switched_on else "")
+        plain = config_lib.plain(config)
+        for key in ("seed", "defense", "objective"):
+            del plain[key]
+        shared = shared or plain
+        assert plain == shared
+
+
+def test_cells_come_in_order_of_value(cells):
+    names = [cell.name for cell in cells.cells(cells.SCALES["cifar10"])]
+    first = ["at", "at_cas", "at_cifs", "at_fsr", "at_sns", "at_sap", "at_meansparse", "at_kwta"]
+    assert names[:9] == [*first, "trades"] and len(names) == len(set(names)) == 22
+    full = list(cells.cells(cells.SCALES["full"]))
+    assert [cell.name for cell in full[:4]] == ["at", "at@last", "at_cas", "at_cas@last"] and len(full) == 44
+    assert {cell.base.name for cell in full if cell.base is not None and cell.checkpoint == "last"} == {
+        "at@last", "trades@last", "mart@last", "standard@last"
+    }  # fmt: skip
+
+
+def test_a_cell_of_the_last_checkpoint_evaluates_that(cells, table, tmp_path, monkeypatch):
+    reproduce = importlib.import_module("reproduce")
+    asked = []
+
+    def evaluate_run(options):
+        asked.append((options.attacks[0], options.checkpoint, options.num_examples, options.defense))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "RUNS", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(reproduce.evaluation, "evaluate_run", evaluate_run)
+    for cell in (cells.Cell("at", "", 0), cells.Cell("at", "sap", 0, "last")):
+        for part in ("protocol", "judge_with_hints"):
+            with pytest.raises(KeyboardInterrupt):
+                reproduce.WORK[part]("full", cells.SCALES["full"], cell)
+    assert asked == [
+        ("clean", "best", None, None),
+        ("adaptive", "best", 10_000, None),
+        ("clean", "last", 1000, "sap:sampler=bernoulli"),
+        ("adaptive", "last", 1000, "sap:sampler=bernoulli"),
+    ]
+    assert reproduce.names_of(cells.Cell("at", "sap", 0, "last")) == {"at_sap", "at_sap@last"}
+    training = {"epochs": 60, "best_validation_pgd": 0.5, "last_validation_pgd": 0.4}
+    card = table.card(cells.SCALES["full"], cells.Cell("at", "", 0, "last"), {"training": training})
+    assert "- checkpoint: the last of 60 epochs, 40.0 % of the validation images" in card
 
 
 def test_differences_of_pairs_against_resampling():

@@ -170,10 +170,7 @@ def _figures(found: Mapping[str, Mapping[str, Any]], tests: data.Dataset, threat
     if "separation" in found:
         parts = {name: value[0] for name, value in found["separation"].items()}
         drawn["separation"] = plots.separation(parts, {name: value[1] for name, value in found["separation"].items()})
-    ways = _ways(found["calibration"])
-    nearest = max(e for points in ways.values() for e in points if e <= threat.epsilon)
-    at_epsilon = {name: points[nearest] for name, points in ways.items()}
-    drawn["calibration"] = plots.calibration(at_epsilon, against=ways, epsilon=nearest)
+    drawn["calibration"] = plots.calibration(found["calibration"], epsilon=threat.epsilon)
     drawn["by_class"] = plots.by_class(found["by_class"], names=tests.label_names)
     drawn["curves"] = plots.curves(
         *({name: value[i] for name, value in found["curves"].items()} for i in (0, 1)),

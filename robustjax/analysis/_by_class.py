@@ -13,6 +13,8 @@ from robustjax.types import InputError
 MEANINGS = {
     "worst_class": "accuracy of the class that has the lowest",
     "class_gap": "accuracy of the best class minus that of the worst; 0, where all classes are as robust",
+    "class_variance": "variance over the classes of their accuracies, less what chance adds to it; above 0 where some "
+    "are more robust than others",
 }
 
 
@@ -23,7 +25,7 @@ class ByClass(NamedTuple):
         classes: int [M], those that occur.
         accuracies: of each of them.
         confusion: share of each class's images that is taken for class k, [M, K].
-        estimates: "worst_class" and "class_gap"; each says what it is in ``meaning``.
+        estimates: "worst_class", "class_gap" and "class_variance"; each says what it is in ``meaning``.
     """
 
     classes: np.ndarray
@@ -33,7 +35,12 @@ class ByClass(NamedTuple):
 
 
 def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -> ByClass:
-    """Accuracy class by class, and confusion.
+    r"""Accuracy class by class, and confusion.
+
+    The gap of best and worst class is above 0 by chance alone. The variance of the M classes' true accuracies is
+    estimated without bias, from the accuracies :math:`p` that :math:`n` images of each have:
+
+    .. math:: \frac{1}{M - 1} \sum_k (p_k - \bar p)^2 - \frac{1}{M} \sum_k \frac{p_k (1 - p_k)}{n_k - 1}
 
     Args:
         predictions: integers [N] in [0, K).
@@ -62,10 +69,16 @@ def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -
 
     def statistic(chosen: np.ndarray) -> dict[str, float]:
         own = members[:, chosen].astype(np.float64)
-        accuracy = (own @ hits[chosen]) / np.where(own.sum(axis=1) > 0, own.sum(axis=1), np.nan)
+        count = np.where(own.sum(axis=1) > 0, own.sum(axis=1), np.nan)
+        accuracy = (own @ hits[chosen]) / count
+        noise = accuracy * (1 - accuracy) / np.where(count > 1, count - 1, np.nan)
+        enough = np.isfinite(noise)
         return {
             "worst_class": float(np.nanmin(accuracy)),
             "class_gap": float(np.nanmax(accuracy) - np.nanmin(accuracy)),
+            "class_variance": float(np.var(accuracy[enough], ddof=1) - noise[enough].mean())
+            if enough.sum() > 1
+            else np.nan,
         }
 
     accuracies = [proportion(predictions[own] == labels[own]) for own in members]

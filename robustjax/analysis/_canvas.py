@@ -43,7 +43,8 @@ def panels(count: int, rows: int, *, width: float, height: float, most: int = 3)
     Returns:
         The figure, and of each network its panels from above.
     """
-    figure, axes = grid(rows * -(-count // most), min(count, most), width=width, height=height)
+    blocks_below = -(-count // most)
+    figure, axes = grid(rows * blocks_below, -(-count // blocks_below), width=width, height=height)
     lines = [axes[rows * i : rows * (i + 1)] for i in range(len(axes) // rows)]
     blocks = [line[:, i] for line in lines for i in range(line.shape[1])]
     for unused in blocks[count:]:

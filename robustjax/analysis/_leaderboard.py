@@ -7,7 +7,7 @@ from typing import Any
 
 from robustjax.analysis._files import Files
 from robustjax.analysis.summary import Cell, Row
-from robustjax.analysis.svg import interval, text
+from robustjax.analysis.svg import foldable, interval, text
 
 # The attacks that papers evaluate with, by the beginning of their names.
 PROTOCOL = ("fgsm", "pgd", "cw")
@@ -35,7 +35,7 @@ def leaderboard(shown: Sequence[tuple[Row, Files]]) -> str:
     )
     body = []
     for row, files in shown:
-        cells = [f'<th scope="row">{text(row.label)}</th>']
+        cells = [f'<th scope="row">{foldable(row.label)}</th>']
         if seeded:
             cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
         for read in present.values():
@@ -69,11 +69,11 @@ def leaderboard(shown: Sequence[tuple[Row, Files]]) -> str:
 
 def every_attack(rows: Sequence[Row], attacks: Sequence[str]) -> str:
     """Mean, spread over seeds and interval of every attack."""
-    head = "".join(f'<th scope="col">{text(attack_name(attack))}</th>' for attack in attacks)
+    head = "".join(f'<th scope="col">{foldable(attack_name(attack))}</th>' for attack in attacks)
     body = ""
     for row in rows:
         cells = "".join(_accuracy(attack, row.cells[attack]) if attack in row.cells else NOTHING for attack in attacks)
-        body += f'<tr><th scope="row">{text(row.label)}</th>{cells}</tr>'
+        body += f'<tr><th scope="row">{foldable(row.label)}</th>{cells}</tr>'
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Accuracy under every attack"><table class="board">'
         f'<thead><tr><th scope="col">Network</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -103,7 +103,7 @@ def _named(row: Row, attacks: Sequence[str]) -> tuple[str, Cell] | None:
 def _accuracy(attack: str, cell: Cell, *, told: bool = False) -> str:
     low, high = cell.interval
     spread = f" ± {100 * cell.spread:.1f}" if len(cell.accuracies) > 1 else ""
-    which = f"<small>{text(attack.removeprefix('autoattack:'))}</small>" if told else ""
+    which = f"<small>{foldable(attack.removeprefix('autoattack:'))}</small>" if told else ""
     return (
         f'<td data-value="{cell.mean:.6f}"><b>{100 * cell.mean:.1f}</b>{spread}'
         f"<small>{100 * low:.1f} to {100 * high:.1f}</small>{which}{interval(cell.mean, cell.interval)}</td>"

@@ -14,7 +14,9 @@ from robustjax.types import InputError
 MEANINGS = {
     "rank_correlation_natural": "Spearman's correlation over channels of classifier weight and natural activation",
     "rank_correlation_adversarial": "the same of adversarial images; lower, where attacks misalign the channels",
-    "over_activation": "rise of negatively relevant channels under attack, over the mean natural activation",
+    "rank_correlation_gap": "the adversarial one of the less robust half of the classes minus that of the other; below "
+    "0 as CIFS claims",
+    "over_activation": "rise of negatively relevant channels under attack, over the mean natural magnitude",
     "over_activation_gap": "over_activation of the less robust half of the classes minus that of the other; above 0 "
     "as CIFS claims",
 }
@@ -30,8 +32,9 @@ class Relevance(NamedTuple):
         rank_correlation: natural and adversarial, [2, M].
         over_activation: [M].
         robust_accuracy: [M].
-        estimates: "rank_correlation_natural", "rank_correlation_adversarial", "over_activation" and
-            "over_activation_gap", the first three means over the classes; each says what it is in ``meaning``.
+        estimates: "rank_correlation_natural", "rank_correlation_adversarial" and "over_activation", means over the
+            classes, and "rank_correlation_gap" and "over_activation_gap", of the less robust half of the classes and
+            the other; each says what it is in ``meaning``.
     """
 
     classes: np.ndarray
@@ -49,8 +52,8 @@ def relevance(
     """Activations of a classifier's inputs against its weights of the true class (Yan et al. 2021, arXiv 2102.05311).
 
     A channel is positively relevant to a class whose weight is above 0 and negatively relevant where it is below. The
-    paper's claim: attacks activate negatively relevant channels and suppress positively relevant ones, most of all in
-    the classes that are less robust.
+    paper's claims: attacks activate negatively relevant channels and suppress positively relevant ones, and in the
+    classes that are less robust activation and relevance go together less.
 
     Args:
         natural, adversarial: what the linear classifier is given, [N, C], of the same examples, at least 2.
@@ -91,7 +94,7 @@ def relevance(
         members = (labels[chosen][None, :] == classes[:, None]).astype(np.float64)
         members = members / np.where(members.sum(axis=1, keepdims=True) > 0, members.sum(axis=1, keepdims=True), np.nan)
         activation = members @ both[:, chosen]
-        count, scale = negative.sum(axis=1), activation[0].mean(axis=1)
+        count, scale = negative.sum(axis=1), np.abs(activation[0]).mean(axis=1)
         rise = (negative * (activation[1] - activation[0])).sum(axis=1) / np.where(count > 0, count, np.nan)
         over = rise / np.where(scale > 0, scale, np.nan)
         return activation, spearman(activation, of_class[None]), over, members @ robust[chosen].astype(np.float64)
@@ -100,12 +103,13 @@ def relevance(
         _, correlation, over, accuracy = measured(chosen)
         order = np.argsort(accuracy, kind="stable")
         half = len(classes) // 2
-        gap = _mean(over[order[:half]]) - _mean(over[order[half:]]) if half else np.nan
+        gap = lambda values: _mean(values[order[:half]]) - _mean(values[order[half:]]) if half else np.nan  # noqa: E731
         return {
             "rank_correlation_natural": _mean(correlation[0]),
             "rank_correlation_adversarial": _mean(correlation[1]),
+            "rank_correlation_gap": gap(correlation[1]),
             "over_activation": _mean(over),
-            "over_activation_gap": gap,
+            "over_activation_gap": gap(over),
         }
 
     activation, correlation, over, accuracy = measured(np.arange(len(labels)))

@@ -8,7 +8,7 @@ from typing import Any
 from robustjax.analysis import _files
 from robustjax.analysis._files import Files
 from robustjax.analysis.summary import Row, data_of, leaves
-from robustjax.analysis.svg import Bar, Series, bars, lines, text
+from robustjax.analysis.svg import Bar, Series, bars, foldable, lines, text
 from robustjax.evaluation.protocol.tables import html_table
 
 _Shown = Sequence[tuple[Row, Files]]
@@ -148,7 +148,7 @@ def configs(rows: Sequence[Row]) -> str:
             if any(entry.get(key) != flat[0].get(key) for entry in flat)]  # fmt: skip
     if not keys:
         return ""
-    head = "".join(f'<th scope="col">{text(row.label)}</th>' for row in rows)
+    head = "".join(f'<th scope="col">{foldable(row.label)}</th>' for row in rows)
     body = "".join(
         f'<tr><th scope="row"><code>{text(key)}</code></th>'
         + "".join(f"<td>{text(entry.get(key))}</td>" for entry in flat)

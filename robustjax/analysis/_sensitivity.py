@@ -25,10 +25,12 @@ class Sensitivity(NamedTuple):
 
     Attributes:
         by_site: site -> sensitivity of its neurons, [C].
+        relative: site -> the same over the layer's mean magnitude, [C]; 0 in a layer that is 0.
         estimates: "sensitivity" and "relative_sensitivity"; each says what it is in ``meaning``.
     """
 
     by_site: Mapping[str, np.ndarray]
+    relative: Mapping[str, np.ndarray]
     estimates: Mapping[str, Estimate]
 
 
@@ -67,7 +69,8 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
         }
 
     by_site = {site: values.mean(axis=0) for site, values in movement.items()}
-    return Sensitivity(by_site, bootstrap(statistic, moved.shape[1], meanings=MEANINGS))
+    relative = {site: values / (float(magnitude[site].mean()) or np.inf) for site, values in by_site.items()}
+    return Sensitivity(by_site, relative, bootstrap(statistic, moved.shape[1], meanings=MEANINGS))
 
 
 class Restoration(NamedTuple):

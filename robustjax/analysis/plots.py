@@ -38,46 +38,51 @@ __all__ = [
 LEAST_IN_BIN = 5
 
 
-def calibration(
-    found: Mapping[str, Calibration],
-    *,
-    against: Mapping[str, Mapping[float, Calibration]],
-    epsilon: float | None = None,
-) -> Figure:
-    """Reliability diagrams over each other, and calibration error and Brier score against epsilon.
+def calibration(found: Mapping[str, Mapping[str, Mapping[float, Calibration]]], *, epsilon: float) -> Figure:
+    """Reliability diagram, and calibration error and Brier score against epsilon; a row a network.
 
     Args:
-        found: name -> calibration, for the diagram.
-        against: name -> epsilon -> calibration, for the curves.
-        epsilon: of the attack on the images of the diagram, for its title.
+        found: network's name -> how it predicts, "" for as it is -> epsilon of the attack -> calibration.
+        epsilon: of the attack on the images of the diagram.
 
     Example:
         >>> from robustjax import analysis
         >>> seen = analysis.calibration(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
-        >>> len(calibration({"at": seen}, against={"at": {0.0: seen, 0.1: seen}}).axes)
+        >>> len(calibration({"at": {"": {0.0: seen, 0.1: seen}}}, epsilon=0.1).axes)
         3
     """
-    figure, axes = grid(1, 3, width=3.5, height=3.4)
-    diagram, error, brier = axes[0]
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    for i, (name, seen) in enumerate(found.items()):
-        filled = seen.count >= LEAST_IN_BIN
-        diagram.plot(seen.confidence[filled], seen.accuracy[filled], marker="o", markersize=3,
-                     label=f"{name}: ECE {in_words(seen, 'ece')}", **look(i))  # fmt: skip
-    under = "" if epsilon is None else f" under FGSM, epsilon {epsilon:.4g}"
-    diagram.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"reliability{under}")
-    for i, points in enumerate(against.values()):
-        for axis, scalar in ((error, "ece"), (brier, "brier")):
-            at = np.array(sorted(points))
-            values = [points[epsilon].estimates[scalar] for epsilon in at]
-            ends = np.array([v.interval for v in values]).T
-            axis.fill_between(at, *ends, color=look(i)["color"], alpha=0.15, linewidth=0)
-            axis.plot(at, [v.value for v in values], marker="o", markersize=3, **look(i))
-    error.set(xlabel="epsilon of FGSM", title="expected calibration error (ECE)", ylim=(0, None))
-    brier.set(xlabel="epsilon of FGSM", title="Brier score", ylim=(0, None))
-    for axis in axes[0]:
-        axis.title.set_fontsize(9)
-    legend_below(figure, [diagram])  # networks have the same look in all three
+    figure, axes = grid(len(found), 3, width=3.4, height=2.5)
+    every = list(dict.fromkeys(way for ways in found.values() for way in ways))
+    highest = {
+        scalar: max(seen.estimates[scalar].interval[1] for ways in found.values() for points in ways.values()
+                    for seen in points.values())
+        for scalar in ("ece", "brier")
+    }  # fmt: skip
+    for row, (name, ways) in zip(axes, found.items(), strict=True):
+        diagram, *against = row
+        diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        for way, points in ways.items():
+            drawn = {"color": f"C{every.index(way)}", "marker": "o", "markersize": 3, "linewidth": 1.2}
+            seen = points[epsilon]
+            filled = seen.count >= LEAST_IN_BIN
+            diagram.plot(seen.confidence[filled], seen.accuracy[filled], label=way or "dense", **drawn)
+            at = sorted(points)
+            for axis, scalar in zip(against, ("ece", "brier"), strict=True):
+                values = [points[one].estimates[scalar] for one in at]
+                axis.fill_between(at, *np.array([v.interval for v in values]).T, color=drawn["color"], alpha=0.15,
+                                  linewidth=0)  # fmt: skip
+                axis.plot(at, [v.value for v in values], **drawn)
+        said = [f"{way or 'dense'}: {in_words(points[epsilon], 'ece')}" for way, points in ways.items()]
+        against[0].set_title("\n".join([f"ECE at epsilon {epsilon:.4g}", *said]), fontsize=7)
+        diagram.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+        diagram.set_title(f"{name}: reliability under FGSM", fontsize=8)
+        for axis, scalar, label in zip(against, highest, ("expected calibration error", "Brier score"), strict=True):
+            axis.axvline(epsilon, color=GREY, linestyle=":", linewidth=1)
+            axis.set(xlabel="epsilon of FGSM", ylabel=label, ylim=(0, 1.05 * highest[scalar]))
+        for axis in row:
+            axis.xaxis.label.set_fontsize(8)
+            axis.yaxis.label.set_fontsize(8)
+    legend_below(figure, axes[:, 0])
     return figure
 
 

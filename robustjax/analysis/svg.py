@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,16 @@ def text(value: object) -> str:
         '&lt;img src=&quot;x&quot;&gt;'
     """
     return html.escape(str(value), quote=True)
+
+
+def foldable(value: object) -> str:
+    """The same for narrow columns, which may break it where an option, a folder or a part of a name begins.
+
+    Example:
+        >>> foldable("transfer:runs/at_0, defense.weight=10.0")
+        'transfer:<wbr>runs/<wbr>at_<wbr>0, defense.<wbr>weight=<wbr>10.0'
+    """
+    return "<wbr>".join(text(part) for part in re.split(r"(?<=[:=/@_])(?=\w)|(?<=[a-z]\.)(?=[a-z])", str(value)))
 
 
 def lines(

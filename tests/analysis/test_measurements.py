@@ -98,6 +98,14 @@ def test_relevance_against_spearman_and_a_loop(rng):
     order = np.argsort(seen.robust_accuracy, kind="stable")
     gap = seen.over_activation[order[0]] - seen.over_activation[order[1:]].mean()
     assert seen.estimates["over_activation_gap"].value == pytest.approx(gap)
+    gap = seen.rank_correlation[1, order[0]] - seen.rank_correlation[1, order[1:]].mean()
+    assert seen.estimates["rank_correlation_gap"].value == pytest.approx(gap)
+
+
+def test_over_activation_is_relative_to_magnitudes_where_activations_have_signs():
+    natural, adversarial = np.array([[1.0, -1.0], [1.0, -1.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])
+    seen = analysis.relevance(natural, adversarial, np.zeros(2, int), np.array([[1.0], [-1.0]]), np.ones(2, bool))
+    assert seen.over_activation.tolist() == [1.0]  # of a mean activation of 0 it would be nothing
 
 
 def test_sensitivity_is_that_of_the_defense_and_relative_does_not_scale(rng):
@@ -108,6 +116,9 @@ def test_sensitivity_is_that_of_the_defense_and_relative_does_not_scale(rng):
     scaled = analysis.sensitivity({"a": 7 * movement}, {"a": 7 * magnitude})
     relative = [found.estimates["relative_sensitivity"].value for found in (seen, scaled)]
     assert relative[0] == pytest.approx(relative[1])
+    assert seen.relative["a"] == pytest.approx(scaled.relative["a"])
+    assert seen.relative["a"].mean() == pytest.approx(relative[0])
+    assert analysis.sensitivity({"a": 0 * movement}, {"a": 0 * magnitude}).relative["a"].tolist() == [0.0] * 4
     assert scaled.estimates["sensitivity"].value == pytest.approx(7 * seen.estimates["sensitivity"].value)
 
 
@@ -199,11 +210,28 @@ def test_classes_and_curves():
     found = analysis.by_class(np.array([0, 0, 1, 1, 1, 0]), labels, num_classes=3)
     assert [round(accuracy.value, 3) for accuracy in found.accuracies] == [0.667, 1.0, 0.0]
     assert found.confusion[2].tolist() == [1.0, 0.0, 0.0] and found.estimates["worst_class"].value == 0
+    # Of the classes with two images and more: (2/3, 1), and what chance adds is (2/9 / 2 + 0) / 2.
+    assert found.estimates["class_variance"].value == pytest.approx(1 / 18 - 1 / 18)
     curve = analysis.curve([0.0, 1.0, 2.0], np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool))
     assert curve.estimates["half_at"].value == pytest.approx(1 + 1 / 3) and curve.estimates["last_loss"].value == 0.75
     assert math.isnan(analysis.curve([0.0, 1.0], np.ones((2, 4), bool)).estimates["half_at"].value)
     with pytest.raises(InputError, match="rising"):
         analysis.curve([1.0, 1.0], np.ones((2, 4), bool))
+
+
+def test_the_variance_of_classes_is_that_of_their_true_accuracies(rng):
+    labels = np.repeat(np.arange(10), 30)
+
+    def measured(accuracies):
+        right = [rng.uniform(size=300) < np.repeat(accuracies, 30) for _ in range(20)]
+        found = [analysis.by_class(np.where(r, labels, (labels + 1) % 10), labels, num_classes=10) for r in right]
+        return [one.estimates["class_variance"] for one in found]
+
+    alike, unlike = measured(np.full(10, 0.7)), measured(np.linspace(0.3, 0.9, 10))
+    assert np.mean([one.value for one in alike]) == pytest.approx(0, abs=0.002)
+    assert sum(one.interval[0] > 0 for one in alike) <= 3  # of 20, of which a half is expected
+    assert np.mean([one.value for one in unlike]) == pytest.approx(np.linspace(0.3, 0.9, 10).var(ddof=1), abs=0.005)
+    assert all(one.interval[0] > 0 for one in unlike)
 
 
 def test_the_loss_of_a_linear_margin_is_as_linear_as_softplus(rng):

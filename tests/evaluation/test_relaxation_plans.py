@@ -99,9 +99,9 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     first = f"relaxed:{findings[0].kind}"
     sample, rest = list(range(8)), list(range(8, 16))
     expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
-    if num_found:  # the best two, each on the rest and then aimed at classes
+    if num_found:  # the best three, each on the rest and then aimed at classes
         left = list(range(1, 16))
-        for name in (last, first):
+        for name in (last, first, "relaxed:all"):
             expected += [(name, rest, "ce", 0), *[(name, left, "targeted", target) for target in range(3)]]
     else:  # everything relaxed, and no more than the sample
         expected += [("relaxed:all", [], "ce", 0), *[("relaxed:all", sample, "targeted", t) for t in range(3)]]

@@ -18,6 +18,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import NUM_CANDIDATES
+from robustjax.attacks.engine import threads
 from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.verify import has_no_maximum, is_misclassified
 from robustjax.evaluation.verdict import probes
@@ -124,12 +125,17 @@ class Examples:
         return (self.key(),) if self.stochastic else ()
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
-        """The program's results for some examples, [len(rows), ...], in batches of one size."""
-        parts = []
-        for start in range(0, len(rows), self._batch_size):
-            some = rows[start : start + self._batch_size]
-            results = program(np.resize(some, self._batch_size))
-            parts.append(jax.tree.map(lambda values, some=some: np.asarray(values)[: len(some)], results))
+        """The program's results for some examples, [len(rows), ...], in batches of one size.
+
+        On a CPU several batches are computed at the same time.
+        """
+
+        def results(some: np.ndarray) -> Any:
+            padded = program(np.resize(some, self._batch_size))
+            return jax.tree.map(lambda values: np.asarray(values)[: len(some)], padded)
+
+        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        parts = threads.each(results, batches, threads.most_lanes(self._batch_size, None, least=1))
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     def classified(

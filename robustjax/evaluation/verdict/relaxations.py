@@ -142,9 +142,9 @@ def attack(
     nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
     best = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
     # The one that is all but deterministic, whose gradients cost one draw, and what it left by the best of the others;
-    # of a deterministic network the best two.
+    # of a deterministic network the best three.
     means = [plan for plan in best if plan.means]
-    best = [*means, *(plan for plan in best if not plan.means)][: len(means) + (1 if trial.stochastic else 2)]
+    best = [*means, *(plan for plan in best if not plan.means)][: len(means) + (1 if trial.stochastic else 3)]
     helps = any(found)
     if not helps:
         best, rows = [every], sample
