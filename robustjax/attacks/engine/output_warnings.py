@@ -1,7 +1,7 @@
 """What a driver warns of: outputs that make its figures mean something else than they seem to.
 
-A few images are enough, and the comparisons are coarse: a warning where nothing is wrong would teach users to ignore
-it.
+Outputs are compared on a few images and coarsely: a warning where nothing is wrong would teach users to ignore it. What
+is not finite is counted among all.
 """
 
 from __future__ import annotations

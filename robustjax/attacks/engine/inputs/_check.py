@@ -135,14 +135,14 @@ def on_host(
         keep_dtype: leave images in the dtype that JAX has for theirs, rather than make them float32.
         allow_empty: whether there may be no image.
 
-    Warns:
-        UserWarning: where the first of an image's axes is the channels', as far as its size tells.
-
     Returns:
         NumPy arrays: images, labels int32 [N], epsilon float32 [N].
 
     Raises:
         InputError: for whatever is wrong.
+
+    Warns:
+        UserWarning: where the channels of images come first, as far as sizes tell.
 
     Example:
         >>> import jax.numpy as jnp
