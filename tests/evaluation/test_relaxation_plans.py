@@ -10,6 +10,7 @@ from robustjax.evaluation.verdict import goals, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding
+from robustjax.transforms._relax import has_replacements, relaxed
 
 
 def finding(kind, primitive="round", where="net.py:3 (f)"):
@@ -46,13 +47,40 @@ def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
 )
 def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
     findings = [finding(kind) for kind in kinds]
-    plans = list(relaxations._plans(findings, relaxations._groups(findings)))
+    plans = list(relaxations._plans(findings, relaxations._groups(findings), replaces="random" in kinds))
     assert [(plan.name, plan.strengths.tolist(), plan.temperature, plan.loops) for plan in plans] == expected
 
 
 def test_a_sign_is_relaxed_at_every_temperature_too():
     findings = [finding("step", "sign")]
-    assert [plan.temperature for plan in relaxations._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
+    assert [plan.temperature for plan in relaxations._plans(findings, [[0]], replaces=False)] == [1.0, 0.3, 3.0]
+
+
+def test_a_mask_that_can_be_left_out_is_left_out_last():
+    *_, last = relaxations._plans([finding("selection")], [[0]], replaces=True)
+    assert last.name == "unmasked" and last.replace
+
+
+def winners(images):
+    """The three brightest pixels by their bits, of which nothing says how near the others are."""
+    rows = images.reshape(images.shape[0], -1)
+    bits = jax.lax.bitcast_convert_type(rows, jnp.int32)
+    kept = bits >= jnp.sort(bits, axis=1)[:, -3:-2]
+    return jnp.where(kept, rows, 0.0) @ jnp.ones((rows.shape[1], 2))
+
+
+@pytest.mark.parametrize(
+    ("network", "replaces"),
+    [(winners, True), (lambda x: jax.nn.relu(x - 0.5), False), (lambda x: jnp.where(x > 0.5, x, 0.0), False)],
+)
+def test_values_are_replaced_where_a_mask_says_nothing_of_how_near_it_is(network, replaces):
+    images = jax.random.uniform(toys.KEY, (2, 3, 3, 1))
+    findings = relaxations.find(network, images, ())
+    assert has_replacements(findings, network, images) == replaces
+    strength_of = lambda key: 1.0  # noqa: E731
+    values = relaxed(network, strength_of, 1.0, "through", False, False, True, images)
+    expected = images.reshape(2, -1).sum(1)[:, None] * jnp.ones((2, 2)) if replaces else network(images)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 def test_what_was_relaxed_is_said_in_three_lines_at_most():
