@@ -131,6 +131,8 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
         left = list(range(1, 16))
         for name in (last, first, "relaxed:all"):
             expected += [(name, rest, "ce", 0), *[(name, left, "targeted", target) for target in range(3)]]
+        # Once more from another start, which finds nothing.
+        expected += [(last, left, "ce", 0), *[(last, left, "targeted", target) for target in range(3)]]
     else:  # everything relaxed, and no more than the sample
         expected += [("relaxed:all", [], "ce", 0), *[("relaxed:all", sample, "targeted", t) for t in range(3)]]
     assert run == expected
@@ -138,6 +140,31 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     assert [(remedy.tried, remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 8, 8)] * 2
     np.testing.assert_array_equal(found.share, rows < num_found)
     assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
+
+
+@pytest.mark.parametrize(("finds", "passes"), [(0, 1), (2, 3), (99, 5)])
+def test_a_remedy_starts_anew_as_long_as_that_finds_more(finds, passes, monkeypatch):
+    images, labels, _ = toys.linear_examples(32, "linf")
+    hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
+    trial = Trial(
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+    )  # fmt: skip
+    findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(32)
+
+    def apgd(name, rows, *, loss, target, **options):
+        run.append((loss, len(rows)))
+        starts = [each for each in run if each[0] == "ce"]
+        shares = np.zeros(32, np.float32)
+        # The first on the sample, then each new start one more.
+        shares[rows[: 1 if len(run) == 1 or (2 < len(starts) <= 2 + finds and loss == "ce") else 0]] = 1.0
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    relaxations.attack(trial, hiding, findings, rows, rows, before=np.zeros(32), quicken=False)
+    # On the sample, on the rest, and the new starts.
+    assert sum(loss == "ce" for loss, _ in run) == 2 + passes
+    assert [count for loss, count in run if loss == "ce"][2:] == [31 - i for i in range(passes)]
 
 
 def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_best(monkeypatch):

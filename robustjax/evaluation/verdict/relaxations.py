@@ -26,6 +26,8 @@ from robustjax.types import Array, Key
 TEMPERATURES = (1.0, 0.3, 3.0)
 # The most findings that are relaxed alone; of more, those of one kind are relaxed together.
 MOST_ALONE = 8
+# Restarts of the best remedy on what it left, while they find more.
+MOST_RESTARTS = 5
 # A gradient at less than this cosine to another has another direction.
 LEAST_COSINE = 0.5
 LOOPS, CALLBACK = "inner_optimisation", "callback"
@@ -149,11 +151,24 @@ def attack(
     helps = any(found)
     if not helps:
         best, rows = [every], sample
-    for plan in best:
-        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
+
+    def aimed(plan: _Plan) -> None:
+        """On what is left, at the likeliest classes or, over draws, at the nearest."""
         by_draws = trial.stochastic and not plan.replace
         for target in range(1 if by_draws else min(trial.budget.num_targets, trial.num_classes - 1)):
             run(plan, trial.left(rows, shares), "dlr" if by_draws else "targeted", target)
+
+    for plan in best:
+        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
+        aimed(plan)
+    first = next(plan for plan in best if not plan.replace)
+    # From other random starts, as long as they find more; a stochastic network's close calls are attacked again later.
+    for _ in range(MOST_RESTARTS if helps and not trial.stochastic else 0):
+        left = trial.left(rows, shares)
+        run(first, left, "ce")
+        aimed(first)
+        if len(trial.left(rows, shares)) == len(left):
+            break
     remedies = tuple(
         Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
         for group, indices in enumerate(groups)
@@ -161,7 +176,6 @@ def attack(
     )
     # Later ones may find what none did on the sample.
     helps |= bool((is_misclassified(shares) & ~is_misclassified(before)).any())
-    first = next(plan for plan in best if not plan.replace)
     return Relaxations(findings, remedies, shares, _words(first, candidates) if helps else "", networks(first))
 
 
