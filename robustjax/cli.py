@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from robustjax import config
 from robustjax.runtime import compiler, files, hosts, process, signals
 from robustjax.runtime.files import WriteError
-from robustjax.transforms._source import raised_in_callback
+from robustjax.transforms._source import raised_at, raised_in_callback
 from robustjax.types import InputError
 
 # What is wrong with a place that a user names, whatever a program does there.
@@ -228,6 +228,9 @@ def _status(main: Callable[[], int | None]) -> int | None:
         return status
     except (InputError, WriteError) as error:
         return _refuse(str(error))
+    except SystemExit as error:  # whose status would be taken for this command's
+        where = raised_at(error)
+        return _refuse(f"a network must leave Python running, got sys.exit({error.code!r}){where and f' in {where}'}")
     except BrokenPipeError:  # of `| head`, which has read enough
         if hosts.several():
             raise

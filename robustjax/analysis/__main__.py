@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main() -> None:
     compiler.check()
     workdirs = [files.place(path) for path in (str(WORKDIR.value), *AGAINST.value)]
+    if OUTPUT.value == "":
+        raise InputError("--output must be a folder, got ''; give one, or leave it out")
     output = files.place(OUTPUT.value or workdirs[0] / "analysis")
     if OUTPUT.value and output.exists() and not output.is_dir():
         raise InputError(f"output must be a folder, got the file {output}; give another")

@@ -208,7 +208,9 @@ def autoattack(
         network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
         attacked_fn,
     )  # fmt: skip
-    as_given = driver.decide(images)
+    keys = (key,) if eot_samples else ()
+    with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
+        as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]
     inputs.labels_in_range(labels, num_classes)
     for warning in driver.output_warnings(as_given.logits):
@@ -225,6 +227,7 @@ def autoattack(
         return f"{count} images left, accuracy {count / len(images):.2%}"
 
     with (
+        inputs.blaming("logits_fn", logits_fn, images[:2], *keys),
         threads.Background() as background,
         Progress("autoattack", total=most, counted=False, shown=progress is True) as bar,
     ):

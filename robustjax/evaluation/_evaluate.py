@@ -1,4 +1,4 @@
-"""Attacks on any network, one record each, in one call: what ``python -m robustjax.evaluate`` does."""
+"""Attacks on any network, a record each, in one call from Python; ``evaluate_run`` is that of a command line."""
 
 from __future__ import annotations
 
@@ -96,12 +96,13 @@ def evaluate(
     Returns:
         An :class:`Evaluation`.
 
-    Warns:
-        UserWarning: where logits are NaN, which counts as misclassified, or infinite.
-
     Raises:
         InputError: for unknown attacks or options (all at once), an unknown norm or budget, images outside bounds or
             not finite, labels that are not classes, or arguments or outputs of the wrong shape.
+
+    Warns:
+        UserWarning: where logits are NaN (which counts as misclassified) or infinite, or where the channels of images
+            come first.
 
     Example:
         See :class:`Evaluation`.

@@ -127,6 +127,9 @@ def _problems(options: Options) -> Iterator[str]:
     def given(*names: str) -> str:
         return ", ".join(f"--{FLAGS.get(name, name)}" for name in names if _differs(options, defaults, name))
 
+    for name, value in options._asdict().items():
+        if value == "":  # as of a variable of the shell that is not set
+            yield f"--{FLAGS.get(name, name)} must not be empty; give a value, or leave it out"
     if options.workdir is None and options.model is None:
         yield "--workdir of a run or --model of a network must be given, got neither; see --help"
     elif options.workdir is not None and options.model is not None:

@@ -56,9 +56,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     For what is too large to hold twice; otherwise see :func:`write`, which has the same promises and errors.
     """
     path = place(path)
-    # A name of this process's own: another one may be writing the same file.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
+        # A name of this process's own: another one may be writing the same file.
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
@@ -86,7 +86,8 @@ def check_target(what: str, path: str | Path) -> None:
         path: of a file or folder, which need not be there, nor the folders above it.
 
     Raises:
-        InputError: something on the way to it is a file, or the last folder that is there cannot be written.
+        InputError: something on the way to it is a file or a link to what is not there, or the last folder that is
+            there cannot be written.
 
     Example:
         >>> check_target("--output", "/dev/null/results")
@@ -95,8 +96,10 @@ def check_target(what: str, path: str | Path) -> None:
         no folder; give another
     """
     path = place(path)
-    there = next(each for each in (path, *path.parents) if os.path.exists(each))
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     wanted = f"{what} must be where files can be written, got {path}, and"
+    if not os.path.exists(there):
+        raise InputError(f"{wanted} {there} is a link to what is not there; give another")
     if there != path and not there.is_dir():
         raise InputError(f"{wanted} {there} is no folder; give another")
     if not os.access(there, os.W_OK):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.ops import chosen, merged
-from robustjax.transforms import _noise
+from robustjax.transforms import _noise, _program
 from robustjax.transforms._derivatives import SiteKey, Strength
 from robustjax.transforms._inspect import KINDS, Finding, Findings
 from robustjax.transforms._interpreter import Interpreter
@@ -84,8 +84,9 @@ def relax(
         raise InputError(f"loops must be through or around, got {loops!r}")
     if callbacks not in ("identity", "differences"):
         raise InputError(f"callbacks must be identity or differences, got {callbacks!r}")
-    if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
-        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
+    if isinstance(temperature, str) or (isinstance(temperature, int | float) and not 0 < temperature < float("inf")):
+        raise InputError(f"temperature must be above 0 and finite, got {temperature!r}")
+    _program.check_function(function)
     if isinstance(function, jax.tree_util.Partial):
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)

@@ -1,5 +1,7 @@
 """Between the images' dtype and float32, and functions as pytrees."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,12 @@ def test_what_a_callback_raises_is_told_with_its_line_and_not_taken_for_a_missin
         jax.jit(network)(images).block_until_ready()
     with pytest.raises(InputError, match="network must have a gradient"), inputs.blaming("network", network, images):
         jax.grad(lambda images: network(images).sum())(images)
+
+
+def test_images_whose_channels_come_first_are_warned_of():
+    labels = np.zeros(2, np.int32)
+    for shape, first in (((2, 3, 8, 8), True), ((2, 1, 8, 8), True), ((2, 3, 3, 3), False), ((2, 1, 8, 3), False)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            inputs.on_host(np.zeros(shape, np.float32), labels, 0.1, "linf", (0.0, 1.0))
+        assert ["channels came first" in str(warning.message) for warning in told] == [True] * first

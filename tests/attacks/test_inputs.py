@@ -466,3 +466,25 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled(capsys):
     for other in (of_text, of_mutable, functools.partial(WEIGHTS.dot), shaped):
         kept = inputs.as_pytree(other)
         assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)
+
+
+def test_the_driver_says_in_a_line_what_the_network_does_wrong():
+    with pytest.raises(InputError, match=r"logits_fn must take images .*compute with jax\.numpy"):
+        _attacked_as_it_is(lambda images: np.asarray(images).reshape(6, -1)[:, :NUM_CLASSES])
+
+    def called_back(images):
+        shape = jax.ShapeDtypeStruct((images.shape[0], NUM_CLASSES), jnp.float32)
+        return network(images) + jax.pure_callback(lambda: np.zeros(shape.shape, np.float32), shape)
+
+    def of_images(images):
+        shape = jax.ShapeDtypeStruct((images.shape[0], NUM_CLASSES), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(network(x)), shape, images)
+
+    _attacked_as_it_is(called_back)
+    with pytest.raises(InputError, match="logits_fn must have a gradient"):
+        _attacked_as_it_is(of_images)
+
+
+def _attacked_as_it_is(network):
+    options = {"epsilon": 0.01, "version": ["apgd-ce"], "batch_size": 16}
+    return attacks.autoattack(network, jax.random.key(0), IMAGES, LABELS, **options)

@@ -111,3 +111,6 @@ def test_a_change_is_measured_by_the_range_of_all_logits_and_nothing_is_like_nan
     same = np.full((2, 3), 100.0, np.float32)
     moved = same + np.array([[0.0005], [0.0015]])
     np.testing.assert_array_equal(output_warnings._changed(same, moved, 0.01), [False, True])
+    # Logits whose range is more than float32 holds.
+    huge = np.array([[3e38, -3e38], [0.0, 1e38]], np.float32)
+    np.testing.assert_array_equal(output_warnings._changed(huge, -huge, 0.01), [True, True])

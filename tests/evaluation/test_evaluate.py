@@ -209,3 +209,8 @@ def test_logits_that_are_no_numbers_are_told_of_once_and_those_that_an_attack_ma
     assert result.records[0]["accuracy"] == 7 / 8
     masked = lambda images: jnp.concatenate([network(images), jnp.full((len(images), 1), -jnp.inf)], axis=1)  # noqa: E731
     assert evaluate(masked).worst_case["robust"] == evaluate().worst_case["robust"]  # where warnings are errors
+
+
+def test_an_evaluation_compiles_also_where_jit_is_switched_off():
+    with jax.disable_jit():
+        assert evaluate().worst_case["robust"] == evaluate(attacks=("pgd20",)).worst_case["robust"]

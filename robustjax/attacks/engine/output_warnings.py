@@ -1,7 +1,7 @@
 """What a driver warns of: outputs that make its figures mean something else than they seem to.
 
-A few images are enough, and the comparisons are coarse: a warning where nothing is wrong would teach users to ignore
-it.
+Outputs are compared on a few images and coarsely: a warning where nothing is wrong would teach users to ignore it. What
+is not finite is counted among all.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def are_probabilities(logits: np.ndarray) -> bool:
 
 def _changed(first: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     """Rows of logits that differ by more than a share of the range of all, bool [n]."""
-    finite = first[np.isfinite(first)]
+    finite = first[np.isfinite(first)].astype(np.float64)  # whose range may be more than float32 holds
     span = float(np.ptp(finite)) if finite.size else 0.0
     scale = max(span, 1e-3 * float(np.max(np.abs(finite), initial=0.0)), 1e-12)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         differ = np.abs(first - other) > share * scale
     equal = (first == other) | (np.isnan(first) & np.isnan(other))
     return np.any((differ | ~np.isfinite(first) | ~np.isfinite(other)) & ~equal, axis=1)

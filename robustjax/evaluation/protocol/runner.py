@@ -324,6 +324,7 @@ def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable
     """
     compiled = []
 
+    @jax.disable_jit(False)  # which compiles ahead of time, also where a user debugs without jit
     def call(*arguments: Any) -> tuple[Any, float]:
         if not compiled:
             compiled.append(jax.jit(function, out_shardings=layout.replicated).lower(*arguments).compile())

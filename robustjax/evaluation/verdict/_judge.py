@@ -100,6 +100,7 @@ class Verdict(NamedTuple):
         return notebook.html(self)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of logits that are not finite, which a flag tells of
 def judge(
     logits_fn: LogitsFn,
     key: Key,
