@@ -43,7 +43,7 @@ def test_attacks_stand_in_the_order_of_their_strength_and_as_they_are_spelled(tm
         "| worst case |"
     )
     text = page.page([row])
-    assert "transfer:apgd@at_0" in text and "<small>version=fast</small>" in text
+    assert "transfer:<wbr>apgd@<wbr>at_<wbr>0" in text and "<small>version=<wbr>fast</small>" in text
     assert "on 100 images of digits, test split" in text and "Accuracies are in per cent" in text
 
 
