@@ -113,7 +113,7 @@ def _spread(several: Sequence[np.ndarray | None], *, interval: bool = False) -> 
     >>> _spread([np.array([True, False]), None]), _spread([None])
     ('50.0', 'missing')
     >>> _spread([np.array([True, False]), np.array([True, True])], interval=True)
-    '75.0 ± 35.4 (22.1 to 97.0)'
+    '75.0 ± 35.4 (19.8 to 97.3)'
     """
     shares = [float(bits.mean()) for bits in several if bits is not None]
     if not shares:

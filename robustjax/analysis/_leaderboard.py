@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,9 @@ def leaderboard(shown: Sequence[tuple[Row, Files]]) -> str:
 
 def every_attack(rows: Sequence[Row], attacks: Sequence[str]) -> str:
     """Mean, spread over seeds and interval of every attack."""
-    head = "".join(f'<th scope="col">{foldable(attack_name(attack))}</th>' for attack in attacks)
+    head = "".join(
+        f'<th scope="col" title="{text(attack)}">{foldable(_short(attack_name(attack)))}</th>' for attack in attacks
+    )
     body = ""
     for row in rows:
         cells = "".join(_accuracy(attack, row.cells[attack]) if attack in row.cells else NOTHING for attack in attacks)
@@ -88,6 +91,16 @@ def attack_name(attack: str) -> str:
         ('worst case', 'transfer:runs/at_0')
     """
     return attack.replace("worst_case", "worst case", 1) if attack.startswith("worst_case") else attack
+
+
+def _short(attack: str) -> str:
+    """Without the folders in which the source of a transfer lies, for the head of a column.
+
+    Example:
+        >>> _short("transfer:apgd@/home/me/runs/at_0"), _short("pgd:step_size=2/255")
+        ('transfer:apgd@…/at_0', 'pgd:step_size=2/255')
+    """
+    return re.sub("@.*/", "@…/", attack)
 
 
 def _attacks(row: Row, beginnings: Sequence[str]) -> list[str]:

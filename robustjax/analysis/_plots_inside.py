@@ -95,8 +95,8 @@ def relevance(found: Mapping[str, Relevance], *, of_class: int, name: str | None
         below.set_ylabel("rise of channels of negative\nweight / mean magnitude", fontsize=8)
     legend_below(figure, axes[0][:1])
     figure.suptitle(
-        f"Above: channels ordered by their weight for class {name or of_class}. Below: all classes, the least robust "
-        "one first (dashed: means of the halves)",
+        f"Above: channels ordered by their weight for class {name or of_class}. Below: all classes,\n"
+        "the least robust one first (dashed: means of the halves)",
         fontsize=9, wrap=True,
     )  # fmt: skip
     return figure
