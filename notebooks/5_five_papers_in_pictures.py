@@ -75,10 +75,10 @@ found.figures["channels"]
 # Channels ordered by the classifier's weight of a class, the least robust one of AT: those behind the dotted line speak
 # against it. Under attack they rise, and activation and weight go together less, in the standard network most of all.
 #
-# CIFS multiplies every channel by a mask, made for the two classes that a probe of its own finds likeliest: few
-# channels of a hundred are left. Of natural images the largest is one of the class. Where an attack fools the probe as
-# well, and of this class it mostly does, the mask strengthens channels of the wrong class: the peak behind the line.
-# That is why adaptive attacks, which attack the probe, take back what CIFS gains under PGD (`docs/claims.md`).
+# CIFS multiplies every channel by a mask, made for the two classes that a probe of its own finds likeliest: few of a
+# hundred channels are left. Of a natural image the largest is of the class. Where an attack fools the probe too, and
+# of this class it mostly does, the mask strengthens channels of the wrong class: the peak behind the line. That is why
+# adaptive attacks, which attack the probe, take back what CIFS gains under PGD (`docs/claims.md`).
 #
 # In the lower rows all classes, the least robust one first. The paper finds the over-activation worst in those, the red
 # half; with CIFS it is small in the other half.

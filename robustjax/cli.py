@@ -20,8 +20,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from robustjax import config
-from robustjax.runtime import compiler, hosts, process
+from robustjax.runtime import compiler, files, hosts, process, signals
 from robustjax.runtime.files import WriteError
+from robustjax.transforms._source import raised_at, raised_in_callback
 from robustjax.types import InputError
 
 # What is wrong with a place that a user names, whatever a program does there.
@@ -53,13 +54,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         try:
             return _status(main)
         except KeyboardInterrupt:
-            return _interrupted()
+            return signals.interrupted()
 
     logging.set_verbosity(logging.FATAL)  # Orbax would report every file operation, and errors that it raises
     try:
+        signals.interrupts_raise()
         app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:  # while flags and config files are read
-        _interrupted()
+        signals.interrupted()
 
 
 def call(
@@ -93,11 +95,12 @@ def call(
         return _refuse(_of_flags(error))
     logging.set_verbosity(logging.FATAL)
     try:
+        signals.interrupts_raise()
         return _status(lambda: main(*names)) or 0
     except KeyboardInterrupt:
         if arguments is not None:
             raise
-        return _interrupted()
+        return signals.interrupted()
 
 
 def declare_shared() -> None:
@@ -180,7 +183,7 @@ def find_config(name: str) -> Path:
     package = Path(__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     shipped = {path.stem: path for path in sorted(folder.glob("*.py"))}
-    path = Path(name)
+    path = files.place(name)
     if path.suffix == ".py" or path.name != name:
         ours = path.parent == Path("configs") and path.suffix == ".py" and not path.exists()
         return shipped.get(path.stem, path) if ours else path
@@ -225,6 +228,9 @@ def _status(main: Callable[[], int | None]) -> int | None:
         return status
     except (InputError, WriteError) as error:
         return _refuse(str(error))
+    except SystemExit as error:  # whose status would be taken for this command's
+        where = raised_at(error)
+        return _refuse(f"a network must leave Python running, got sys.exit({error.code!r}){where and f' in {where}'}")
     except BrokenPipeError:  # of `| head`, which has read enough
         if hosts.several():
             raise
@@ -233,6 +239,9 @@ def _status(main: Callable[[], int | None]) -> int | None:
     except hosts.NotTogetherError as error:
         return fail(str(error))
     except Exception as error:
+        if raised := raised_in_callback(error):  # the network's, or another function of the user's
+            status = _refuse(f"the network must compute whatever it calls back, got {raised}; mend it")
+            return hosts.abandon(status) if hosts.several() else status
         if not hosts.several():
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a log on a full disk
                 _say_no_more()
@@ -253,11 +262,6 @@ def _say_no_more() -> None:
     """Takes away a standard output that cannot be written, which Python would try once more at the end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _interrupted() -> NoReturn:
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(130)  # at once: interpreter and libraries would wait for their threads
 
 
 def _parse(arguments: Sequence[str]) -> Sequence[str]:

@@ -9,8 +9,6 @@ loads nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from robustjax import cli
@@ -27,9 +25,11 @@ def main() -> int:
     if not WORKDIRS.value:
         raise InputError("--workdirs names no folder; give those of runs that were evaluated, separated by commas")
     rows = summary.summarise(WORKDIRS.value)
-    output = Path(OUTPUT.value or "report.html")
+    output = files.place("report.html" if OUTPUT.value is None else OUTPUT.value)
     if not output.parent.is_dir():
         raise InputError(f"--output {output} cannot be written: there is no folder {output.parent}; make it first")
+    if output.is_dir():
+        raise InputError(f"--output must be a file, got the folder {output}; name a file in it")
     files.write(output, page.page(rows))
     print(page.markdown(rows))
     print(f"\nreport: {output}")

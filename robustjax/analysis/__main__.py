@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -39,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main() -> None:
     compiler.check()
-    workdirs = [str(WORKDIR.value), *AGAINST.value]
-    output = Path(OUTPUT.value or Path(workdirs[0]) / "analysis")
+    workdirs = [files.place(path) for path in (str(WORKDIR.value), *AGAINST.value)]
+    if OUTPUT.value == "":
+        raise InputError("--output must be a folder, got ''; give one, or leave it out")
+    output = files.place(OUTPUT.value or workdirs[0] / "analysis")
     if OUTPUT.value and output.exists() and not output.is_dir():
         raise InputError(f"output must be a folder, got the file {output}; give another")
-    if OUTPUT.value or Path(workdirs[0]).is_dir():
+    if OUTPUT.value or workdirs[0].is_dir():
         files.check_target("--output" if OUTPUT.value else "--workdir", output)
     found = analyse(
         workdirs, num_examples=NUM_EXAMPLES.value, checkpoint=CHECKPOINT.value, seed=SEED.value, progress=True

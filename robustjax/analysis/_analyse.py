@@ -73,9 +73,10 @@ class Analysis(NamedTuple):
         Raises:
             WriteError: the folder cannot be written.
         """
+        folder = files.place(folder)
         for name, figure in self.figures.items():
-            plots.save(figure, Path(folder) / f"{name}.png")
-        files.write(Path(folder) / "analysis.json", json.dumps(self.plain()) + "\n")
+            plots.save(figure, folder / f"{name}.png")
+        files.write(folder / "analysis.json", json.dumps(self.plain()) + "\n")
 
 
 def analyse(
@@ -148,7 +149,7 @@ def analyse(
 
 def _names(workdirs: Sequence[str | Path]) -> dict[str, Path]:
     """What figures call each run: its folder's name, or the whole path where two are called alike."""
-    paths = [Path(workdir) for workdir in workdirs]
+    paths = [files.place(workdir) for workdir in workdirs]
     short = [path.resolve().name for path in paths]
     named = {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
     if len(named) < len(paths):

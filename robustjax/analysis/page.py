@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustjax.analysis import _files, _sections
+from robustjax.analysis import _files, _leaderboard, _sections
 from robustjax.analysis.summary import GIVEN, Cell, Row, data_of
 from robustjax.analysis.svg import text
 
@@ -29,7 +29,7 @@ def markdown(rows: Sequence[Row]) -> str:
         | at | 0 | 50.0 (40.4 to 59.6) |
     """
     attacks = attacks_of(rows)
-    heads = [_sections.attack_name(attack).replace("|", "\\|") for attack in attacks]
+    heads = [_leaderboard.attack_name(attack).replace("|", "\\|") for attack in attacks]
     lines = ["| | seeds | " + " | ".join(heads) + " |"]
     lines.append("|---|" + "---|" * (len(attacks) + 1))
     for row in rows:
@@ -106,8 +106,8 @@ def _images(record: Mapping[str, Any]) -> str:
 
 def _parts(rows: Sequence[Row], shown: Sequence[tuple[Row, _files.Files]]) -> Iterator[tuple[str, str, str]]:
     """(id, title, HTML) of each section; empty HTML where there is nothing to show."""
-    yield "leaderboard", "Leaderboard", _sections.leaderboard(shown)
-    yield "attacks", "Every attack", _sections.every_attack(rows, attacks_of(rows))
+    yield "leaderboard", "Leaderboard", _leaderboard.leaderboard(shown)
+    yield "attacks", "Every attack", _leaderboard.every_attack(rows, attacks_of(rows))
     yield "epsilon", "Epsilon", _sections.epsilon(shown)
     yield "flags", "Flags and findings", _sections.flags(shown)
     yield "examples", "Adversarial examples", _sections.examples(shown)

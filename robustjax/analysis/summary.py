@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from robustjax import config as config_lib
 from robustjax.analysis import _files, _forms
 from robustjax.evaluation.protocol.threats import NO_BALL, UNION, of_record
+from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
@@ -110,7 +111,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
             another threat, or with a worst case over other attacks.
     """
     groups: dict[str, list[_Evaluated]] = {}
-    for workdir in dict.fromkeys(map(Path, workdirs)):  # one that is named twice is no second seed
+    for workdir in dict.fromkeys(map(files.place, workdirs)):  # one that is named twice is no second seed
         evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
             quoted = shlex.quote(str(workdir))

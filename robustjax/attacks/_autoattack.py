@@ -21,6 +21,7 @@ from robustjax.attacks.engine import inputs, lanes, threads
 from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.hyperplane import NUM_LINEARISED
 from robustjax.attacks.engine.lanes import Stage
+from robustjax.attacks.engine.output_warnings import not_finite
 from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.attacks.engine.search import likeliest_wrong
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
@@ -115,7 +116,9 @@ def autoattack(
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs that carry them as ``.logits``; with EOT, (images, key)
             -> those. Given as ``jax.tree_util.Partial(apply, variables)``, the variables are arguments of what is
-            compiled: other variables of the same shapes compile nothing.
+            compiled: other variables of the same shapes compile nothing. A function that reads what has changed since
+            the last call is compiled anew; one within a ``jax.jit`` of the caller's keeps what it read when it was
+            traced, as with JAX everywhere.
         key: a typed key, as of ``jax.random.key(seed)``.
         images: float [N, H, W, C] inside bounds. The network is called in the dtype given; attacks compute in float32.
             Without any image the result is empty.
@@ -153,8 +156,9 @@ def autoattack(
             value.
 
     Warns:
-        UserWarning: where outputs are probabilities, differ between two calls of a network that was not declared to be
-            stochastic, or change with the rest of the batch.
+        UserWarning: where logits are NaN (which counts as misclassified) or infinite, or where outputs are
+            probabilities, differ between two calls of a network that was not declared to be stochastic, or change with
+            the rest of the batch.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -204,7 +208,9 @@ def autoattack(
         network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
         attacked_fn,
     )  # fmt: skip
-    as_given = driver.decide(images)
+    keys = (key,) if eot_samples else ()
+    with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
+        as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]
     inputs.labels_in_range(labels, num_classes)
     for warning in driver.output_warnings(as_given.logits):
@@ -213,7 +219,7 @@ def autoattack(
     targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
     stages = {name: _stage(name, norm, version, bounds, eot_samples, num_classes - 1) for name in names}
     candidates = Candidates(images, NUM_CANDIDATES if eot_samples else 1)
-    attacked = correct.copy()
+    attacked, nonfinite = correct.copy(), np.zeros(len(images), bool)
     costs = [stage.passes for stage in stages.values()]
     most = sum(costs) * int(attacked.sum())
 
@@ -221,6 +227,7 @@ def autoattack(
         return f"{count} images left, accuracy {count / len(images):.2%}"
 
     with (
+        inputs.blaming("logits_fn", logits_fn, images[:2], *keys),
         threads.Background() as background,
         Progress("autoattack", total=most, counted=False, shown=progress is True) as bar,
     ):
@@ -239,6 +246,7 @@ def autoattack(
                     background.check()
                     candidates.add(name, report.indices, report.points, report.share, report.loss)
                     attacked[report.indices[report.share >= 1.0]] = False
+                    nonfinite[report.indices] |= report.nonfinite
                     steps_left -= report.steps
                     count = int(attacked.sum())
                     work = steps_left * stage.cost + later * count
@@ -259,6 +267,8 @@ def autoattack(
         by_attack = dict(reversed(by_attack.items()))
         robust = by_attack[names[-1]]
         bar.say(f"autoattack: {left(int(robust.sum()))}")
+    if nonfinite.any():
+        warnings.warn(not_finite(int(nonfinite.sum()), len(images), "adversarial images"), stacklevel=2)
     adversarial = np.where((correct & ~robust)[:, None, None, None], strongest.points, images)
     acceptance = {"clean": as_given.share, "worst_case": worst} if eot_samples else {}
     return AutoAttackResult(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from robustjax.data import arrays
 from robustjax.data.order import permutation, spread
 from robustjax.data.sources import Dataset, load
 from robustjax.data.stream import Stream, open_stream
+from robustjax.runtime.files import place
 from robustjax.types import InputError
 
 # Second half of the keys that order the passes over further images; epochs of the training set count from 0.
@@ -39,7 +39,7 @@ def open_extra(
     Raises:
         InputError: there is no such file or data set, or its images or labels do not fit the training set's.
     """
-    path = Path(spec).expanduser()
+    path = place(spec)
     if path.suffix != ".npz":
         found = open_stream(spec, data_dir=data_dir) if streamed else load(spec, "train", data_dir=data_dir)
         _check_fit(spec, like, found.image_shape, found.num_classes)

@@ -6,13 +6,13 @@ import hashlib
 import operator
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robustjax.data import arrays, folder, scaling, sources, tfds_source
 from robustjax.data.order import check_integers, permutation
+from robustjax.runtime.files import place
 from robustjax.types import InputError
 
 # Second half of the key that orders a random subset: no epoch has it, and validation examples have another.
@@ -131,7 +131,7 @@ def _open(
     name = os.fspath(spec)
     directory = tfds_source.resolve_data_dir(data_dir)
     prepared = tfds_source.find_prepared(directory)
-    path = Path(name).expanduser()
+    path = place(name)
     if isinstance(spec, str) and (name == "digits" or name in prepared):
         _must_be_none(f"the data set {name!r}, which declares its own", channels=channels)
         source = sources.open_stored(name, split, data_dir=data_dir, image_size=size)

@@ -25,6 +25,7 @@ from rich.console import Console
 from robustjax.data.formats import Columns, File, shape_of
 from robustjax.data.known import KNOWN, Known
 from robustjax.data.tfds_source import resolve_data_dir
+from robustjax.runtime.files import place
 from robustjax.types import InputError, nearest
 
 _TIMEOUT = 30  # seconds without a byte
@@ -89,7 +90,7 @@ def _check_destination(folder: Path) -> None:
 def _open(known: Known, archive: str) -> list[File]:
     """The contents of the archives that the user has, in the order of the table."""
     wanted = [original.filename for original in known.archives]
-    given = [Path(path).expanduser() for path in archive.split(",")]
+    given = [place(path) for path in archive.split(",")]
     if given[0].is_dir():
         paths = {filename: given[0] / filename for filename in wanted}
     elif len(wanted) == len(given) == 1:

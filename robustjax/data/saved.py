@@ -94,7 +94,7 @@ def checked_path(path: str | Path) -> Path:
     Raises:
         InputError: it does not end in .npz, or is a folder.
     """
-    path = Path(path)
+    path = files.place(path)
     if path.suffix != ".npz":
         raise InputError(f"save_images must be a file that ends in .npz, got {str(path)!r}; name it so")
     if path.is_dir():
@@ -124,7 +124,7 @@ def read_saved(path: str | Path, clean_images: np.ndarray, *, bounds: tuple[Any,
     Example:
         See :func:`save_images`.
     """
-    path = Path(path).expanduser()
+    path = files.place(path)
     if not path.is_file():
         raise InputError(f"saved images must be an .npz or .npy file, got {path}: no such file")
     if path.suffix in (".pt", ".pth"):

@@ -11,6 +11,7 @@ import numpy as np
 from robustjax.data import folder, tfds_source
 from robustjax.data.order import check_integers, permutation
 from robustjax.data.scaling import Size
+from robustjax.runtime.files import place
 from robustjax.types import InputError, nearest
 
 # Which training examples "validation" takes must never depend on a run's seed: tuning would leak into training.
@@ -54,7 +55,7 @@ class Dataset(NamedTuple):
 
 
 def load(
-    name: str,
+    name: str | os.PathLike,
     split: str,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -101,6 +102,7 @@ def load(
     check_integers(validation_examples=validation_examples, num_examples=num_examples, image_size=image_size)
     if validation_examples < 0:
         raise InputError(f"validation_examples must be at least 0, got {validation_examples}")
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     carved = split == "train" or (split == "validation" and validation_examples > 0)
     stored = "train" if carved else split
     source = open_stored(name, stored, data_dir=data_dir, image_size=image_size)
@@ -109,7 +111,7 @@ def load(
     return Dataset(name, images, labels, len(source.label_names), source.label_names)
 
 
-def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
+def splits(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
     """The splits that a data set has, as they are stored.
 
     Args:
@@ -125,7 +127,8 @@ def splits(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[str
         >>> splits("digits")
         ('train', 'test')
     """
-    if not isinstance(name, str):
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(name, str) or not name:
         raise InputError(f"data set must be a name, got {name!r}; give one such as 'digits'")
     if name == "digits":
         return "train", "test"
@@ -154,7 +157,7 @@ def open_stored(
 
 def _as_folder(name: str, data_dir: str | os.PathLike | None) -> Path | None:
     """The folder that a name means: where there is one, and no data set of that name."""
-    path = Path(name).expanduser()
+    path = place(name)
     if (
         name == "digits"
         or not path.is_dir()

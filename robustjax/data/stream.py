@@ -42,7 +42,7 @@ class Stream(NamedTuple):
 
 
 def open_stream(
-    name: str,
+    name: str | os.PathLike,
     *,
     data_dir: str | os.PathLike | None = None,
     validation_examples: int = 0,
@@ -62,6 +62,7 @@ def open_stream(
     Raises:
         InputError: as for ``load``, and for the embedded digits, which have no files.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if name == "digits":
         raise InputError("data.pipeline 'stream' reads data sets from files; the digits are in memory: use 'memory'")
     source = open_stored(name, "train", data_dir=data_dir, image_size=image_size)

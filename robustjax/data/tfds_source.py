@@ -16,6 +16,7 @@ from PIL import Image
 
 from robustjax.data import decoded, scaling
 from robustjax.data.known import KNOWN
+from robustjax.runtime.files import place
 from robustjax.types import InputError, nearest
 
 _CHUNK = 1024  # encoded records in memory at a time, beside the decoded images
@@ -39,10 +40,7 @@ class Source(NamedTuple):
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
     """Where data sets lie: ``data_dir``, or else TFDS_DATA_DIR, or else ~/tensorflow_datasets, as tfds has it."""
-    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    with contextlib.suppress(RuntimeError):  # a user without a home; then nothing is there
-        folder = folder.expanduser()
-    return folder
+    return place(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def find_prepared(directory: Path) -> dict[str, Path]:

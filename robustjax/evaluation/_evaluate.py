@@ -1,8 +1,9 @@
-"""Attacks on any network, one record each, in one call: what ``python -m robustjax.evaluate`` does."""
+"""Attacks on any network, a record each, in one call from Python; ``evaluate_run`` is that of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from robustjax import data
 from robustjax.attacks.engine import inputs
+from robustjax.attacks.engine.output_warnings import not_finite
 from robustjax.evaluation._result import Evaluation, by_threat, worst_case
 from robustjax.evaluation._subject import EOT_SAMPLES, NUM_DRAWS, Subject, of_function
 from robustjax.evaluation.protocol import protocols, records, session, specs
@@ -23,6 +25,7 @@ from robustjax.evaluation.protocol.threats import NO_BALL, Threat, check_width, 
 from robustjax.evaluation.verdict._judge import Verdict, checked_hints, judge
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.hints import Hints
+from robustjax.runtime import hosts
 from robustjax.types import AnyArray, InputError, Key, LogitsFn
 
 DEFAULT_ATTACKS = ("clean", "fgsm", "pgd20", "cw", "pgd100")
@@ -96,6 +99,10 @@ def evaluate(
     Raises:
         InputError: for unknown attacks or options (all at once), an unknown norm or budget, images outside bounds or
             not finite, labels that are not classes, or arguments or outputs of the wrong shape.
+
+    Warns:
+        UserWarning: where logits are NaN (which counts as misclassified) or infinite, or where the channels of images
+            come first.
 
     Example:
         See :class:`Evaluation`.
@@ -201,6 +208,7 @@ def evaluate_subject(
     others = {spec.spelling: subject.corrupted(spec) for spec in chosen if spec.name == "corruption"}
     entries, outcomes, verdict = [], [], None
     deciding = Deciding(floats(subject.images)) if subject.keep_images else None
+    told: set[str] = set()
 
     def keep(subject: Subject, name: str, protocol: Protocol, outcome: Outcome, norm: str, epsilon: float) -> None:
         entry = records.record(
@@ -216,6 +224,10 @@ def evaluate_subject(
         )
         if deciding is not None and norm != NO_BALL:
             deciding.add(name, outcome)
+        for warning in _not_finite(name, outcome):
+            if warning not in told and hosts.is_first():
+                warnings.warn(warning, stacklevel=3)
+            told.add(warning)
         entries.append(entry)
         outcomes.append(outcome._replace(adversarial=outcome.adversarial[:NUM_KEPT]))
         on_record(entry)
@@ -248,6 +260,16 @@ def evaluate_subject(
         deciding=deciding,
         labels=subject.labels,
     )
+
+
+def _not_finite(name: str, outcome: Outcome) -> Iterator[str]:
+    """A sentence where logits are NaN or infinite, of images as they are and of those that an attack made so."""
+    if outcome.nonfinite is None or outcome.clean_nonfinite is None:
+        return
+    made = outcome.nonfinite & ~outcome.clean_nonfinite
+    for found, what in ((outcome.clean_nonfinite, "images"), (made, f"images of {name}")):
+        if found.any():
+            yield not_finite(int(found.sum()), len(found), what)
 
 
 def _adaptive(subject: Subject, runner: Runner, *, budget: str, progress: bool) -> tuple[Verdict, Protocol, Outcome]:

@@ -79,7 +79,8 @@ def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
     if options.workdir is not None:
         subject, trained, place = _named.of_run(options)
     else:
-        subject, trained, place = _named.of_model(options), None, Path(options.output) if options.output else None
+        subject, trained = _named.of_model(options), None
+        place = files.place(options.output) if options.output else None
     if place is not None:
         hosts.first_only(partial(files.check_target, "--workdir" if options.workdir else "--output", place))
     threats = _options.threats_of(options, trained)

@@ -23,7 +23,7 @@ from robustjax.evaluation.protocol.threats import Threat
 from robustjax.evaluation.verdict.hints import Hints, hints_of
 from robustjax.interop.networks import FORMS
 from robustjax.runs import network
-from robustjax.runtime import hosts, sharding
+from robustjax.runtime import files, hosts, sharding
 from robustjax.types import InputError, LogitsFn
 
 
@@ -71,7 +71,7 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
     predict = network.logits_fn(
         run.module, stochastic=run.stochastic, prediction_draws=drawn.get("prediction_draws", 1)
     )
-    evaluations = Path(options.workdir) / "evaluation"
+    evaluations = files.place(options.workdir) / "evaluation"
     subject = Subject(
         network=jax.tree_util.Partial(predict, run.variables),
         hints=hints,
@@ -152,7 +152,7 @@ def without_draws(workdir: str) -> LogitsFn:
 
 def read_source(text: str) -> tuple[LogitsFn, Any]:
     """A network to transfer from: that of a run's folder without a defense's draws, or a model by its name."""
-    if Path(text).is_dir():
+    if files.place(text).is_dir():
         source = without_draws(text)
         return source, {"run": text, "weights": network.digest(source.args)}
     if ":" not in text:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from robustjax.attacks import geometry
@@ -128,6 +127,9 @@ def _problems(options: Options) -> Iterator[str]:
     def given(*names: str) -> str:
         return ", ".join(f"--{FLAGS.get(name, name)}" for name in names if _differs(options, defaults, name))
 
+    for name, value in options._asdict().items():
+        if value == "":  # as of a variable of the shell that is not set
+            yield f"--{FLAGS.get(name, name)} must not be empty; give a value, or leave it out"
     if options.workdir is None and options.model is None:
         yield "--workdir of a run or --model of a network must be given, got neither; see --help"
     elif options.workdir is not None and options.model is not None:
@@ -163,12 +165,12 @@ def _problems(options: Options) -> Iterator[str]:
         yield f"--budget must be one of {', '.join(BUDGETS)}, got {options.budget!r}"
     if options.sweep is not None and (wrong := given(*OF_RECORDS)):
         yield f"{wrong} must be left out with --sweep, which leaves no records"
-    if options.save_images is not None and Path(options.save_images).suffix != ".npz":
+    if options.save_images is not None and files.place(options.save_images).suffix != ".npz":
         yield f"--save_images must be a file that ends in .npz, got {options.save_images!r}"
     for name in ("card", "save_images"):
-        if (path := getattr(options, name)) is not None and Path(path).is_dir():
+        if (path := getattr(options, name)) is not None and files.place(path).is_dir():
             yield f"--{name} must be a file, got the folder {path}; name a file in it"
-    if options.output is not None and Path(options.output).is_file():
+    if options.output is not None and files.place(options.output).is_file():
         yield f"--output must be a folder, got the file {options.output}; give another"
     places = {"card": options.card, "save_images": options.save_images, "output": options.output}
     for check_one in (

@@ -10,7 +10,6 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from robustjax.interop.layouts import SOURCES
 from robustjax.models import VGG16, Network, PreActResNet, ResNet
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runs.claim import claim
+from robustjax.runtime import files
 from robustjax.types import Config, InputError
 
 OPTIONS = flags.FlagValues()
@@ -98,7 +98,7 @@ def _numbers(flag: flags.FlagHolder) -> tuple[float, ...] | None:
 
 def _imported(options: Options) -> str:
     """Writes the run and returns what to tell of it."""
-    workdir = Path(options.workdir)
+    workdir = files.place(options.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} holds a run already; give another --workdir")
     published = read(read_checkpoint(options.checkpoint), options.source)

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax.runtime.files import place
 from robustjax.types import InputError
 
 # https://huggingface.co/docs/safetensors: eight bytes with the header's length, the header in JSON, the arrays.
@@ -34,7 +35,7 @@ def read_checkpoint(path: str | Path) -> Any:
     Raises:
         InputError: the file is not there, damaged, or holds more than weights; or PyTorch is needed and missing.
     """
-    path = Path(path)
+    path = place(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a checkpoint (.pt, .pth, .safetensors, .npz)")
     return {".safetensors": read_safetensors, ".npz": read_npz}.get(path.suffix, _read_torch)(path)

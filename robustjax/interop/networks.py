@@ -23,6 +23,7 @@ from robustjax.attacks.engine import inputs
 from robustjax.interop.weights import file_sha256, load_weights
 from robustjax.models.layers import per_channel
 from robustjax.runs.network import digest
+from robustjax.runtime.files import place
 from robustjax.transforms._torch import is_torch_module, reason
 from robustjax.types import Array, InputError, LogitsFn
 
@@ -84,6 +85,7 @@ def load_network(
         ('jax', {'mean': [0.5], 'std': [0.25]})
     """
     constants = _constants(mean, std)
+    weights = None if weights is None else place(weights)
     kind, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if not (kind and colon and name):
         raise InputError(f"model must be {FORMS}, got {spec!r}; give one of these")
@@ -140,7 +142,7 @@ def _by_function(spec: str, weights: str | Path | None) -> tuple[Any, str]:
 @contextlib.contextmanager
 def _importing(spec: str, source: str) -> Iterator[ModuleType]:
     """The module that a spec names; while its function runs, the file's folder is where Python looks for others."""
-    path = Path(source)
+    path = place(source)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
         raise InputError(f"model {spec} must name a file that is there, got no {source}; give its path")

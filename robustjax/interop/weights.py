@@ -12,6 +12,7 @@ import numpy as np
 
 from robustjax.interop.files import read_checkpoint
 from robustjax.interop.wrappers import unwrapped
+from robustjax.runtime.files import place
 from robustjax.types import InputError
 
 
@@ -75,7 +76,7 @@ def _problems(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple
 
 def file_sha256(path: str | Path) -> str:
     """Of a file; of a folder, of the names and checksums of its files."""
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustjax.interop.weights import load_weights
+from robustjax.runtime.files import place
 from robustjax.transforms._torch import INSTALL, reason
 from robustjax.types import InputError
 
@@ -142,7 +143,7 @@ def load(name: str, weights: str | Path | None) -> Any:
             f"weights must be given for {spec}, got none; fetch {', '.join(entry.sources)}{several} and give "
             f"--weights={given}"
         )
-    path = Path(weights)
+    path = place(weights)
     files = [path / file for file in entry.files] if len(entry.sources) > 1 else [path]
     for file in files:
         if not file.is_file():
@@ -163,10 +164,10 @@ def _by_robustbench(entry: Entry, files: list[Path]) -> Any:
     for file in files:
         read_checkpoint(file)  # refuses what holds more than weights, whatever RobustBench would do with it
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        place = Path(folder) / entry.dataset / entry.threat
-        place.mkdir(parents=True)
+        there = Path(folder) / entry.dataset / entry.threat
+        there.mkdir(parents=True)
         for own, file in zip(entry.files, files, strict=True):
-            (place / own).symlink_to(file.resolve())
+            (there / own).symlink_to(file.resolve())
         try:
             return utils.load_model(entry.name, folder, entry.dataset, entry.threat).eval()
         except Exception as error:

@@ -12,7 +12,7 @@ from robustjax import build, data, defenses
 from robustjax.defenses.convention import STATISTICS, with_statistics
 from robustjax.runs import config_file, network
 from robustjax.runs.checkpoint import Checkpoints, DamagedError
-from robustjax.runtime import hosts, sharding
+from robustjax.runtime import files, hosts, sharding
 from robustjax.types import Config, InputError, LogitsFn
 
 # Training images at a time when statistics of them are measured.
@@ -89,6 +89,7 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
         (1, (2, 10))
     """
     config = config_file.read(workdir)
+    workdir = files.place(workdir)
     spelling, chosen = (config.defense.name, build.defense(config))
     if defense is not None:
         own, before = spelling, chosen
@@ -121,7 +122,7 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     return Run(config, module, variables, step, chosen, spelling, logits_fn)
 
 
-def _read(workdir: str | Path, checkpoint: str, abstract: Any, layout: sharding.Layout) -> tuple[int, Any]:
+def _read(workdir: Path, checkpoint: str, abstract: Any, layout: sharding.Layout) -> tuple[int, Any]:
     """The step of a checkpoint, and its variables; begins anew where a run that goes on has deleted it meanwhile."""
     attempts = 1 if hosts.several() else ATTEMPTS  # of several processes one might begin anew, and others not
     for attempt in range(1, attempts + 1):
@@ -131,7 +132,7 @@ def _read(workdir: str | Path, checkpoint: str, abstract: Any, layout: sharding.
                 step = checkpoints.find(checkpoint)
                 return step, hosts.together(partial(checkpoints.restore, step, abstract, layout)).evaluated
         except (FileNotFoundError, DamagedError):
-            deleted = step is None or not (Path(workdir) / "checkpoints" / str(step)).exists()
+            deleted = step is None or not (workdir / "checkpoints" / str(step)).exists()
             if not deleted or attempt == attempts:
                 raise
     raise AssertionError  # the last attempt returns or raises

@@ -45,7 +45,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             keep: how many of the newest validated checkpoints stay, besides the newest of all and the best.
             read_only: for evaluation.
         """
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = files.place(workdir).absolute() / "checkpoints"
         self._keep = keep
         if read_only:
             self._open(read_only=True)
@@ -212,7 +212,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return int(name)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax's question which checkpoints to keep; a signal's must not push out those to go back to."""
+        """Orbax's question which checkpoints to keep: one that a signal caused must not push out one to go back to."""
         steps = [info.step for info in checkpoints]
         validated = [step for step in steps if self._metrics[step] is not None]
         kept = {steps[-1], *validated[-self._keep :], self._best(steps)}

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from robustjax import config as config_lib
+from robustjax.runtime import files
 from robustjax.types import Config, InputError
 
 
@@ -19,7 +20,7 @@ def read(workdir: str | Path) -> Config:
     """
     if not isinstance(workdir, str | os.PathLike):
         raise InputError(f"workdir must be the folder of a run, got {workdir!r}; give its path")
-    folder = Path(workdir)
+    folder = files.place(workdir)
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"workdir must be the folder of a run, got {_instead(folder)}")

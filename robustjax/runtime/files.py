@@ -18,6 +18,18 @@ class WriteError(OSError):
     """Something could not be written; what was written before is intact. The message is one line."""
 
 
+def place(path: str | os.PathLike[str]) -> Path:
+    """A path as users write it, a leading ``~`` being their home: shells leave it in ``--workdir=~/run``.
+
+    Whatever takes a path from a user passes it through here. As in a shell, the ``~`` of an unknown user stays.
+
+    Example:
+        >>> place("~/run") == Path.home() / "run", place("run~").as_posix()
+        (True, 'run~')
+    """
+    return Path(os.path.expanduser(path))
+
+
 def write(path: str | Path, content: str | bytes) -> None:
     """Writes a file durably: it is there whole or not at all, whatever happens; missing folders are made.
 
@@ -43,10 +55,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     For what is too large to hold twice; otherwise see :func:`write`, which has the same promises and errors.
     """
-    path = Path(path)
-    # A name of this process's own: another one may be writing the same file.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path = place(path)
     with writing(path):
+        # A name of this process's own: another one may be writing the same file.
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
@@ -74,7 +86,8 @@ def check_target(what: str, path: str | Path) -> None:
         path: of a file or folder, which need not be there, nor the folders above it.
 
     Raises:
-        InputError: something on the way to it is a file, or the last folder that is there cannot be written.
+        InputError: something on the way to it is a file or a link to what is not there, or the last folder that is
+            there cannot be written.
 
     Example:
         >>> check_target("--output", "/dev/null/results")
@@ -82,9 +95,12 @@ def check_target(what: str, path: str | Path) -> None:
         robustjax.types.InputError: --output must be where files can be written, got /dev/null/results, and /dev/null is
         no folder; give another
     """
-    there = next(place for place in (Path(path), *Path(path).parents) if os.path.exists(place))
+    path = place(path)
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     wanted = f"{what} must be where files can be written, got {path}, and"
-    if there != Path(path) and not there.is_dir():
+    if not os.path.exists(there):
+        raise InputError(f"{wanted} {there} is a link to what is not there; give another")
+    if there != path and not there.is_dir():
         raise InputError(f"{wanted} {there} is no folder; give another")
     if not os.access(there, os.W_OK):
         raise InputError(f"{wanted} {there} is read-only; give another")

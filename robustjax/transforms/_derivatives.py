@@ -33,6 +33,8 @@ class Evaluator(Protocol):
     temperature: Any
     loops: str
 
+    def replaced(self, value: Array, surrogate: Array, strength: Strength) -> Array: ...
+
     def plain(self, program: ClosedJaxpr, *operands: Any, place: Place | None = None) -> list[Any]: ...
 
     def touches(self, jaxpr: Jaxpr, place: Place | None) -> bool: ...
@@ -218,7 +220,8 @@ def _select(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], resul
         return evaluator.carried(equation, operands, result)
     if len(cases) != 2 or not isinstance(predicate, Soft):
         # What is selected by says nothing of how near the other case is: all of them count.
-        return with_derivative_of(result, _mixed([jnp.ones((), result.dtype)] * len(cases), cases), strength)
+        every = _mixed([jnp.ones((), result.dtype)] * len(cases), cases)
+        return with_derivative_of(evaluator.replaced(result, every, strength), every, strength)
     share = predicate.share.astype(result.dtype)
     return with_derivative_of(result, _mixed([1 - share, share], cases), strength)
 

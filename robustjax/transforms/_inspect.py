@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from robustjax.ops import chosen, merged
-from robustjax.transforms import _kinds, _observed, _rules, _source
+from robustjax.transforms import _kinds, _observed, _program, _rules, _source
 
 # Kind -> what it hides.
 KINDS = {
@@ -135,6 +135,7 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
         >>> inspect(lambda images: jax.nn.relu(images), jnp.full((2, 2, 2, 1), 0.3))
         nothing hides a gradient
     """
+    _program.check_function(function)
     leaves, tree = jax.tree.flatten(arguments)
     are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]

@@ -31,7 +31,8 @@ class Interpreter:
         loops: of "inner_optimisation": "through" differentiates them; "around" gives their results the derivative of
             what they begin with; "without" leaves them out, which changes values.
         differences: estimate the derivatives of all calls into Python by differences.
-        means: put the mean in the place of random factors and masks, which changes values.
+        replace: put the mean in the place of random factors and masks, and keep what a mask drops that says nothing of
+            how near it is to keeping it, which changes values.
         observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
         check_rules: replace only those rules of derivatives that disagree with their functions.
     """
@@ -43,13 +44,14 @@ class Interpreter:
         *,
         loops: str = "through",
         differences: bool = False,
-        means: bool = False,
+        replace: bool = False,
         observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
         check_rules: bool = False,
     ):
         self.strength_of, self.temperature = strength_of, temperature
-        self.loops, self._differences, self._means = loops, differences, means
+        self.loops, self._differences, self._replace = loops, differences, replace
         self._observe, self._check_rules = observe, check_rules
+        self.has_replaced = False
         self._disagrees: dict[Any, bool] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
@@ -111,9 +113,14 @@ class Interpreter:
         if random is None or strength is None:
             return results
         averaged = _noise.averaged(equation, plain, random[0])
-        if self._means:
-            results = jnp.where(jnp.asarray(strength, jnp.float32) > 0, averaged, results)
-        return with_derivative_of(results, averaged, strength)
+        return with_derivative_of(self.replaced(results, averaged, strength), averaged, strength)
+
+    def replaced(self, value: Array, surrogate: Array, strength: Strength) -> Array:
+        """The surrogate in place of a value that it may replace, where that is asked for."""
+        if not self._replace:
+            return value
+        self.has_replaced = True
+        return jnp.where(jnp.asarray(strength, jnp.float32) > 0, surrogate, value)
 
     def carried(self, equation: JaxprEqn, operands: list[Any], results: Any) -> Any:
         """The results, with what soft operands make of them."""

@@ -20,11 +20,22 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxprs_in_params, primitives
 
 from robustjax.ops import chosen, merged
+from robustjax.types import InputError
 
 # (equation, *operands) -> its result or results.
 Rule = Callable[..., Any]
 # The rule of an equation, or None.
 RuleOf = Callable[[JaxprEqn], Rule | None]
+
+
+def check_function(function: Any) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+        InputError: it is no function.
+    """
+    if not callable(function):
+        raise InputError(f"function must be one that JAX can trace, got {type(function).__name__}; give a function")
 
 
 def rewritten(function: Callable[..., Any], rule_of: RuleOf) -> Callable[..., Any]:

@@ -47,6 +47,7 @@ def quicken(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> attack(jax.random.key(1), images, labels).shape
         (2, 8, 8, 1)
     """
+    _program.check_function(function)
     if isinstance(function, _Quickened):
         return function
     if isinstance(function, jax.tree_util.Partial):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax.ops import chosen, merged
-from robustjax.transforms import _noise
+from robustjax.transforms import _noise, _program
 from robustjax.transforms._derivatives import SiteKey, Strength
 from robustjax.transforms._inspect import KINDS, Finding, Findings
 from robustjax.transforms._interpreter import Interpreter
@@ -84,8 +84,9 @@ def relax(
         raise InputError(f"loops must be through or around, got {loops!r}")
     if callbacks not in ("identity", "differences"):
         raise InputError(f"callbacks must be identity or differences, got {callbacks!r}")
-    if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
-        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
+    if isinstance(temperature, str) or (isinstance(temperature, int | float) and not 0 < temperature < float("inf")):
+        raise InputError(f"temperature must be above 0 and finite, got {temperature!r}")
+    _program.check_function(function)
     if isinstance(function, jax.tree_util.Partial):
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
         return jax.tree_util.Partial(inner, *function.args, **function.keywords)
@@ -103,13 +104,14 @@ def relaxed(
     loops: str,
     differences: bool,
     check_rules: bool,
-    means: bool,
+    replace: bool,
     *arguments: Any,
     **keywords: Any,
 ) -> Any:
     """What a function returns, with derivatives relaxed where ``strength_of`` says.
 
-    With ``means`` random factors there are their means, for the values as well.
+    With ``replace`` random factors there are their means, and masks of which nothing is known drop nothing, for the
+    values as well.
     """
     leaves, tree = jax.tree.flatten((arguments, keywords))
     are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
@@ -121,7 +123,7 @@ def relaxed(
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
     program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
     interpreter = Interpreter(
-        strength_of, temperature, loops=loops, differences=differences, means=means, check_rules=check_rules
+        strength_of, temperature, loops=loops, differences=differences, replace=replace, check_rules=check_rules
     )
     return jax.tree.unflatten(jax.tree.structure(shape), interpreter.plain(program, *arrays))
 
@@ -134,6 +136,15 @@ def relaxable(findings: Findings, function: Callable[..., Any], *arguments: Any)
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     factors = _noise.draws_in_factors(program, _noise.of_arguments(program.invars))
     return tuple(finding for finding in wanted if finding.kind != "random" or finding[:3] in factors)
+
+
+def has_replacements(findings: Collection[Finding], function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether :func:`relaxed` with ``replace``, where the findings are, changes values."""
+    keys = {finding[:3] for finding in findings}
+    program = jax.make_jaxpr(function)(*arguments)
+    interpreter = Interpreter(lambda site: True if site in keys else None, 1.0, replace=True)
+    jax.eval_shape(lambda *operands: interpreter.plain(program, *operands), *arguments)
+    return interpreter.has_replaced
 
 
 def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:

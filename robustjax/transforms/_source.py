@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import sysconfig
 import traceback
@@ -87,6 +88,25 @@ def raised_at(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_short(at.filename)}:{at.lineno} ({at.name})" for at in frames if not of_library(at.filename)]
     return lines[-1] if lines else ""
+
+
+def raised_in_callback(error: BaseException) -> str:
+    """What a function that a program calls back into has raised, with the user's line, as JAX tells it; or "".
+
+    Example:
+        >>> text = '''INTERNAL: CpuCallback error calling callback: Traceback (most recent call last):
+        ...   File "/home/me/mine.py", line 6, in host
+        ... RuntimeError: the sensor is off'''
+        >>> raised_in_callback(RuntimeError(text))
+        'RuntimeError: the sensor is off in /home/me/mine.py:6 (host)'
+    """
+    text = str(error)
+    if "callback" not in text.partition("\n")[0]:
+        return ""
+    calls = [(at[1], at[2], at[3]) for at in re.finditer(r'^ +File "(.+)", line (\d+), in (.+)$', text, re.MULTILINE)]
+    raised = re.search(r"^[A-Za-z_][\w.]*(:.*)?$", text.partition("\n")[2], re.MULTILINE)
+    lines = [f"{_short(file)}:{line} ({name})" for file, line, name in calls if not of_library(file)]
+    return f"{raised[0]} in {lines[-1]}" if raised and lines else ""
 
 
 def named(line: str) -> str:

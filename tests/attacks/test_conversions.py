@@ -1,11 +1,14 @@
 """Between the images' dtype and float32, and functions as pytrees."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from robustjax.attacks.engine import inputs
+from robustjax.types import InputError
 
 BOX = (0.0, 1.0)
 
@@ -58,7 +61,7 @@ class Scaled:
         return self.factor * values
 
 
-def test_functions_become_pytrees_that_jit_takes():
+def test_functions_become_pytrees_that_jit_takes(capsys):
     apply = jax.jit(lambda function, values: function(values))
     assert inputs.as_pytree(None) is None
     partial = jax.tree_util.Partial(lambda weights, values: weights * values, jnp.float32(3.0))
@@ -66,15 +69,38 @@ def test_functions_become_pytrees_that_jit_takes():
     np.testing.assert_array_equal(apply(inputs.as_pytree(Scaled(2.0)), jnp.ones(2)), 2.0)
 
     # A plain function is kept itself: the same one compiles nothing new, as long as it reads the same.
-    class Traced:
-        times = 0
-
     def double(values):
-        Traced.times += 1
+        print("traced")
         return 2.0 * values
 
     for _ in range(2):
         np.testing.assert_array_equal(apply(inputs.as_pytree(double), jnp.ones(2)), 2.0)
-    assert Traced.times == 1
+    assert capsys.readouterr().out == "traced\n"
     with pytest.raises(TypeError):
         hash(Scaled(2.0))
+
+
+def test_what_a_callback_raises_is_told_with_its_line_and_not_taken_for_a_missing_gradient():
+    def host(images):
+        raise RuntimeError("the sensor is off")
+
+    def network(images):
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(images.shape, images.dtype), images)
+
+    images = jnp.zeros((2, 3))
+    with (
+        pytest.raises(InputError, match=r"got RuntimeError: the sensor is off in .*\d+ \(host\)"),
+        inputs.blaming("network", network, images),
+    ):
+        jax.jit(network)(images).block_until_ready()
+    with pytest.raises(InputError, match="network must have a gradient"), inputs.blaming("network", network, images):
+        jax.grad(lambda images: network(images).sum())(images)
+
+
+def test_images_whose_channels_come_first_are_warned_of():
+    labels = np.zeros(2, np.int32)
+    for shape, first in (((2, 3, 8, 8), True), ((2, 1, 8, 8), True), ((2, 3, 3, 3), False), ((2, 1, 8, 3), False)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            inputs.on_host(np.zeros(shape, np.float32), labels, 0.1, "linf", (0.0, 1.0))
+        assert ["channels came first" in str(warning.message) for warning in told] == [True] * first

@@ -15,7 +15,7 @@ from robustjax.attacks import autoattack
 from robustjax.attacks.engine import lanes
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Search, advance
-from robustjax.attacks.engine.threads import Background
+from robustjax.attacks.engine.threads import Background, each
 
 
 class State(NamedTuple):
@@ -125,3 +125,32 @@ def test_what_a_call_in_the_background_raised_is_raised_by_a_look_or_in_the_end(
         background.begin(fails)
     with pytest.raises(ValueError, match="of the call"):
         background.check()
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2, 3])
+def test_results_of_several_threads_are_in_order_and_the_first_call_is_alone(num_lanes):
+    running, at_once, done_before = [], [], []
+
+    def call(i):
+        running.append(i)
+        done_before.append((i, len(running)))
+        time.sleep(0.02 if i % 2 else 0.05)
+        at_once.append(len(running))
+        running.remove(i)
+        return -i
+
+    assert each(call, list(range(7)), num_lanes) == [-i for i in range(7)]
+    assert done_before[0] == (0, 1)
+    assert at_once[0] == 1
+    assert max(at_once) == num_lanes
+    assert each(call, [], num_lanes) == []
+
+
+def test_what_a_call_in_a_thread_raised_is_raised():
+    def call(i):
+        if i == 4:
+            raise ValueError("four")
+        return i
+
+    with pytest.raises(ValueError, match="four"):
+        each(call, list(range(7)), 2)

@@ -386,6 +386,25 @@ def test_the_driver_warns_of_probabilities_once():
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
+def test_the_driver_warns_of_logits_that_are_no_numbers_as_given_and_of_those_that_attacks_make_so():
+    least = np.sort(IMAGES.mean(axis=(1, 2, 3)))[:2].mean()
+
+    def poisoned(images):
+        return jnp.where((images.mean(axis=(1, 2, 3)) < least)[:, None], jnp.nan, network(images))
+
+    with pytest.warns(UserWarning) as caught:
+        result = _attacked(poisoned)
+    assert str(caught[0].message).startswith("logits are not finite for 1 of 6 images: NaN counts as misclassified")
+    assert result.robust.sum() <= 5
+
+    def darker(images):
+        mean = images.mean(axis=(1, 2, 3))
+        return jnp.stack([2.0 + 0.0 * mean, jnp.where(mean < 0.495, jnp.nan, 0.5 - mean)], axis=1)
+
+    with pytest.warns(UserWarning, match="not finite for 1 of 1 adversarial images"):
+        _attacked(darker, np.full_like(IMAGES[:1], 0.5))
+
+
 @pytest.mark.parametrize("source", ["call", "trace"])
 def test_the_driver_warns_of_randomness_that_was_not_declared(source):
     rng = np.random.default_rng(0)
@@ -420,12 +439,9 @@ def test_the_driver_does_not_warn_of_what_is_fine():
         _attacked(fine)
 
 
-def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
-    class Traced:  # what a function reads in a class does not tell it from what it was
-        times = 0
-
+def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled(capsys):
     def linear(weights, images, scale, *, shift, doubled):
-        Traced.times += 1
+        print("traced")
         logits = scale * ((images.reshape(images.shape[0], -1) - 0.5) @ weights["w"]) + shift
         return 2 * logits if doubled else logits  # a value, which no array could be
 
@@ -441,7 +457,7 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
             np.testing.assert_allclose(ask(network, IMAGES, 1.0), expected, rtol=1e-4, atol=1e-5)
         applied = inputs.as_pytree(functools.partial(module.apply, jax.tree.map(lambda x, by=scale: by * x, variables)))
         np.testing.assert_allclose(ask(applied, flat), scale * module.apply(variables, flat), rtol=1e-4, atol=1e-5)
-    assert Traced.times == 2 and ask._cache_size() == 3
+    assert capsys.readouterr().out == "traced\n" * 2 and ask._cache_size() == 3
     # What is no array, or may change without being another object, stays as it was: in a function around it.
     mutable = types.SimpleNamespace(scale=1.0)
     shaped = functools.partial(lambda shape, images: images.reshape(tuple(shape)), np.array([2, -1]))
@@ -450,3 +466,25 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled():
     for other in (of_text, of_mutable, functools.partial(WEIGHTS.dot), shaped):
         kept = inputs.as_pytree(other)
         assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)
+
+
+def test_the_driver_says_in_a_line_what_the_network_does_wrong():
+    with pytest.raises(InputError, match=r"logits_fn must take images .*compute with jax\.numpy"):
+        _attacked_as_it_is(lambda images: np.asarray(images).reshape(6, -1)[:, :NUM_CLASSES])
+
+    def called_back(images):
+        shape = jax.ShapeDtypeStruct((images.shape[0], NUM_CLASSES), jnp.float32)
+        return network(images) + jax.pure_callback(lambda: np.zeros(shape.shape, np.float32), shape)
+
+    def of_images(images):
+        shape = jax.ShapeDtypeStruct((images.shape[0], NUM_CLASSES), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(network(x)), shape, images)
+
+    _attacked_as_it_is(called_back)
+    with pytest.raises(InputError, match="logits_fn must have a gradient"):
+        _attacked_as_it_is(of_images)
+
+
+def _attacked_as_it_is(network):
+    options = {"epsilon": 0.01, "version": ["apgd-ce"], "batch_size": 16}
+    return attacks.autoattack(network, jax.random.key(0), IMAGES, LABELS, **options)

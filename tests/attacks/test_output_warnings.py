@@ -30,7 +30,12 @@ def told(network, logits, *, stochastic=False):
     found = output_warnings.output_warnings(
         network, KEY, IMAGES, logits, bounds=(0.0, 1.0), stochastic=stochastic, size=COUNT, split=lambda batch: batch
     )
-    names = {"outputs are probabilities": "probabilities", "outputs differ": "randomness", "outputs change": "batch"}
+    names = {
+        "logits are not finite": "not finite",
+        "outputs are probabilities": "probabilities",
+        "outputs differ": "randomness",
+        "outputs change": "batch",
+    }
     return [name for sentence in found for start, name in names.items() if sentence.startswith(start)]
 
 
@@ -83,6 +88,19 @@ def test_rows_between_0_and_1_that_add_up_to_1_are_probabilities():
     assert not output_warnings.are_probabilities(one)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_is_told_of_with_the_number_of_images(value):
+    some = LOGITS.copy()
+    some[[1, 4], 0] = value
+    network = jax.tree_util.Partial(lambda logits, images: logits, some)
+    assert told(network, some) == ["not finite"]
+    assert "for 2 of 8 images" in output_warnings.not_finite(2, 8, "images")
+    masked = LOGITS.copy()
+    masked[:, 0] = -np.inf
+    network = jax.tree_util.Partial(lambda logits, images: logits, masked)
+    assert told(network, masked) == []
+
+
 def test_a_change_is_measured_by_the_range_of_all_logits_and_nothing_is_like_nan_but_nan():
     first = np.array([[0.0, 10.0], [5.0, np.nan], [-np.inf, 1.0], [1.0, 2.0]], np.float32)
     other = first + np.array([[0.0, 0.2], [0.0, 0.0], [0.0, 0.0], [0.09, 0.0]], np.float32)
@@ -93,3 +111,6 @@ def test_a_change_is_measured_by_the_range_of_all_logits_and_nothing_is_like_nan
     same = np.full((2, 3), 100.0, np.float32)
     moved = same + np.array([[0.0005], [0.0015]])
     np.testing.assert_array_equal(output_warnings._changed(same, moved, 0.01), [False, True])
+    # Logits whose range is more than float32 holds.
+    huge = np.array([[3e38, -3e38], [0.0, 1e38]], np.float32)
+    np.testing.assert_array_equal(output_warnings._changed(huge, -huge, 0.01), [True, True])

@@ -34,6 +34,21 @@ def networks():
     around, held = jnp.asarray(RIGHT), types.SimpleNamespace(weights=RIGHT)
     params, listed, array = {"w": jnp.asarray(RIGHT)}, [RIGHT], RIGHT.copy()
 
+    class Settings:
+        weights = RIGHT
+
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        scale: float = 1.0
+
+        def __call__(self, images):
+            return self.logits(images)
+
+        def logits(self, images):
+            return self.scale * linear(GLOBAL, images)
+
+    model = Model()
+
     def of_global():
         global GLOBAL
         GLOBAL = jnp.asarray(WRONG)
@@ -55,6 +70,8 @@ def networks():
         "list": (default, lambda: listed.__setitem__(0, WRONG)),
         "array in place": (lambda images: linear(array, images), lambda: np.copyto(array, WRONG)),
         "object": (lambda images: linear(held.weights, images), lambda: setattr(held, "weights", WRONG)),
+        "class": (lambda images: linear(Settings.weights, images), lambda: setattr(Settings, "weights", WRONG)),
+        "method of a frozen object": (lambda images: model(images), of_global),
         "partial": (functools.partial(lambda a, images: a * linear(around, images), np.float32([[1.0]])), of_closure),
     }
 
@@ -75,6 +92,15 @@ class Frozen:
     scale: float
 
 
+class Own(linen.Module):
+    factor = 2.0
+    calls = 0  # which no code reads
+
+    @linen.compact
+    def __call__(self, values):
+        return linen.Dense(2)(values) * self.factor
+
+
 def test_what_is_the_same_is_compiled_once():
     module, variables, frozen = linen.Dense(2), {"params": {"kernel": jnp.ones((2, 2))}}, Frozen(2.0)
     key, dtype = jax.random.key(0), jnp.bfloat16
@@ -85,6 +111,14 @@ def test_what_is_the_same_is_compiled_once():
     def network(images):
         flat = jnp.reshape(images, (len(images), -1)) * np.float32(frozen.scale) + again(2)
         return module.apply(variables, flat) + jax.nn.relu(jax.random.normal(key, ())).astype(dtype)
+
+    own = Own()
+    of_own = lambda images: own.apply({"params": {"Dense_0": variables["params"]}}, images)  # noqa: E731
+    before = unchanged(of_own)
+    Own.calls += 1
+    assert before is not None and before == unchanged(of_own) and hash(before) == hash(unchanged(of_own))
+    Own.factor = 3.0
+    assert before != unchanged(of_own)
 
     assert unchanged(network) == unchanged(network) and hash(unchanged(network)) == hash(unchanged(network))
     assert jax.tree.structure(as_pytree(network)) == jax.tree.structure(as_pytree(network))

@@ -1,12 +1,19 @@
-"""Outputs that take nothing more: a pipe that is closed, a log on a full disk."""
+"""What stops a command in the middle: a pipe that is closed, a log on a full disk, a user's function that raises."""
 
 import errno
 import os
+import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 
+from bad_input.refusals import one_line
 from robustjax import cli
+from robustjax.evaluation import _options
+from robustjax.runtime import files
+from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input
 
@@ -49,3 +56,46 @@ def test_other_errors_of_the_system_keep_their_traceback():
 
     with pytest.raises(OSError, match="Input/output error"):
         cli.call(main, [], options=flags.FlagValues())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_callback_of_a_network_raises_is_one_line(capsys):
+    def host(images):
+        return 1 / 0
+
+    def main():
+        shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+        return jax.jit(lambda x: jax.pure_callback(host, shape, x))(jnp.zeros(2)).block_until_ready()
+
+    assert cli.call(main, [], options=flags.FlagValues()) == 2
+    said = capsys.readouterr().err
+    one_line(said, "ZeroDivisionError: division by zero in ")
+    assert "(host)" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("code", [0, None, 3, "bye"])
+def test_a_network_that_ends_python_does_not_decide_the_status(capsys, code):
+    def network():
+        sys.exit(code)
+
+    assert cli.call(network, [], options=flags.FlagValues()) == 2
+    one_line(capsys.readouterr().err, f"a network must leave Python running, got sys.exit({code!r}) in ")
+
+
+def test_a_link_to_what_is_not_there_is_refused_before_anything_runs(tmp_path):
+    for name, target in (("dangling", "nowhere"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match=f"{name} is a link to what is not there") as refused:
+            files.check_target("--output", tmp_path / name / "results")
+        one_line(str(refused.value), "--output must be where files can be written")
+    with pytest.raises(files.WriteError, match="cannot be written"):
+        files.write(tmp_path / ".." / ".", "")
+
+
+def test_an_empty_option_as_of_a_variable_that_is_not_set_is_refused():
+    for name in ("output", "card", "save_images", "weights", "workdir", "data"):
+        with pytest.raises(InputError, match=f"--{name} must not be empty"):
+            _options.check(
+                _options.Options(**{"model": "mine.py:network", "data": "digits", "epsilon": "0.1", name: ""})
+            )

@@ -400,6 +400,10 @@ def test_a_folder_of_splits_is_a_data_set(photos, pixels):
     kept = data.load(str(photos), "train", validation_examples=2)
     held = data.load(str(photos), "validation", validation_examples=2)
     assert len(kept.labels) == 4 and len(held.labels) == 2
+    np.testing.assert_array_equal(data.load(photos, "train").images, train.images)  # also by its Path
+    assert data.splits(photos) == ("test", "train") and data.open_stream(photos).num_examples == 6
+    with pytest.raises(InputError, match="data set must be a name, got ''"):
+        data.load("", "train")  # which is not the working folder
 
 
 def test_a_folder_of_splits_streams(photos, pixels):

@@ -204,7 +204,8 @@ def test_logits_that_are_not_numbers_are_of_no_class():
     def broken(images):
         return jnp.where(images.mean(axis=(1, 2, 3))[:, None] > 0.5, jnp.nan, network(images))
 
-    (record,) = evaluate("clean", logits_fn=broken).records
+    with pytest.warns(UserWarning, match="not finite"):
+        (record,) = evaluate("clean", logits_fn=broken).records
     dark = IMAGES.mean(axis=(1, 2, 3)) <= 0.5
     predictions = np.array(record["predictions"])
     np.testing.assert_array_equal(predictions[dark], CLASSES[dark])

@@ -192,3 +192,25 @@ def test_more_attacks_on_a_stochastic_network_are_no_more_chances():
     clean = result.records[0]
     assert 0.6 < clean["majority_vote"] < 1
     assert all(record["right_draws"] == clean["right_draws"] for record in [*result.records, result.worst_case])
+
+
+def test_logits_that_are_no_numbers_are_told_of_once_and_those_that_an_attack_makes_by_its_name():
+    """Of the darkest image as it is, and of the brightest where PGD has made it darker."""
+
+    def poisoned(images):
+        mean = images.mean(axis=(1, 2, 3))[:, None]
+        return jnp.where((mean < 0.1) | ((mean > 0.85) & (mean < 0.95)), jnp.nan, network(images))
+
+    with pytest.warns(UserWarning) as caught:
+        result = evaluate(poisoned, attacks=("clean", "fgsm", "pgd20"))
+    clean, made = (str(each.message) for each in caught if "fgsm" not in str(each.message))
+    assert clean.startswith("logits are not finite for 1 of 8 images: NaN counts as misclassified")
+    assert made.startswith("logits are not finite for 1 of 8 images of pgd20:")
+    assert result.records[0]["accuracy"] == 7 / 8
+    masked = lambda images: jnp.concatenate([network(images), jnp.full((len(images), 1), -jnp.inf)], axis=1)  # noqa: E731
+    assert evaluate(masked).worst_case["robust"] == evaluate().worst_case["robust"]  # where warnings are errors
+
+
+def test_an_evaluation_compiles_also_where_jit_is_switched_off():
+    with jax.disable_jit():
+        assert evaluate().worst_case["robust"] == evaluate(attacks=("pgd20",)).worst_case["robust"]

@@ -26,6 +26,7 @@ FIRES = {
     "saturated": {"zero_gradients": "fail"},
     "softmax": {"probabilities": "fail"},
     "nan gradient": {"nonfinite_gradients": "fail", "shattered_gradients": "fail"},
+    "nan logits": {"nonfinite_logits": "fail"},
     "misleading": {
         "shattered_gradients": "fail",
         "black_box_beats_white_box": "fail",

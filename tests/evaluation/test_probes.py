@@ -416,7 +416,12 @@ def test_where_the_majority_is_close_more_steps_and_draws_are_taken():
     assert [each[:3] for each in asked] == [
         ("relaxed:close:ce", [2, 3, 4], Networks(3)), ("relaxed:close:dlr", [2, 3], Networks(3)),
         ("surrogate:close:ce", [2], None), ("surrogate:close:dlr", [], None),
-        ("apgd:close:ce", [], None), ("apgd:close:dlr", [], None),
+    ]  # fmt: skip
+    trial.networks = Networks(1)
+    batteries.close(trial, None)
+    # The network's own gradient is followed where no better one is known.
+    assert [each[:3] for each in asked[4:]] == [
+        ("apgd:close:ce", [2, 3, 4], None), ("apgd:close:dlr", [2, 3], None)
     ]  # fmt: skip
     for name, _, _, options in asked:
         view = "surrogate" if name.startswith("surrogate") else "direct"
@@ -518,7 +523,7 @@ def test_budgets_are_those_that_are_documented():
         "quick": Budget(
             autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
             pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
-            curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
+            curve=(1, 2, 4, 8), close_steps=100, close_draws=10, num_choosing=100,
         ),
         "full": Budget(
             autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,

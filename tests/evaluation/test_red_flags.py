@@ -22,6 +22,7 @@ def some(count):
 # name -> (arguments of a positive, status) and (arguments of a negative)
 CASES = {
     "invalid_perturbation": [(~some(1),), "fail", (ALL,)],
+    "nonfinite_logits": [(some(2),), "fail", (NONE,)],
     "probabilities": [(SOFTMAX,), "fail", (LOGITS,)],
     "randomness": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
     "batch_dependent": [(RNG.normal(size=(3, 100, 4)),), "fail", (np.stack([LOGITS] * 3),)],
@@ -172,6 +173,7 @@ def test_rank_correlation_is_that_of_scipy():
 # Flag -> the value from which it fires, or below which where attacks should succeed or measures agree.
 THRESHOLDS = {
     "invalid_perturbation": 0.0,
+    "nonfinite_logits": 0.01,
     "probabilities": 1.0,
     "randomness": 1e-4,
     "batch_dependent": 1e-4,

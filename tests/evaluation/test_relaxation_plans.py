@@ -10,6 +10,7 @@ from robustjax.evaluation.verdict import goals, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding
+from robustjax.transforms._relax import has_replacements, relaxed
 
 
 def finding(kind, primitive="round", where="net.py:3 (f)"):
@@ -46,13 +47,40 @@ def test_findings_are_relaxed_alone_and_of_many_by_their_kind():
 )
 def test_each_finding_alone_comes_before_all_together_at_each_temperature_and_way_through_loops(kinds, expected):
     findings = [finding(kind) for kind in kinds]
-    plans = list(relaxations._plans(findings, relaxations._groups(findings)))
+    plans = list(relaxations._plans(findings, relaxations._groups(findings), replaces="random" in kinds))
     assert [(plan.name, plan.strengths.tolist(), plan.temperature, plan.loops) for plan in plans] == expected
 
 
 def test_a_sign_is_relaxed_at_every_temperature_too():
     findings = [finding("step", "sign")]
-    assert [plan.temperature for plan in relaxations._plans(findings, [[0]])] == [1.0, 0.3, 3.0]
+    assert [plan.temperature for plan in relaxations._plans(findings, [[0]], replaces=False)] == [1.0, 0.3, 3.0]
+
+
+def test_a_mask_that_can_be_left_out_is_left_out_last():
+    *_, last = relaxations._plans([finding("selection")], [[0]], replaces=True)
+    assert last.name == "unmasked" and last.replace
+
+
+def winners(images):
+    """The three brightest pixels by their bits, of which nothing says how near the others are."""
+    rows = images.reshape(images.shape[0], -1)
+    bits = jax.lax.bitcast_convert_type(rows, jnp.int32)
+    kept = bits >= jnp.sort(bits, axis=1)[:, -3:-2]
+    return jnp.where(kept, rows, 0.0) @ jnp.ones((rows.shape[1], 2))
+
+
+@pytest.mark.parametrize(
+    ("network", "replaces"),
+    [(winners, True), (lambda x: jax.nn.relu(x - 0.5), False), (lambda x: jnp.where(x > 0.5, x, 0.0), False)],
+)
+def test_values_are_replaced_where_a_mask_says_nothing_of_how_near_it_is(network, replaces):
+    images = jax.random.uniform(toys.KEY, (2, 3, 3, 1))
+    findings = relaxations.find(network, images, ())
+    assert has_replacements(findings, network, images) == replaces
+    strength_of = lambda key: 1.0  # noqa: E731
+    values = relaxed(network, strength_of, 1.0, "through", False, False, True, images)
+    expected = images.reshape(2, -1).sum(1)[:, None] * jnp.ones((2, 2)) if replaces else network(images)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 def test_what_was_relaxed_is_said_in_three_lines_at_most():
@@ -99,10 +127,12 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     first = f"relaxed:{findings[0].kind}"
     sample, rest = list(range(8)), list(range(8, 16))
     expected = [(name, sample, "ce", 0) for name in (first, last, "relaxed:all")]
-    if num_found:  # the best two, each on the rest and then aimed at classes
+    if num_found:  # the best three, each on the rest and then aimed at classes
         left = list(range(1, 16))
-        for name in (last, first):
+        for name in (last, first, "relaxed:all"):
             expected += [(name, rest, "ce", 0), *[(name, left, "targeted", target) for target in range(3)]]
+        # Once more from another start, which finds nothing.
+        expected += [(last, left, "ce", 0), *[(last, left, "targeted", target) for target in range(3)]]
     else:  # everything relaxed, and no more than the sample
         expected += [("relaxed:all", [], "ce", 0), *[("relaxed:all", sample, "targeted", t) for t in range(3)]]
     assert run == expected
@@ -110,6 +140,31 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     assert [(remedy.tried, remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 8, 8)] * 2
     np.testing.assert_array_equal(found.share, rows < num_found)
     assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
+
+
+@pytest.mark.parametrize(("finds", "passes"), [(0, 1), (2, 3), (99, 5)])
+def test_a_remedy_starts_anew_as_long_as_that_finds_more(finds, passes, monkeypatch):
+    images, labels, _ = toys.linear_examples(32, "linf")
+    hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
+    trial = Trial(
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+    )  # fmt: skip
+    findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(32)
+
+    def apgd(name, rows, *, loss, target, **options):
+        run.append((loss, len(rows)))
+        starts = [each for each in run if each[0] == "ce"]
+        shares = np.zeros(32, np.float32)
+        # The first on the sample, then each new start one more.
+        shares[rows[: 1 if len(run) == 1 or (2 < len(starts) <= 2 + finds and loss == "ce") else 0]] = 1.0
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    relaxations.attack(trial, hiding, findings, rows, rows, before=np.zeros(32), quicken=False)
+    # On the sample, on the rest, and the new starts.
+    assert sum(loss == "ce" for loss, _ in run) == 2 + passes
+    assert [count for loss, count in run if loss == "ce"][2:] == [31 - i for i in range(passes)]
 
 
 def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_best(monkeypatch):

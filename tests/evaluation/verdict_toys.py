@@ -88,6 +88,12 @@ def _nan_gradient(toy, images):
     return _dense(toy, images) + 0.0 * jnp.sqrt(0.0 * jnp.sum(images))
 
 
+def _nan_logits(toy, images):
+    """Of bright images."""
+    bright = jnp.mean(images, axis=(1, 2, 3)) > 0.33
+    return jnp.where(bright[:, None], jnp.nan, _dense(toy, images))
+
+
 def _misleading(toy, images):
     """The gradient is that of the logits in another order."""
     logits = _dense(toy, images)
@@ -129,7 +135,7 @@ def _crowd(toy, images):
     return jnp.concatenate([jnp.zeros_like(u)[:, None], (-1.25 - u)[:, None], crowd], axis=1)
 
 
-FORWARD = (_dense, _masked, _softmax, _nan_gradient, _misleading, _along, _gates, _crowd, _of_batch)
+FORWARD = (_dense, _masked, _softmax, _nan_gradient, _misleading, _along, _gates, _crowd, _of_batch, _nan_logits)
 
 
 def network(toy, images):
@@ -159,6 +165,7 @@ def toys():
         "saturated": _toy(_dense, epsilon=EPSILON, scale=1e4),
         "softmax": _toy(_softmax, epsilon=EPSILON),
         "nan gradient": _toy(_nan_gradient),
+        "nan logits": _toy(_nan_logits, epsilon=EPSILON),
         "misleading": _toy(_misleading),
         "constant": _toy(_along, values=(-1,) * 6),
         # A hill that small steps do not leave, on the way to where the class changes.

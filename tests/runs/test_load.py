@@ -1,17 +1,21 @@
 """A run loaded in a Python prompt is the network whose accuracy was recorded."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from robustjax import build, config, data, evaluation, runs
+from robustjax import build, cli, config, data, evaluation, runs
+from robustjax.analysis import summary
 from robustjax.defenses.composition import trained as trained_part
 from robustjax.runs import config_file
 from robustjax.runs.checkpoint import Checkpoints, DamagedError
 from robustjax.runs.claim import claim
+from robustjax.runtime import files
 from robustjax.types import InputError
 
 
@@ -116,3 +120,42 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_is_looked_for_again(workdir, 
     monkeypatch.setattr("robustjax.runs._load.ATTEMPTS", 1)
     with pytest.raises(type(error)):
         runs.load(workdir, checkpoint="last")
+
+
+def test_a_leading_tilde_is_the_home_wherever_a_place_is_given(workdir, tmp_path, monkeypatch):
+    """Shells expand it in `--workdir ~/run`, and leave it in `--workdir=~/run`."""
+    home = tmp_path / "home"
+    (home / "images" / "test" / "one").mkdir(parents=True)
+    (home / "run").symlink_to(workdir)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(home))
+    digits = data.load("digits", "test", num_examples=20)
+    np.savez(home / "digits.npz", images=digits.images, labels=digits.labels)
+    Image.fromarray(digits.images[0, ..., 0]).save(home / "images" / "test" / "one" / "0.png")
+    (home / "mine.py").write_text(
+        "import os\n"
+        "def network(weights):\n"
+        "    assert os.path.isabs(weights)\n"
+        "    return lambda images: images.reshape(len(images), -1)[:, 20:30]\n"
+    )
+
+    run = runs.load("~/run")
+    assert run.step == runs.load(workdir).step
+    assert runs.train(run.config, "~/run").complete
+    assert data.load("~/images", "test").num_examples == 1
+    options = {"data": "~/digits.npz", "attacks": ["clean"], "batch_size": 20}
+    evaluation.evaluate_run(evaluation.Options("~/run", save_images="~/kept.npz", transfer_from="~/run", **options))
+    assert data.read_saved("~/kept.npz", digits.images).shape == digits.images.shape
+    network = {"model": "~/mine.py:network", "weights": "~/digits.npz", "output": "~/results", "epsilon": 0.1}
+    found = evaluation.evaluate_run(evaluation.Options(**network, **options))
+    found.save("~/saved")
+    assert {path.name for path in home.iterdir()} >= {"kept.npz", "results", "saved"}
+    assert [row.seeds for row in summary.summarise(["~/results", "~/saved"])] == [(), ()]
+    (home / "config.py").write_text("")
+    assert cli.find_config("~/config.py").is_file()
+    assert files.place("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")  # as a shell leaves it
+    with pytest.raises(InputError, match="nobody"):
+        runs.load("~nobody-of-this-name/run")
+    assert list(elsewhere.iterdir()) == []

@@ -1,6 +1,7 @@
 """Memory that a program freed comes again without a page fault, and no Ctrl-C is lost."""
 
 import gc
+import os
 import pathlib
 import platform
 import signal
@@ -12,7 +13,8 @@ import time
 import jax
 import pytest
 
-from robustjax.runtime import process
+import robustjax
+from robustjax.runtime import process, signals
 
 FAULTS_OF_A_LATER_RUN = """
 import resource, sys
@@ -83,3 +85,47 @@ def test_programs_are_kept_where_the_folder_can_be_written_and_nowhere_else(monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     process.keep_compiled()
     assert kept["jax_compilation_cache_dir"] == str(tmp_path / "robustjax" / process.processor())
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        *((["-m", f"robustjax.{name}"], 130, "interrupted\n") for name in ("train", "evaluate", "report", "analysis")),
+        (["-m", "robustjax.data"], 130, "interrupted\n"),
+        (["-m", "robustjax.interop"], 130, "interrupted\n"),
+        (["-c", "import robustjax"], -signal.SIGINT, "KeyboardInterrupt"),
+        (["-m", "mine", "-m", "robustjax.train"], -signal.SIGINT, "KeyboardInterrupt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_interrupt_while_a_command_imports_jax_is_one_line(tmp_path, command, status, said):
+    (tmp_path / "mine.py").write_text("import robustjax")
+    (tmp_path / "jax.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+    path = os.pathsep.join([str(tmp_path), str(pathlib.Path(robustjax.__file__).parents[1])])
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    done = subprocess.run(  # the workers of tests ignore SIGINT, and so would what they start
+        [sys.executable, "-c", program, sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert done.stderr == said if status == 130 else done.stderr.strip().endswith(said)
+
+
+def test_interrupts_that_are_ignored_stay_so_and_a_command_can_catch_the_others(monkeypatch):
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "robustjax.train"])
+    try:
+        signals.interrupts_end_commands()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signals.interrupts_raise()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signals.interrupts_end_commands()
+        assert signal.getsignal(signal.SIGINT) is signals.interrupted
+        signals.interrupts_raise()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -10,8 +10,10 @@ import pytest
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import primitives
 
+from robustjax import transforms
 from robustjax.transforms import _program
 from robustjax.transforms._program import rewritten
+from robustjax.types import InputError
 
 X = jnp.linspace(0.1, 1.2, 6).reshape(2, 3)
 DIRECTION = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
@@ -207,3 +209,11 @@ def test_bind_computes_one_equation():
     (equation,) = program.eqns
     operands = [atom.val if hasattr(atom, "val") else X for atom in equation.invars]
     np.testing.assert_array_equal(_program.bind(equation, *operands), 2.0 * X)
+
+
+def test_what_is_no_function_is_refused_at_once():
+    for transform in (transforms.quicken, transforms.relax, lambda function: transforms.inspect(function, jnp.ones(2))):
+        with pytest.raises(InputError, match="function must be one that JAX can trace, got NoneType"):
+            transform(None)
+    with pytest.raises(InputError, match="temperature must be above 0 and finite, got '1'"):
+        transforms.relax(jnp.sin, temperature="1")

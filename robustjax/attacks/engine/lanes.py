@@ -75,6 +75,7 @@ class Report(NamedTuple):
         points: those points, in the dtype of the images.
         share: float32 [n], share of fresh draws in which they are misclassified; 1 for a deterministic network.
         loss: float32 [n], the attack's own.
+        nonfinite: bool [n], whether logits are NaN or infinite there.
         steps: steps that need not be made any more, of all images.
     """
 
@@ -82,6 +83,7 @@ class Report(NamedTuple):
     points: np.ndarray
     share: np.ndarray
     loss: np.ndarray
+    nonfinite: np.ndarray
     steps: int
 
 
@@ -181,9 +183,9 @@ class Driver(NamedTuple):
             over = np.asarray(state.count) >= num_steps
             ended = taken & (over | (share >= 1.0))
             found = ended & (share > 0.0)
-            points, shares = self.images[:0], share[:0]
+            points, shares, nonfinite = self.images[:0], share[:0], found[:0]
             if found.any():
-                points, shares = self._checked(call, occupant[found], np.asarray(state.best.images)[found])
+                points, shares, nonfinite = self._checked(call, occupant[found], np.asarray(state.best.images)[found])
                 if self.eot_samples:
                     # The draws of the run were chosen as the worst of many steps. The fresh share takes
                     # their place, and where it is not 1 the run goes on.
@@ -200,16 +202,19 @@ class Driver(NamedTuple):
             occupant[gone], run[gone] = -1, 0
             kept = shares > 0.0
             steps_less = int(runs.sum() - (num_runs - run)[occupant >= 0].sum()) * num_steps
-            yield Report(indices[kept], points[kept], shares[kept], losses[kept], steps_less)
+            yield Report(indices[kept], points[kept], shares[kept], losses[kept], nonfinite[kept], steps_less)
 
-    def _checked(self, call: int, rows: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points in the dtype of these images, and the share of fresh draws misclassified, 0 for invalid ones."""
+    def _checked(self, call: int, rows: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points in the dtype of these images, the share of fresh draws misclassified, 0 for invalid ones, and where
+        logits are NaN or infinite.
+        """
         num_draws = max(self.eot_samples, LEAST_CHECK_DRAWS) if self.eot_samples else 0
         images = self.images[rows]
         if images.dtype != np.float32:
             points = np.asarray(inputs.in_dtype_of(jnp.asarray(images), jnp.asarray(points), self.bounds))
         found = self._verified(jax.random.fold_in(self._key("check"), call), rows, points, num_draws)
-        return points, np.where(found.valid, found.share, 0.0)
+        nonfinite = np.asarray(verify.has_no_maximum(jnp.asarray(found.logits)))
+        return points, np.where(found.valid, found.share, 0.0), nonfinite
 
     def _verified(self, key: Key, rows: np.ndarray, points: np.ndarray, num_draws: int) -> Verified[np.ndarray]:
         """:func:`verify.verify` of points for the images of these rows, compiled for one size."""

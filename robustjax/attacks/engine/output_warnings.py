@@ -1,7 +1,7 @@
 """What a driver warns of: outputs that make its figures mean something else than they seem to.
 
-A few images are enough, and the comparisons are coarse: a warning where nothing is wrong would teach users to ignore
-it.
+Outputs are compared on a few images and coarsely: a warning where nothing is wrong would teach users to ignore it. What
+is not finite is counted among all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.inputs import logits_of
+from robustjax.attacks.engine.verify import has_no_maximum
 from robustjax.types import Array, Key
 
 # Change of a logit, as a share of the range of all logits: between two calls of one program, whose rounding is
@@ -45,6 +46,8 @@ def output_warnings(
         size: of the batch that is looked at.
         split: puts a batch on its devices.
     """
+    if (count := int(np.sum(has_no_maximum(jnp.asarray(logits))))) > 0:
+        yield not_finite(count, len(logits), "images")
     if are_probabilities(logits):
         yield (
             "outputs are probabilities: their saturation hides gradients, so the network looks more robust than it is; "
@@ -72,6 +75,19 @@ def output_warnings(
         )
 
 
+def not_finite(count: int, total: int, what: str) -> str:
+    """The sentence on logits that :func:`robustjax.attacks.engine.verify.has_no_maximum` finds.
+
+    Example:
+        >>> print(not_finite(2, 10, "images"))
+        logits are not finite for 2 of 10 images: NaN counts as misclassified, ...
+    """
+    return (
+        f"logits are not finite for {count} of {total} {what}: NaN counts as misclassified, and from infinity no "
+        "gradient leads away, so the figure is none of the network's; find the operation that makes them"
+    )
+
+
 def are_probabilities(logits: np.ndarray) -> bool:
     """Whether all rows of outputs [N, K] are in [0, 1] and sum up to 1."""
     in_range = np.all((logits >= 0.0) & (logits <= 1.0 + 1e-6))
@@ -80,10 +96,10 @@ def are_probabilities(logits: np.ndarray) -> bool:
 
 def _changed(first: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     """Rows of logits that differ by more than a share of the range of all, bool [n]."""
-    finite = first[np.isfinite(first)]
+    finite = first[np.isfinite(first)].astype(np.float64)  # whose range may be more than float32 holds
     span = float(np.ptp(finite)) if finite.size else 0.0
     scale = max(span, 1e-3 * float(np.max(np.abs(finite), initial=0.0)), 1e-12)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         differ = np.abs(first - other) > share * scale
     equal = (first == other) | (np.isnan(first) & np.isnan(other))
     return np.any((differ | ~np.isfinite(first) | ~np.isfinite(other)) & ~equal, axis=1)

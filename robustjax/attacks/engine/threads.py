@@ -53,6 +53,15 @@ def merged(iterators: Sequence[Iterator]) -> Generator[Any, None, None]:
                     yield report
 
 
+def each(function: Callable[[Any], Any], arguments: Sequence[Any], num_lanes: int) -> list[Any]:
+    """The function's results, in order; the first alone, as it may compile what the others need too."""
+    if num_lanes < 2 or len(arguments) < 3:
+        return [function(one) for one in arguments]
+    first = function(arguments[0])
+    with ThreadPoolExecutor(num_lanes) as pool:
+        return [first, *pool.map(function, arguments[1:])]
+
+
 class Background:
     """Calls made one after the other in a thread, inside a ``with``; those not begun at its end are dropped.
 

@@ -263,3 +263,20 @@ def is_correct(logits: Array, labels: Array) -> Array:
     """
     predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return (predicted == jnp.asarray(labels).astype(jnp.int32)) & ~jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def has_no_maximum(logits: Array) -> Array:
+    """Rows without a finite largest logit, bool [B]: those with NaN or infinity, or with -inf for every class.
+
+    A figure that rests on them is none of the network's. Logits of -inf beside finite ones, as of masked classes, are
+    like any other.
+
+    Args:
+        logits: [B, K].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> has_no_maximum(jnp.array([[1.0, -jnp.inf], [jnp.nan, 1.0], [jnp.inf, 1.0], [-jnp.inf, -jnp.inf]]))
+        Array([False,  True,  True,  True], dtype=bool)
+    """
+    return ~jnp.isfinite(jnp.max(logits, axis=-1))

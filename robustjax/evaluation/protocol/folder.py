@@ -97,7 +97,7 @@ def settle(folder: str | Path, own: str, *, anew: bool = False) -> None:
         anew: put the records of these conditions aside as well, for good, but no sweeps: where nothing tells whether
             they are of the same network.
     """
-    folder = Path(folder)
+    folder = files.place(folder)
     present = _mark_of(folder)
     if present != own:
         _move(folder, folder / EARLIER / (present or "unmarked"))

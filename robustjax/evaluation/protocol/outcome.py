@@ -15,8 +15,9 @@ class Unit(NamedTuple):
     Attributes:
         arrays: by name, all but ``adversarial`` with the examples leading: ``right`` and ``clean_right``, in how many
             draws the network is right after and before the attack; ``predictions`` and ``clean_predictions``, the most
-            frequent; ``adversarial``, those of the data set's first images that are here; of an ensemble
-            ``by_attack.NAME``; and of an attack that aims at classes ``targets`` (the last), ``hits`` and ``tries``.
+            frequent; ``nonfinite`` and ``clean_nonfinite``, whether logits are NaN or infinite; ``adversarial``, those
+            of the data set's first images that are here; of an ensemble ``by_attack.NAME``; and of an attack that aims
+            at classes ``targets`` (the last), ``hits`` and ``tries``.
         seconds: without compiling what the runner compiles.
     """
 
@@ -36,6 +37,7 @@ class Outcome(NamedTuple):
         by_attack: of an ensemble, its attacks' names -> bool [N], what it held for robust after each.
         seconds: of all batches, whenever they ran, without compiling what the runner compiles.
         by_clean: bool [N], whether the image as it is decides ``right``: it is misclassified in more draws.
+        nonfinite, clean_nonfinite: bool [N], whether logits are NaN or infinite, after and before the attack.
         targets: of an attack that aims at classes, int [N], the class aimed at last; None of any other.
         tries, hits: int [N], how many wrong classes it aimed at, and at how many the prediction arrived.
     """
@@ -48,6 +50,8 @@ class Outcome(NamedTuple):
     by_attack: dict[str, np.ndarray]
     seconds: float
     by_clean: np.ndarray | None = None
+    nonfinite: np.ndarray | None = None
+    clean_nonfinite: np.ndarray | None = None
     targets: np.ndarray | None = None
     tries: np.ndarray | None = None
     hits: np.ndarray | None = None

@@ -223,6 +223,8 @@ class Runner:
             {name.removeprefix("by_attack."): column(name) for name in ensemble},
             sum(unit.seconds for unit in units),
             by_clean=column("clean_right") < column("right"),
+            nonfinite=column("nonfinite"),
+            clean_nonfinite=column("clean_nonfinite"),
             **{name: column(name) for name in aimed},
         )
 
@@ -306,6 +308,8 @@ class Runner:
             "clean_right": self._right_draws(clean.share),
             "predictions": jnp.argmax(moved.votes, axis=-1),
             "clean_predictions": jnp.argmax(clean.votes, axis=-1),
+            "nonfinite": verify.has_no_maximum(moved.logits),
+            "clean_nonfinite": verify.has_no_maximum(clean.logits),
         }
 
     def _right_draws(self, misclassified_share: Array) -> Array:
@@ -320,6 +324,7 @@ def _compiled_apart(function: Callable[..., Any], *, layout: Layout) -> Callable
     """
     compiled = []
 
+    @jax.disable_jit(False)  # which compiles ahead of time, also where a user debugs without jit
     def call(*arguments: Any) -> tuple[Any, float]:
         if not compiled:
             compiled.append(jax.jit(function, out_shardings=layout.replicated).lower(*arguments).compile())

@@ -100,6 +100,7 @@ class Verdict(NamedTuple):
         return notebook.html(self)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of logits that are not finite, which a flag tells of
 def judge(
     logits_fn: LogitsFn,
     key: Key,
@@ -128,7 +129,8 @@ def judge(
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs with a field ``logits``, in inference mode; with
             ``hints.stochastic``, (images, key) -> the same. Given as ``jax.tree_util.Partial(apply, variables)``, the
-            variables are arguments of what is compiled: others of the same shapes compile nothing.
+            variables are arguments of what is compiled: others of the same shapes compile nothing. Within a ``jax.jit``
+            of the caller's, what it read besides when it was traced stays.
         key: a typed key.
         images: float [B, H, W, C] inside bounds; the network is given them as float32.
         labels: integers [B].
@@ -240,6 +242,7 @@ def judge(
     )  # fmt: skip
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
+    flags["nonfinite_logits"] = red_flags.nonfinite_logits(trial.nonfinite)
     flags["probabilities"] = red_flags.probabilities(
         trial.logits, tolerance=1e-2 if outputs.dtype.itemsize < 4 else 1e-3
     )

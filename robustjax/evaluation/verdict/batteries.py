@@ -86,8 +86,8 @@ class PGDGrid(NamedTuple):
 
 def pgd_grid(trial: Trial, rows: np.ndarray) -> PGDGrid:
     """PGD from the image, with step size, steps and radius varied; ``rows`` are the measured examples, at least one."""
-    steps = trial.budget.pgd_steps
-    # These runs are compared with each other, so that fewer draws than an attack needs are the same for all.
+    # These runs are compared with each other, so that fewer steps and draws than an attack needs are the same for all.
+    steps = trial.budget.pgd_steps // (2 if trial.stochastic else 1)
     run = functools.partial(trial.recorded_pgd, num_draws=max(1, trial.eot_samples // 2))
     one_step, _ = run("fgsm", rows, step_size=1.0, num_steps=1)
     runs = {size: run(f"pgd-{steps}:{size:g}", rows, step_size=size, num_steps=steps) for size in STEP_SIZES}
@@ -186,7 +186,8 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
 def close(trial: Trial, relaxed: Networks | None) -> None:
     """Of a stochastic network APGD of more steps and draws, on examples whose majority is close.
 
-    Everything before takes gradients of few draws, which is enough for the others.
+    Everything before takes gradients of few draws, which is enough for the others. The network's own gradient is
+    followed only where none is known that it hides.
 
     Args:
         trial: the examples.
@@ -199,7 +200,7 @@ def close(trial: Trial, relaxed: Networks | None) -> None:
         ways["relaxed"] = {"view": "direct", "networks": relaxed}
     if "surrogate" in trial.networks.views():
         ways["surrogate"] = {"view": "surrogate"}
-    ways["apgd"] = {"view": "direct"}
+    ways = ways or {"apgd": {"view": "direct"}}
     for way, options in ways.items():
         for loss in ("ce", "dlr"):
             rows = np.flatnonzero(trial.attacked & (share >= CLOSE[0]) & (share < CLOSE[1]))

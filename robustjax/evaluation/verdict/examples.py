@@ -18,8 +18,9 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import NUM_CANDIDATES
+from robustjax.attacks.engine import threads
 from robustjax.attacks.engine.candidates import Candidates
-from robustjax.attacks.engine.verify import is_misclassified
+from robustjax.attacks.engine.verify import has_no_maximum, is_misclassified
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.budgets import Budget
 from robustjax.evaluation.verdict.goals import Networks
@@ -63,6 +64,7 @@ class Examples:
         seconds: attack's name -> wall time, compilation included.
         seen: bool [N], misclassified at some step of a recorded PGD.
         valid: whether each image that an attack returned was inside ball and box.
+        nonfinite: bool [N], whose logits were NaN or infinite, as given or under an attack.
         candidates: the strongest images.
     """
 
@@ -96,6 +98,7 @@ class Examples:
         self.candidates = Candidates(images, NUM_CANDIDATES if stochastic else 1)
         self._of_ensemble = self.candidates.strongest()
         _, share, self.logits = self.classified(np.arange(len(images)), images)
+        self.nonfinite = np.array(has_no_maximum(jnp.asarray(self.logits)))
         self.correct, self.attacked = ~is_misclassified(share), ~self.certainly_misclassified(share)
 
     @property
@@ -122,12 +125,17 @@ class Examples:
         return (self.key(),) if self.stochastic else ()
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
-        """The program's results for some examples, [len(rows), ...], in batches of one size."""
-        parts = []
-        for start in range(0, len(rows), self._batch_size):
-            some = rows[start : start + self._batch_size]
-            results = program(np.resize(some, self._batch_size))
-            parts.append(jax.tree.map(lambda values, some=some: np.asarray(values)[: len(some)], results))
+        """The program's results for some examples, [len(rows), ...], in batches of one size.
+
+        On a CPU several batches are computed at the same time.
+        """
+
+        def results(some: np.ndarray) -> Any:
+            padded = program(np.resize(some, self._batch_size))
+            return jax.tree.map(lambda values: np.asarray(values)[: len(some)], padded)
+
+        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        parts = threads.each(results, batches, threads.most_lanes(self._batch_size, None, least=1))
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     def classified(
@@ -202,6 +210,7 @@ class Examples:
             self.valid.append(valid)
             shares[rows] = np.where(valid, share, 0.0)
             if radius <= self.epsilon:
+                self.nonfinite[rows] |= valid & np.asarray(has_no_maximum(jnp.asarray(logits)))
                 # Of points that are misclassified in as many draws, the one that is by the larger margin; of a
                 # deterministic network the first.
                 loss = margin(logits, self.labels[rows])[valid] if self.stochastic else None

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustjax.attacks.engine.output_warnings import not_finite
+
 # In the order in which a report lists them.
 GRADIENTS = ("zero_gradients", "nonfinite_gradients", "shattered_gradients")
 CONVERGENCE = (
@@ -28,6 +30,7 @@ CONVERGENCE = (
 STOCHASTIC = ("eot_not_converged", "frozen_key_resists")
 NAMES = (
     "invalid_perturbation",
+    "nonfinite_logits",
     "probabilities",
     "randomness",
     "batch_dependent",
@@ -86,6 +89,17 @@ def invalid_perturbation(valid: np.ndarray) -> Flag:
         "count as failures of the attack",
         "every adversarial image is finite and inside ball and box",
     )  # fmt: skip
+
+
+def nonfinite_logits(nonfinite: np.ndarray) -> Flag:
+    """Examples with logits that are NaN or infinite, as given or under an attack, bool [n]; not -inf of masked classes.
+
+    Example:
+        >>> nonfinite_logits(np.array([False, True])).status
+        'fail'
+    """
+    explanation = not_finite(int(np.sum(nonfinite)), len(nonfinite), "examples, as given or under an attack")
+    return _graded(_share(nonfinite), len(nonfinite), explanation, "all logits are finite")
 
 
 def probabilities(logits: np.ndarray, *, tolerance: float = 1e-3) -> Flag:

@@ -19,13 +19,15 @@ from robustjax.evaluation.verdict import goals
 from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
-from robustjax.transforms._relax import relaxable, relaxed
+from robustjax.transforms._relax import has_replacements, relaxable, relaxed
 from robustjax.types import Array, Key
 
 # In units of what the comparisons and scores are; all findings are relaxed at each, a single one at the first.
 TEMPERATURES = (1.0, 0.3, 3.0)
 # The most findings that are relaxed alone; of more, those of one kind are relaxed together.
 MOST_ALONE = 8
+# Restarts of the best remedy on what it left, while they find more.
+MOST_RESTARTS = 5
 # A gradient at less than this cosine to another has another direction.
 LEAST_COSINE = 0.5
 LOOPS, CALLBACK = "inner_optimisation", "callback"
@@ -70,14 +72,14 @@ class Relaxations(NamedTuple):
 class _Plan(NamedTuple):
     """One trial: how much of each finding is relaxed, float32 [F], the temperature, the way through loops, whether all
     calls into Python have derivatives by differences, and whether random factors are their means, of which one draw in
-    a gradient is enough."""
+    a gradient is enough, and masks drop nothing."""
 
     name: str
     strengths: np.ndarray
     temperature: float
     loops: str
     differences: bool = False
-    means: bool = False
+    replace: bool = False
 
 
 def find(logits_fn: Any, images: np.ndarray, keys: tuple[Key, ...]) -> Findings:
@@ -113,7 +115,7 @@ def attack(
         return Relaxations(findings)
 
     def networks(plan: _Plan) -> Networks:
-        static = _Relaxed(candidates, plan.loops, plan.differences, plan.means)
+        static = _Relaxed(candidates, plan.loops, plan.differences, plan.replace)
         relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
         return Networks(transforms.quicken(relaxed) if quicken else relaxed)
 
@@ -129,30 +131,44 @@ def attack(
     def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
         share = trial.apgd(
             f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=1 if plan.means else draws_of(trial),
+            num_draws=1 if plan.replace else draws_of(trial),
         )  # fmt: skip
         np.maximum(shares, share, out=shares)
         return share
 
     sample = rows[: trial.batch_size]
-    plans = list(_plans(candidates, groups))
+    replaces = has_replacements(candidates, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
+    plans = list(_plans(candidates, groups, replaces=replaces))
     on_sample = [run(plan, sample, "ce") for plan in plans]
     found = [int((is_misclassified(share) & ~is_misclassified(before)).sum()) for share in on_sample]
     # A stochastic network's majority seldom turns at once: how much nearer to it they came ranks them as well.
     nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
     best = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
-    # The one that is all but deterministic, whose gradients cost one draw, and what it left by the best of the others;
-    # of a deterministic network the best two.
-    means = [plan for plan in best if plan.means]
-    best = [*means, *(plan for plan in best if not plan.means)][: len(means) + (1 if trial.stochastic else 2)]
+    # The one without noise, whose gradients cost one draw, or without masks, and what it left by the best of the
+    # others, of a deterministic network three.
+    replaced = [plan for plan in best if plan.replace]
+    best = [*replaced, *(plan for plan in best if not plan.replace)][: len(replaced) + (1 if trial.stochastic else 3)]
     helps = any(found)
     if not helps:
         best, rows = [every], sample
-    for plan in best:
-        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
-        by_draws = trial.stochastic and not plan.means
+
+    def aimed(plan: _Plan) -> None:
+        """On what is left, at the likeliest classes or, over draws, at the nearest."""
+        by_draws = trial.stochastic and not plan.replace
         for target in range(1 if by_draws else min(trial.budget.num_targets, trial.num_classes - 1)):
             run(plan, trial.left(rows, shares), "dlr" if by_draws else "targeted", target)
+
+    for plan in best:
+        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
+        aimed(plan)
+    first = next(plan for plan in best if not plan.replace)
+    # From other random starts, as long as they find more; a stochastic network's close calls are attacked again later.
+    for _ in range(MOST_RESTARTS if helps and not trial.stochastic else 0):
+        left = trial.left(rows, shares)
+        run(first, left, "ce")
+        aimed(first)
+        if len(trial.left(rows, shares)) == len(left):
+            break
     remedies = tuple(
         Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
         for group, indices in enumerate(groups)
@@ -160,7 +176,6 @@ def attack(
     )
     # Later ones may find what none did on the sample.
     helps |= bool((is_misclassified(shares) & ~is_misclassified(before)).any())
-    first = next(plan for plan in best if not plan.means)
     return Relaxations(findings, remedies, shares, _words(first, candidates) if helps else "", networks(first))
 
 
@@ -175,12 +190,14 @@ class _Relaxed(NamedTuple):
     findings: tuple[Finding, ...]
     loops: str
     differences: bool
-    means: bool
+    replace: bool
 
     def __call__(self, network: Any, strengths: Array, temperature: Array, images: Array, *key: Key) -> Array:
         place = {finding[:3]: i for i, finding in enumerate(self.findings)}
         strength_of = lambda key: strengths[place[key]] if key in place else None  # noqa: E731
-        return relaxed(network, strength_of, temperature, self.loops, self.differences, False, self.means, images, *key)
+        return relaxed(
+            network, strength_of, temperature, self.loops, self.differences, False, self.replace, images, *key
+        )
 
 
 def _groups(findings: Sequence[Finding]) -> list[list[int]]:
@@ -191,9 +208,10 @@ def _groups(findings: Sequence[Finding]) -> list[list[int]]:
     return [[i for i, finding in enumerate(findings) if finding.kind == kind] for kind in kinds]
 
 
-def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Plan]:
+def _plans(findings: Sequence[Finding], groups: list[list[int]], *, replaces: bool) -> Iterator[_Plan]:
     """Each group alone, in their order; then all of them at every temperature, around loops where there are any, with
-    differences where there are calls into Python, and with the means of random factors where there are some."""
+    differences where there are calls into Python, and with the means of random factors and without masks where there
+    are some."""
     for some in groups:
         yield _Plan(findings[some[0]].kind, _mask(findings, some), TEMPERATURES[0], "through")
     # Images of the network without its loops are transferred to it as it is.
@@ -206,9 +224,10 @@ def _plans(findings: Sequence[Finding], groups: list[list[int]]) -> Iterator[_Pl
     if any(finding.kind == CALLBACK for finding in findings):
         for temperature in (TEMPERATURES[0], TEMPERATURES[-1]):  # near and far: Python is slow
             yield _Plan("differences", np.ones(len(findings), np.float32), temperature, "through", True)
-    if any(finding.kind == "random" for finding in findings):
-        # Images of the network without its noise are transferred to it as it is.
-        yield _Plan("means", np.ones(len(findings), np.float32), TEMPERATURES[0], "through", means=True)
+    if replaces:
+        # Images of the network without its noise, or without its masks, are transferred to it as it is.
+        name = "means" if any(finding.kind == "random" for finding in findings) else "unmasked"
+        yield _Plan(name, np.ones(len(findings), np.float32), TEMPERATURES[0], "through", replace=True)
 
 
 def _mask(findings: Sequence[Finding], some: list[int]) -> np.ndarray:

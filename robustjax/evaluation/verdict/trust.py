@@ -122,7 +122,7 @@ def write(folder: str | Path, verdict: Any, *, protocol: Sequence[dict[str, Any]
         verdict, protocol: as of :func:`to_json`.
         **conditions: what else the report says of itself, such as ``**records.conditions()``; plain data.
     """
-    folder = Path(folder)
+    folder = files.place(folder)
     texts = {
         "trust.json": json.dumps(to_json(verdict, protocol=protocol) | conditions) + "\n",
         "trust.md": markdown(verdict, protocol=protocol, conditions=conditions),

@@ -13,6 +13,7 @@ import numpy as np
 
 from robustjax.interop.onnx import elementwise, layers, shapes
 from robustjax.interop.onnx.node import Node, Value
+from robustjax.runtime import files
 from robustjax.types import InputError
 
 OPERATORS = elementwise.OPERATORS | layers.OPERATORS | shapes.OPERATORS
@@ -61,7 +62,7 @@ def load(path: str | Path) -> Graph:
         InputError: there is no such file, it is no ONNX file or a damaged one, or it holds other operators, several
             inputs or outputs, or inputs that are no floats.
     """
-    path = Path(path).expanduser()
+    path = files.place(path)
     if not path.is_file():
         raise InputError(f"{path} must be an ONNX file, got none there; give the path of a .onnx file")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -140,6 +141,9 @@ def on_host(
     Raises:
         InputError: for whatever is wrong.
 
+    Warns:
+        UserWarning: where the channels of images come first, as far as sizes tell.
+
     Example:
         >>> import jax.numpy as jnp
         >>> on_host(jnp.full((1, 2, 2, 1), 0.5), jnp.array([3]), 0.1, "linf", (0.0, 1.0))[1:]
@@ -148,6 +152,13 @@ def on_host(
     geometry.get(norm)
     images = as_images(images, 4)
     check_in_box(images, box(bounds, images.shape[-1]))
+    height, width, channels = images.shape[1:]
+    if height in (1, 3) and width == channels > 4:
+        warnings.warn(
+            f"images {list(images.shape)} look as if channels came first, while attacks by squares and bounds of "
+            "channels take the last axis for them; give [B, H, W, C], and a function that transposes them",
+            stacklevel=3,
+        )
     if not (len(images) or allow_empty):
         raise InputError("images must be at least one, got none; give some")
     labels = as_labels(labels, len(images), loss=losses.cross_entropy)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from robustjax.attacks.engine.inputs._arguments import logits_of
-from robustjax.transforms._source import raised_at
+from robustjax.transforms._source import raised_at, raised_in_callback
 from robustjax.types import AnyArray, Array, InputError
 
 Shaped = AnyArray | jax.ShapeDtypeStruct
@@ -85,7 +85,7 @@ def gradient_trouble(function: Callable[..., Any], images: Shaped, *rest: Any) -
 
 @contextlib.contextmanager
 def blaming(name: str, network: Callable[..., Any], images: Shaped, *rest: Any) -> Iterator[None]:
-    """Where an attack on a network fails that cannot be traced time and again, or has no gradient, says so.
+    """Says so where an attack fails as its network cannot be traced again, raises in a callback, or has no gradient.
 
     Raises:
         InputError: the network is at fault; whatever else is raised within passes.
@@ -96,6 +96,8 @@ def blaming(name: str, network: Callable[..., Any], images: Shaped, *rest: Any) 
         raise
     except Exception as error:
         traced(name, network, images, *rest)
+        if raised := raised_in_callback(error):
+            raise InputError(f"{name} must compute whatever it calls back, got {raised}; {MEND_IMAGES}") from error
         if trouble := gradient_trouble(network, images, *rest):
             mend = "attack it by square or hopskipjump, which need none, or by adaptive, which finds others"
             raise InputError(f"{name} must have a gradient, got {trouble}; {mend}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -30,8 +32,9 @@ class Unchanged(NamedTuple):
 def unchanged(function: Callable[..., Any]) -> Unchanged | None:
     """The function with what it reads: variables around it, globals, defaults, and what functions that it calls read.
 
-    Arrays of JAX are the same if they are one object; those of NumPy, numbers and text if they hold the same; lists,
-    tuples and mappings if their items are. None where it reads an object that may change unseen.
+    Attributes of a user's classes count where code names them. Arrays of JAX are the same if they are one object; those
+    of NumPy, numbers and text if they hold the same; lists, tuples and mappings if their items are. None where it reads
+    an object that may change unseen.
 
     Example:
         >>> def network(images, weights=[1.0]):
@@ -44,7 +47,7 @@ def unchanged(function: Callable[..., Any]) -> Unchanged | None:
         False
     """
     try:
-        return Unchanged(function, tuple(_read_by(function, [])))
+        return Unchanged(function, tuple(_read_by(function, {})))
     except (_MayChangeError, RecursionError):
         return None
 
@@ -66,21 +69,56 @@ class _Same:
         return id(self._value)
 
 
-def _read_by(function: Any, above: list[Any]) -> Iterator[Hashable]:
-    """What a function of Python reads; those ``above``, whose reading this is part of, are not read again."""
-    above = [*above, function]
+# What was read already, by what it is and by which names; the value keeps it alive, so that no other takes its place.
+_Seen = dict[tuple[int, tuple[str, ...]], Any]
+
+
+def _read_by(function: Any, seen: _Seen) -> Iterator[Hashable]:
+    """What a function of Python reads."""
+    of_user = not of_library(function.__code__.co_filename)
+    names = tuple(sorted(set(_names(function.__code__)))) if of_user else ()
     for cell in function.__closure__ or ():
         try:
             value = cell.cell_contents
         except ValueError:  # it is not bound yet
             value = None
-        yield _token(value, (), above)
-    yield _token((function.__defaults__, function.__kwdefaults__), (), above)
-    if not of_library(function.__code__.co_filename):
-        names = tuple(sorted(set(_names(function.__code__))))
-        for name in names:
-            if name in function.__globals__:
-                yield name, _token(function.__globals__[name], names, above)
+        yield _token(value, names, seen)
+    yield _token((function.__defaults__, function.__kwdefaults__), (), seen)
+    for name in names:
+        if name in function.__globals__:
+            yield name, _token(function.__globals__[name], names, seen)
+
+
+def _read_by_class(kind: type, names: tuple[str, ...], seen: _Seen) -> Iterator[Hashable]:
+    """What the methods of a user's class read, and of its attributes those that are used by these names or in them.
+
+    What may change unseen is left out: libraries put such things into users' classes, and a class rarely changes.
+    """
+    own = [part for part in kind.__mro__ if not of_library(_file(sys.modules.get(part.__module__)))]
+    held = [(name, value) for part in own for name, value in vars(part).items()]
+    methods = [(name, inner) for name, value in held for inner in _functions(value)]
+    used = {*names, *(name for _, method in methods for name in _names(method.__code__))}
+    values = [(name, value) for name, value in held if name in used and not any(_functions(value))]
+    for name, value in (*methods, *values):
+        with contextlib.suppress(_MayChangeError):
+            yield name, _token(value, (), seen)
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """The functions of Python that an attribute of a class stands for."""
+    if isinstance(value, property):
+        inner = (value.fget, value.fset)
+    elif isinstance(value, staticmethod | classmethod):
+        inner = (value.__func__,)
+    else:
+        inner = (value,)
+    # Within the wrappers that libraries put around methods.
+    unwrapped = (inspect.unwrap(function) for function in inner if isinstance(function, FunctionType))
+    yield from (function for function in unwrapped if isinstance(function, FunctionType))
+
+
+def _file(module: Any) -> str:
+    return getattr(module, "__file__", None) or "<frozen"
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -91,9 +129,9 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _token(value: Any, names: tuple[str, ...], above: list[Any]) -> Hashable:
+def _token(value: Any, names: tuple[str, ...], seen: _Seen) -> Hashable:
     """Something that is equal as long as the value is the same; of a module only what is used by these names counts."""
-    again = functools.partial(_token, names=names, above=above)
+    again = functools.partial(_token, names=names, seen=seen)
     if isinstance(value, _VALUES):
         return type(value), value
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -108,17 +146,30 @@ def _token(value: Any, names: tuple[str, ...], above: list[Any]) -> Hashable:
         return again(value.__self__), again(value.__func__)
     if inspect.ismodule(value):
         held = vars(value)
-        if of_library(getattr(value, "__file__", None) or "<frozen"):
+        if of_library(_file(value)):
             return _Same(value)
         return _Same(value), tuple((name, again(held[name])) for name in names if name in held)
     if isinstance(value, FunctionType):
-        read = () if any(value is each for each in above) else tuple(_read_by(value, above))
-        return _Same(value), read
+        return _Same(value), *_once(value, (), seen, lambda: _read_by(value, seen))
+    if isinstance(value, type):
+        return _Same(value), *_once(value, names, seen, lambda: _read_by_class(value, names, seen))
     if callable(inner := getattr(value, "__wrapped__", None)):  # of jax.jit and the like
         return _Same(value), again(inner)
-    if isinstance(value, jax.Array | type | np.ufunc) or inspect.isbuiltin(value) or _is_fixed(value):
+    if isinstance(value, jax.Array | np.ufunc) or inspect.isbuiltin(value):
         return _Same(value)
+    if _is_fixed(value):
+        return _Same(value), again(type(value))
     raise _MayChangeError
+
+
+def _once(
+    value: Any, names: tuple[str, ...], seen: _Seen, read: Callable[[], Iterator[Hashable]]
+) -> tuple[Hashable, ...]:
+    """What is read of a value by these names, nothing where it was before and is part of the state already."""
+    if (id(value), names) in seen:
+        return ()
+    seen[id(value), names] = value
+    return tuple(read())
 
 
 def _is_fixed(value: Any) -> bool:
