@@ -113,61 +113,32 @@ def attack(
     candidates = relaxable(findings, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
     if not candidates:
         return Relaxations(findings)
-
-    def networks(plan: _Plan) -> Networks:
-        static = _Relaxed(candidates, plan.loops, plan.differences, plan.replace)
-        relaxed = jax.tree_util.Partial(static, network, jnp.asarray(plan.strengths), jnp.float32(plan.temperature))
-        return Networks(transforms.quicken(relaxed) if quicken else relaxed)
-
+    relaxing = _Relaxing(trial, network, candidates, quicken)
     every = _Plan("all", np.ones(len(candidates), np.float32), TEMPERATURES[0], "through")
-    if not _differentiable(networks(every).direct, trial, np.arange(1)):
+    if not _differentiable(relaxing.networks(every).direct, trial, np.arange(1)):
         return Relaxations(findings)
     if not len(rows):
-        return Relaxations(findings, networks=networks(every))
+        return Relaxations(findings, networks=relaxing.networks(every))
     groups = _groups(candidates)
-    hidden = _hidden(trial, lambda strengths: networks(every._replace(strengths=strengths)), groups, measured)
-    shares = np.zeros(len(trial.images), np.float32)
-
-    def run(plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
-        share = trial.apgd(
-            f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=networks(plan),
-            num_draws=1 if plan.replace else draws_of(trial),
-        )  # fmt: skip
-        np.maximum(shares, share, out=shares)
-        return share
-
-    sample = rows[: trial.batch_size]
+    hidden = _hidden(trial, lambda strengths: relaxing.networks(every._replace(strengths=strengths)), groups, measured)
     replaces = has_replacements(candidates, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
-    plans = list(_plans(candidates, groups, replaces=replaces))
-    on_sample = [run(plan, sample, "ce") for plan in plans]
+    plans, sample = list(_plans(candidates, groups, replaces=replaces)), rows[: trial.batch_size]
+    on_sample = [relaxing.run(plan, sample, "ce") for plan in plans]
     found = [int((is_misclassified(share) & ~is_misclassified(before)).sum()) for share in on_sample]
+    helps = any(found)
     # A stochastic network's majority seldom turns at once: how much nearer to it they came ranks them as well.
     nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
-    best = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
-    # The one without noise, whose gradients cost one draw, or without masks, and what it left by the best of the
-    # others, of a deterministic network three.
-    replaced = [plan for plan in best if plan.replace]
-    best = [*replaced, *(plan for plan in best if not plan.replace)][: len(replaced) + (1 if trial.stochastic else 3)]
-    helps = any(found)
-    if not helps:
-        best, rows = [every], sample
-
-    def aimed(plan: _Plan) -> None:
-        """On what is left, at the likeliest classes or, over draws, at the nearest."""
-        by_draws = trial.stochastic and not plan.replace
-        for target in range(1 if by_draws else min(trial.budget.num_targets, trial.num_classes - 1)):
-            run(plan, trial.left(rows, shares), "dlr" if by_draws else "targeted", target)
-
+    best, rows = (_best(plans, nearer, trial.stochastic), rows) if helps else ([every], sample)
     for plan in best:
-        run(plan, np.setdiff1d(trial.left(rows, shares), sample), "ce")
-        aimed(plan)
+        relaxing.run(plan, np.setdiff1d(trial.left(rows, relaxing.shares), sample), "ce")
+        relaxing.run_aimed(plan, rows)
     first = next(plan for plan in best if not plan.replace)
     # From other random starts, as long as they find more; a stochastic network's close calls are attacked again later.
     for _ in range(MOST_RESTARTS if helps and not trial.stochastic else 0):
-        left = trial.left(rows, shares)
-        run(first, left, "ce")
-        aimed(first)
-        if len(trial.left(rows, shares)) == len(left):
+        left = trial.left(rows, relaxing.shares)
+        relaxing.run(first, left, "ce")
+        relaxing.run_aimed(first, rows)
+        if len(trial.left(rows, relaxing.shares)) == len(left):
             break
     remedies = tuple(
         Remedy(candidates[i], int(hidden[group].sum()), hidden.shape[1], found[group], len(sample))
@@ -175,8 +146,57 @@ def attack(
         for i in indices
     )
     # Later ones may find what none did on the sample.
-    helps |= bool((is_misclassified(shares) & ~is_misclassified(before)).any())
-    return Relaxations(findings, remedies, shares, _words(first, candidates) if helps else "", networks(first))
+    helps |= bool((is_misclassified(relaxing.shares) & ~is_misclassified(before)).any())
+    words = _words(first, candidates) if helps else ""
+    return Relaxations(findings, remedies, relaxing.shares, words, relaxing.networks(first))
+
+
+class _Relaxing:
+    """Attacks through a network as plans relax it.
+
+    Attributes:
+        shares: float32 [N], the largest share of draws misclassified under any of them so far.
+    """
+
+    def __init__(self, trial: Trial, network: Any, findings: tuple[Finding, ...], quicken: bool):
+        self._trial, self._network, self._findings, self._quicken = trial, network, findings, quicken
+        self.shares = np.zeros(len(trial.images), np.float32)
+
+    def networks(self, plan: _Plan) -> Networks:
+        static = _Relaxed(self._findings, plan.loops, plan.differences, plan.replace)
+        strengths, temperature = jnp.asarray(plan.strengths), jnp.float32(plan.temperature)
+        relaxed = jax.tree_util.Partial(static, self._network, strengths, temperature)
+        return Networks(transforms.quicken(relaxed) if self._quicken else relaxed)
+
+    def run(self, plan: _Plan, rows: np.ndarray, loss: str, target: int = 0) -> np.ndarray:
+        """APGD; the share of draws misclassified, float32 [N]."""
+        share = self._trial.apgd(
+            f"relaxed:{plan.name}", rows, view="direct", loss=loss, target=target, networks=self.networks(plan),
+            num_draws=1 if plan.replace else draws_of(self._trial),
+        )  # fmt: skip
+        np.maximum(self.shares, share, out=self.shares)
+        return share
+
+    def run_aimed(self, plan: _Plan, rows: np.ndarray) -> None:
+        """APGD at one likely class after the other, each on what was left; over draws, which tell little of each, at
+        the nearest."""
+        trial = self._trial
+        if trial.stochastic and not plan.replace:
+            self.run(plan, trial.left(rows, self.shares), "dlr")
+            return
+        for target in range(min(trial.budget.num_targets, trial.num_classes - 1)):
+            self.run(plan, trial.left(rows, self.shares), "targeted", target)
+
+
+def _best(plans: Sequence[_Plan], nearer: Sequence[float], stochastic: bool) -> list[_Plan]:
+    """The plans to go on with, by how much nearer to another class they brought the sample.
+
+    First the one without noise, whose gradients cost one draw, or without masks; then the best of the others, of a
+    deterministic network the best three.
+    """
+    ranked = [plans[i] for i in sorted(range(len(plans)), key=lambda i: -nearer[i])]
+    replaced = [plan for plan in ranked if plan.replace]
+    return replaced + [plan for plan in ranked if not plan.replace][: 1 if stochastic else 3]
 
 
 def draws_of(trial: Trial) -> int:
