@@ -106,6 +106,8 @@ def analyse(
     Raises:
         InputError: there is no such run, runs of different data or image sizes, or too few examples.
     """
+    if isinstance(workdirs, str | Path):
+        raise InputError(f"workdirs must be a sequence of folders, got {workdirs!r}; give [{str(workdirs)!r}]")
     if not workdirs or num_examples < 2:
         raise InputError(
             f"analysis must have a run and 2 examples at least, got {len(workdirs)} runs and {num_examples} examples"

@@ -60,8 +60,8 @@ def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     both = np.concatenate([predictions, labels]) if predictions.shape == labels.shape else np.array([-1])
-    if predictions.ndim != 1 or both.min() < 0 or both.max() >= num_classes:
-        raise InputError(f"predictions and labels must be classes [N] below {num_classes}, got others")
+    if predictions.ndim != 1 or not len(predictions) or both.min() < 0 or both.max() >= num_classes:
+        raise InputError(f"predictions and labels must be classes [N] below {num_classes}, N >= 1, got others")
     classes = np.unique(labels)
     members = labels[None, :] == classes[:, None]
     hits = (predictions == labels).astype(np.float64)

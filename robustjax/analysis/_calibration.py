@@ -63,6 +63,11 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, num_bins: int 
         )
     if not (np.all(probabilities >= 0) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
         raise InputError("probabilities must be at least 0 and sum up to 1 in each row; give softmax(logits)")
+    if not np.all((labels >= 0) & (labels < probabilities.shape[1])):
+        raise InputError(
+            f"labels must be classes 0 to {probabilities.shape[1] - 1}, as there are probabilities, got "
+            f"{labels.min()} to {labels.max()}; number the classes from 0"
+        )
     confidence, guesses = probabilities.max(axis=1), probabilities.argmax(axis=1)
     right = (guesses == labels).astype(np.float64)
     places = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)

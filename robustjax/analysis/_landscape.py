@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax.analysis._observe import checked
 from robustjax.analysis.estimate import Estimate, bootstrap
 from robustjax.attacks import losses
-from robustjax.types import AnyArray, Array, LogitsFn
+from robustjax.types import AnyArray, Array, InputError, LogitsFn
 
 
 class Surface(NamedTuple):
@@ -59,6 +60,9 @@ def surface(
     Returns:
         A :class:`Surface`.
 
+    Raises:
+        InputError: the arrays are not of the same examples, or a value is out of range.
+
     Example:
         >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.zeros(len(x))], axis=1)
         >>> images = np.full((2, 2, 2, 1), 0.5, np.float32)
@@ -66,8 +70,15 @@ def surface(
         >>> found.loss.shape, bool(found.loss[4, 2] > found.loss[0, 2])
         ((5, 5), True)
     """
-    images, adversarial = (jnp.asarray(array, jnp.float32) for array in (images, adversarial))
-    labels = jnp.asarray(labels)
+    if not isinstance(size, int) or size < 3 or size % 2 == 0:
+        raise InputError(f"size must be an odd number from 3, got {size!r}; the images are in the middle")
+    images, labels = checked(logits_fn, images, labels, epsilon, "linf")
+    if np.shape(adversarial) != images.shape:
+        raise InputError(
+            f"adversarial must be an image for each of images {list(images.shape)}, got {list(np.shape(adversarial))}; "
+            "give those of the same examples"
+        )
+    images, adversarial, labels = jnp.asarray(images), jnp.asarray(adversarial, jnp.float32), jnp.asarray(labels)
     signs = jax.random.rademacher(jax.random.key(seed), images.shape, jnp.float32)
     at = np.linspace(-1.0, 1.0, size)
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
@@ -132,6 +143,9 @@ def input_gradients(logits_fn: LogitsFn, images: AnyArray, labels: AnyArray) -> 
     Returns:
         An :class:`InputGradients`.
 
+    Raises:
+        InputError: images that are not floats in [0, 1], or labels that are none of the network's classes.
+
     Example:
         >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.zeros(len(x))], axis=1)
         >>> found = input_gradients(linear, np.full((2, 2, 2, 1), 0.5, np.float32), np.array([0, 0]))
@@ -139,7 +153,7 @@ def input_gradients(logits_fn: LogitsFn, images: AnyArray, labels: AnyArray) -> 
         (1.0, np.float32(1.0))
     """
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
-    images = np.asarray(images, np.float32)
+    images, labels = checked(logits_fn, images, labels, 0.0, "linf")
     gradients = np.asarray(_margin_gradient(network, jnp.asarray(images), jnp.asarray(labels)))
     flat, slopes = (array.reshape(len(images), -1).astype(np.float64) for array in (images, gradients))
     norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(slopes, axis=1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustjax import attacks, data
+from robustjax.attacks.engine import inputs
 from robustjax.ops import global_average_pool
 from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn
 
@@ -122,6 +123,21 @@ def _seen(outputs_fn: LogitsFn, images: Array, adversarial: Array) -> tuple[Any,
     )
 
 
+def checked(
+    logits_fn: LogitsFn, images: AnyArray, labels: AnyArray, epsilon: float, norm: str, *keys: Key
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels that a network takes: what is measured on others under ``jit`` would not say so.
+
+    Raises:
+        InputError: images that are not floats in [0, 1], labels that are none of the network's classes, or an epsilon
+            that is no radius.
+    """
+    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, (0.0, 1.0))
+    logits = inputs.logits_of(inputs.traced("logits_fn", logits_fn, images[:1], *keys), 1)
+    inputs.labels_in_range(labels, logits.shape[1])
+    return images, labels
+
+
 def attacked(
     logits_fn: LogitsFn,
     key: Key,
@@ -148,16 +164,23 @@ def attacked(
     Returns:
         float32 [N, H, W, C].
 
+    Raises:
+        InputError: as of :func:`robustjax.attacks.pgd`.
+
     Example:
         >>> linear = lambda x: jnp.stack([x.sum(axis=(1, 2, 3)), jnp.full(x.shape[0], 0.9)], axis=1)
         >>> images, labels = np.full((1, 1, 2, 1), 0.5, np.float32), np.array([0])
         >>> attacked(linear, jax.random.key(0), images, labels, epsilon=0.1).ravel()
         array([0.4, 0.4], dtype=float32)
     """
+    inputs.check_key(key)
+    inputs.static(0, num_steps=num_steps, eot_samples=eot_samples)
+    images, labels = checked(logits_fn, images, labels, epsilon, norm, *((key,) if eot_samples else ()))
     step_size = epsilon / 10 if step_size is None else step_size
+    inputs.check_radius("step_size", step_size, len(images), allow_infinite=False)
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
     found = []
-    for i, batch in enumerate(data.batches(np.asarray(images), np.asarray(labels), min(batch_size, len(labels)))):
+    for i, batch in enumerate(data.batches(images, labels, min(batch_size, len(labels)))):
         lengths = {"epsilon": jnp.float32(epsilon), "step_size": jnp.float32(step_size)}
         points = _pgd(
             network,

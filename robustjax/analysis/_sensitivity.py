@@ -57,6 +57,10 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
             f"movement and magnitude must be of the same sites, at least one, got {', '.join(movement) or 'none'} and "
             f"{', '.join(magnitude) or 'none'}"
         )
+    shapes = {site: (np.shape(values), np.shape(magnitude[site])) for site, values in movement.items()}
+    if wrong := [site for site, (one, other) in shapes.items() if one != other or len(one) != 2]:
+        one, other = map(list, shapes[wrong[0]])
+        raise InputError(f"movement and magnitude must be [N, C] of each site, got {one} and {other} of {wrong[0]}")
     moved = np.stack([values.astype(np.float64).mean(axis=1) for values in movement.values()])
     size = np.stack([magnitude[site].astype(np.float64).mean(axis=1) for site in movement])
 

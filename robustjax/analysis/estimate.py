@@ -66,6 +66,9 @@ def proportion(hits: np.ndarray, meaning: str = "") -> Estimate:
         >>> print(proportion(np.array([True] * 50 + [False] * 50)))
         0.5 (0.404 to 0.596, n = 100)
     """
+    hits = np.asarray(hits)
+    if hits.dtype != bool or hits.ndim != 1:
+        raise InputError(f"hits must be bool [N], got {hits.dtype} {list(hits.shape)}; compare them with what counts")
     count, total = int(np.sum(hits)), len(hits)
     interval = wilson_interval(count, total)
     return Estimate(count / total, interval, total, meaning)

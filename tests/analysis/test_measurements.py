@@ -288,3 +288,52 @@ def test_a_figure_of_many_networks_wraps_and_tells_them_apart():
         figure = plots.channels({f"n{i}": seen for i in range(count)}, of_class=0)
         assert len(figure.axes) == 2 * count
         assert figure.axes[0].get_gridspec().nrows == 2 * rows
+
+
+IMAGES, LABELS = np.linspace(0, 1, 32, dtype=np.float32).reshape(4, 2, 4, 1), np.array([0, 1, 0, 1])
+
+
+def of_sums(images):
+    return jnp.stack([images.sum(axis=(1, 2, 3)), jnp.full(len(images), 4.0)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "cause"),
+    [
+        (
+            lambda: analysis.attacked(of_sums, jax.random.key(0), IMAGES, LABELS, epsilon=-0.1),
+            "epsilon must be a number >= 0",
+        ),
+        (
+            lambda: analysis.attacked(of_sums, jax.random.key(0), IMAGES, LABELS + 1, epsilon=0.1),
+            "labels must be classes 0 to 1",
+        ),
+        (
+            lambda: analysis.attacked(of_sums, jax.random.key(0), 255 * IMAGES, LABELS, epsilon=0.1),
+            "images must be finite pixels",
+        ),
+        (
+            lambda: analysis.attacked(of_sums, jax.random.key(0), IMAGES, LABELS, epsilon=0.1, step_size=-1.0),
+            "step_size must be",
+        ),
+        (lambda: analysis.input_gradients(of_sums, IMAGES, LABELS[:2]), r"labels must be integers \[4\]"),
+        (lambda: analysis.input_gradients(of_sums, np.uint8(255 * IMAGES), LABELS), "images must be floats"),
+        (
+            lambda: analysis.surface(of_sums, IMAGES, LABELS, IMAGES[:2], epsilon=0.1),
+            "adversarial must be an image",
+        ),
+        (lambda: analysis.surface(of_sums, IMAGES, LABELS, IMAGES, epsilon=0.1, size=4), "size must be an odd number"),
+        (
+            lambda: analysis.calibration(np.full((4, 2), 0.5), LABELS + 1),
+            "labels must be classes 0 to 1",
+        ),
+        (lambda: analysis.by_class(LABELS[:0], LABELS[:0], num_classes=2), "N >= 1"),
+        (lambda: analysis.sensitivity({"a": np.ones(3)}, {"a": np.ones(3)}), r"must be \[N, C\] of each site"),
+        (lambda: analysis.proportion(np.array([0.5, 2.0])), "hits must be bool"),
+        (lambda: analysis.analyse("runs/at"), r"workdirs must be a sequence of folders, .* give \['runs/at'\]"),
+    ],
+)
+def test_what_would_give_a_wrong_figure_is_refused(measure, cause):
+    with pytest.raises(InputError, match=cause) as refused:
+        measure()
+    assert "\n" not in str(refused.value)

@@ -12,7 +12,7 @@ import pytest
 
 from robustjax.attacks import _autoattack as autoattack_lib
 from robustjax.attacks import autoattack
-from robustjax.attacks.engine import lanes
+from robustjax.attacks.engine import lanes, threads
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Search, advance
 from robustjax.attacks.engine.threads import Background, each
@@ -154,3 +154,23 @@ def test_what_a_call_in_a_thread_raised_is_raised():
 
     with pytest.raises(ValueError, match="four"):
         each(call, list(range(7)), 2)
+
+
+def test_a_batch_with_few_images_left_goes_on_in_a_smaller_one_with_these(key, monkeypatch):
+    sizes = []
+    advance = lanes._advance
+
+    def counted(search, bounds, network, key, at, *rest):
+        sizes.append(len(at))
+        return advance(search, bounds, network, key, at, *rest)
+
+    monkeypatch.setattr(lanes, "_advance", counted)
+    monkeypatch.setattr(lanes, "LEAST_PASSES_TO_SHRINK", 1)
+    monkeypatch.setattr(threads, "most_lanes", lambda *_, **__: 1)
+    bright = np.where(np.arange(64) % 5 == 0, 0.6, 0.505).astype(np.float32)  # 13 are out of reach
+    images = np.tile(bright[:, None, None, None], (1, 1, 2, 1))
+    network = lambda images: jnp.pad(images.mean(axis=(1, 2, 3))[:, None] - 0.5, ((0, 0), (0, 1)))  # noqa: E731
+    options = {"epsilon": 0.01, "version": ["apgd-ce"], "batch_size": 64}
+    result = autoattack(network, key, images, np.zeros(64, np.int32), **options)
+    np.testing.assert_array_equal(result.robust, bright > 0.55)
+    assert sizes[0] == 64 and set(sizes[1:]) == {16}
