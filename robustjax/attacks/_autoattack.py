@@ -128,7 +128,8 @@ def autoattack(
         version: "standard": apgd-ce, apgd-t, fab-t, square; "plus": further apgd-dlr and untargeted fab, with five
             restarts; "rand", for stochastic networks: apgd-ce and apgd-dlr with 20 EOT samples in gradient and loss;
             "fast": apgd-ce, and apgd-t against the few classes whose linearised decision boundaries are nearest (MALT,
-            Melamed et al. 2024, arXiv 2407.02240); or a list of attacks' names. In l1 "standard" restarts apgd-ce five
+            Melamed et al. 2024, arXiv 2407.02240), with no attack that does without gradients, so that it overrates
+            networks that hide theirs; or a list of attacks' names. In l1 "standard" restarts apgd-ce five
             times and its apgd-t takes five targets, as published.
         batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
             each device, and 64 on a CPU, whose caches hold no more.
