@@ -1,5 +1,6 @@
 """The parts under AutoAttack, one by one: sizes of attacks and batches, steps, calls in the background."""
 
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -174,3 +175,10 @@ def test_a_batch_with_few_images_left_goes_on_in_a_smaller_one_with_these(key, m
     result = autoattack(network, key, images, np.zeros(64, np.int32), **options)
     np.testing.assert_array_equal(result.robust, bright > 0.55)
     assert sizes[0] == 64 and set(sizes[1:]) == {16}
+
+
+def test_a_system_that_does_not_tell_its_cores_has_one(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for told, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda told=told: told)
+        assert threads.cores() == cores
