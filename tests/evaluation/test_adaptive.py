@@ -131,7 +131,7 @@ def test_randomness_that_hides_the_gradient_is_found_out(stochastic):
 
 def test_acceptance_is_by_fresh_draws_each_under_its_name(stochastic):
     verdict = stochastic["noisy"]
-    assert {"eot-1", "eot-2", "eot-4", "eot-8", "eot-frozen"} <= set(verdict.misclassified_by)
+    assert {"eot-1", "eot-2", "eot-4", "eot-8", "eot-16", "eot-frozen"} <= set(verdict.misclassified_by)
     for part in verdict.acceptance.values():
         assert part.num_draws == 20 and part.interval_95[0] < part.expected < part.interval_95[1]
         assert part.worst <= part.majority and part.worst <= part.expected

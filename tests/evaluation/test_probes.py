@@ -523,7 +523,7 @@ def test_budgets_are_those_that_are_documented():
         "quick": Budget(
             autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
             pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
-            curve=(1, 2, 4, 8), close_steps=100, close_draws=10, num_choosing=100,
+            curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
         ),
         "full": Budget(
             autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
