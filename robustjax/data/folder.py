@@ -131,12 +131,13 @@ def reader(
                 kinds = {1: "grey", 3: "colour"}
                 raise InputError(
                     f"images must have the channels of the first ({kinds[first.shape[2]]}), got "
-                    f"{kinds[pixels.shape[2]]} in {path}; give channels, 3 to read every image in colour or 1 in grey"
+                    f"{kinds[pixels.shape[2]]} in {path}; give channels to data.read_images, 3 to read every image in "
+                    "colour or 1 in grey"
                 )
             if pixels.shape != first.shape:
                 raise InputError(
-                    f"images must be of one size, {_by(first)} as the first, got {_by(pixels)} in {path}; give size, "
-                    "to which all are scaled"
+                    f"images must be of one size, {_by(first)} as the first, got {_by(pixels)} in {path}; give size "
+                    "(--image_size), to which all are scaled"
                 )
             images[position] = pixels
         return images, np.zeros(len(paths), np.int32)
