@@ -71,7 +71,7 @@ def read(workdir: Path, folder: Path) -> Files:
     return Files(
         _metrics(workdir / "metrics.jsonl"),
         read_json(folder / "sweep_epsilon.json", _forms.SWEEP),
-        read_json(folder / "trust.json", _forms.TRUST, findings=[dict]),
+        read_json(folder / "trust.json", _forms.TRUST, findings=[dict], acceptance=dict),
         gallery,
         picture.read_bytes() if not gallery and picture.exists() else None,
         analysis,

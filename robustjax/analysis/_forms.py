@@ -16,6 +16,7 @@ OF_RECORDS: Mapping[str, Any] = {
     "hardware": dict,
     "network": dict,
     "checkpoint_step": int,
+    "num_draws": int,
     "dataset": str,
     "split": str,
 }

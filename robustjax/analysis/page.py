@@ -107,7 +107,7 @@ def _images(record: Mapping[str, Any]) -> str:
 def _parts(rows: Sequence[Row], shown: Sequence[tuple[Row, _files.Files]]) -> Iterator[tuple[str, str, str]]:
     """(id, title, HTML) of each section; empty HTML where there is nothing to show."""
     yield "leaderboard", "Leaderboard", _leaderboard.leaderboard(shown)
-    yield "attacks", "Every attack", _leaderboard.every_attack(rows, attacks_of(rows))
+    yield "attacks", "Every attack", _leaderboard.every_attack(shown, attacks_of(rows))
     yield "epsilon", "Epsilon", _sections.epsilon(shown)
     yield "flags", "Flags and findings", _sections.flags(shown)
     yield "examples", "Adversarial examples", _sections.examples(shown)
