@@ -1,4 +1,4 @@
-"""From a config to an experiment: data, network, attack, objective and step of a run."""
+"""Builds the parts of a run from its config: data, network, attack, objective and training step."""
 
 from __future__ import annotations
 

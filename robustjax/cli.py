@@ -1,4 +1,4 @@
-"""What the command lines share: one line and exit status 2 for what a user got wrong, a traceback for a defect."""
+"""What the commands share: a user's mistake is one line and exit status 2, a defect of the library a traceback."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What training minimises: one number per example from the logits on natural and adversarial images.
+"""Training objectives: one loss per example from the logits on natural and adversarial images.
 
-An ``Objective`` says which images the update needs, what the training attack maximises, and the loss, both as terms of
-logits: a defense may ask for the same terms of the logits of its own heads.
+An ``Objective`` says which images the update needs, what the training attack maximises, and the loss. Both are
+functions of logits, so that a defense can apply them to the logits of its own heads as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small operations that several rooms share: gradients by substitution, dtypes, channels, sequences."""
+"""Small operations that several packages share: substituted gradients, dtypes, channels, sequences."""
 
 from __future__ import annotations
 

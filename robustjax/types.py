@@ -1,6 +1,6 @@
 """Types and interfaces that the packages share.
 
-Every room agrees with its neighbours through the aliases below, so a newcomer can read the data flow from their names.
+Packages agree through the aliases below, whose names show the flow of data.
 ``B`` is the batch, ``H, W, C`` the height, width and channels of an image or of a feature map, ``K`` the number of
 classes, ``S`` the number of guarded sites.
 """

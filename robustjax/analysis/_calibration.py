@@ -1,4 +1,4 @@
-"""Whether confidence means what it says (SAP, figures 4 and 5)."""
+"""Calibration: whether a network's confidence is its accuracy (SAP, figures 4 and 5)."""
 
 from __future__ import annotations
 

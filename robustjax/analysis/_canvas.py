@@ -1,4 +1,4 @@
-"""Figures of matplotlib without its global state: made, shown by notebooks, and written to a file."""
+"""Matplotlib figures without its global state: made, shown in notebooks, and written to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run left on disk beside its records, as the report page shows it; files that are not there are left out."""
+"""The files of a run that the report page shows beside its records; missing files are left out."""
 
 from __future__ import annotations
 

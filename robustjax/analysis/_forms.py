@@ -1,4 +1,4 @@
-"""Of what kind the parts of a JSON file must be: what a damaged file, or one of another program, is told by."""
+"""The fields and types that JSON files must have, by which a damaged file or one of another program is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss around an image: its surface, and the gradient that an attack follows."""
+"""The loss around an image: its surface along two directions, and its gradient at the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network does inside with images and with adversarial ones made of them, as NumPy arrays."""
+"""Features, logits and gradients of a network on images and on their adversarial images, as NumPy arrays."""
 
 from __future__ import annotations
 

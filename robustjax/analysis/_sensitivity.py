@@ -1,4 +1,4 @@
-"""How far each neuron moves under attack, and what it is worth to hold the most sensitive ones still (SNS)."""
+"""How much each neuron changes under attack, and the accuracy with the most sensitive ones restored (SNS)."""
 
 from __future__ import annotations
 

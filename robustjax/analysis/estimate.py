@@ -1,4 +1,4 @@
-"""A scalar that decides a claim, with the interval in which other test images would have left it."""
+"""A scalar that decides a claim, with its confidence interval over test images."""
 
 from __future__ import annotations
 

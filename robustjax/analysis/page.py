@@ -1,7 +1,9 @@
 """Runs side by side as one HTML page that needs nothing but a browser, and as Markdown.
 
-The page loads nothing and runs one script of its own, which a content security policy names by its digest: whatever
-configs, files and data sets hold is text. Without the script all of it can be read; with it tables sort and filter.
+:func:`page` lists the sections of the page; ``_leaderboard.py`` and ``_sections.py`` write them, ``svg.py`` draws the
+charts, and ``page.html`` is the template with its style and script. The page loads nothing. A content security policy
+allows its own script alone, by digest, so whatever configs, files and data sets hold stays text. Without the script all
+of it can be read; the script makes tables sort and filter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The records of several networks side by side: a row for runs that differ in nothing but the seed, a column an attack.
+"""The records of several networks as a table: one row for runs that differ only in the seed, one column per attack.
 
-A network is a run of ours, or anyone's of which ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote
-records, or ``Verdict.save`` its report.
+A network is a run, or another network whose records ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote,
+or whose report ``Verdict.save`` wrote.
 """
 
 from __future__ import annotations

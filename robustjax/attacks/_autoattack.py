@@ -1,4 +1,4 @@
-"""AutoAttack: the ensemble by which the field compares robustness; misclassified images cost nothing more."""
+"""AutoAttack, the ensemble by which the field compares robustness; each attack runs on what the earlier ones left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs as users give them: by flags on a command line, and as JSON in the folder of a run."""
+"""Reads configs from flags and from the config.json of a run, and checks the names and types of their keys."""
 
 from __future__ import annotations
 

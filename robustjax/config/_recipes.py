@@ -1,4 +1,4 @@
-"""Names such as "trades_fsr", which config files take after a colon: an objective, and a defense that it trains."""
+"""Names such as "trades_fsr", which config files take after a colon: an objective and a defense."""
 
 from __future__ import annotations
 

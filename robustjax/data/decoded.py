@@ -1,4 +1,4 @@
-"""Splits as they were decoded once, kept in the user's cache folder: a second start does not decode again."""
+"""Decoded splits, kept in the user's cache folder so that a second start need not decode them again."""
 
 from __future__ import annotations
 

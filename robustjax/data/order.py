@@ -1,4 +1,4 @@
-"""Permutations that never change: pure functions of their key, the same on every platform and with every NumPy."""
+"""Permutations that are pure functions of their key, the same on every platform and with every version of NumPy."""
 
 from __future__ import annotations
 

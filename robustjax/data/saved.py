@@ -1,4 +1,4 @@
-"""Adversarial images on disk: those that an evaluation found, for others to check, and those that others found."""
+"""Adversarial images on disk: written by an evaluation, or found by another program and read for verification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several defenses as one: guards of each at its own sites, and what each adds to the loss."""
+"""Several defenses as one, each with guards at its own sites and its own terms of the loss."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What every defense says of itself, as data: where it guards, what it trains, and what an adversary should know.
+"""The description of a defense as data: where it stands, what it trains, and what an adversary should know.
 
 A defense is a :class:`Defense`; its guards are modules with the call of :class:`robustjax.types.Guard`. Networks know
-sites and call whatever guards them; they know no defense.
+their sites and call the guards there, whatever the defense. What the judge is told about a defense follows from its
+``Defense``, in ``robustjax/evaluation/verdict/hints.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""k-winners-take-all, kWTA (Xiao et al., ICLR 2020, arXiv 1905.10510), the baseline among deactivations."""
+"""k-winners-take-all, kWTA (Xiao et al., ICLR 2020, arXiv 1905.10510)."""
 
 from __future__ import annotations
 

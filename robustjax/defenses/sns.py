@@ -1,4 +1,4 @@
-"""Neuron sensitivity, and its stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
+"""Sensitive-neuron stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
 
 A neuron is a channel of a feature map, or a unit of a dense layer. The paper's weight, layers and schedule are not
 public, so training with ``stabilizing_loss`` is SNS-style. There is no guard: inference is the plain network.

@@ -1,4 +1,4 @@
-"""Attacks on any network, a record each, in one call from Python; ``evaluate_run`` is that of a command line."""
+"""Evaluates any network under several attacks, from Python. ``evaluate_run`` does what the command line does."""
 
 from __future__ import annotations
 

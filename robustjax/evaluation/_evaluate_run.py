@@ -1,4 +1,4 @@
-"""An evaluation as a command line describes it, as one call: what ``python -m robustjax.evaluate`` does."""
+"""What ``python -m robustjax.evaluate`` does, as one call."""
 
 from __future__ import annotations
 

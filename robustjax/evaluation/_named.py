@@ -1,4 +1,4 @@
-"""What options name, as an evaluation takes it: the network of a run or somebody's model, and images."""
+"""Loads what the options of an evaluation name: the network of a run or a model, and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once.
+"""The options of ``python -m robustjax.evaluate`` as one value, and their check, which reports all mistakes at once.
 
 :func:`threats_of` reads --epsilon, --norm and --threat (as ``linf:8/255``, in ``protocol/threats.py``).
 """

@@ -1,4 +1,4 @@
-"""What comes of an evaluation, and the files and tables that it makes."""
+"""The result of an evaluation, with its tables and files."""
 
 from __future__ import annotations
 

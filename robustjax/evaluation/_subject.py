@@ -1,4 +1,4 @@
-"""A network on images, ready for attacks: of a run, of a model that a command line names, or of a caller's own."""
+"""A network and images, ready to be attacked: of a run, of a model that a command line names, or of a caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts of published PyTorch networks to our variables, and back."""
+"""Converts state dicts of published PyTorch networks to variables of ``robustjax.models``, and back."""
 
 from __future__ import annotations
 

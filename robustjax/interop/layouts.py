@@ -1,8 +1,7 @@
-"""How published PyTorch networks name what ours hold: one table of correspondences, read in both directions.
+"""Tables that pair the parameters of published PyTorch networks with ours, read in both directions.
 
-A ``ParameterLayout`` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what
-a layer holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's
-four.
+A ``ParameterLayout`` is one kind of network in one code base. Its rows pair our layers with theirs. What a layer holds
+follows from our variables, so a row stands for a weight, for weight and bias, or for the four arrays of a BatchNorm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Anyone's network by a name on the command line: :func:`load_network`."""
+"""Loads a network by the name that a command line gives: :func:`load_network`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around a published network: checkpoints that hold it, modules around it or that normalise."""
+"""Removes what is around a published network: checkpoint dictionaries, wrapping modules, normalising layers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Primitives that are JAX's own in all but how a CPU computes them.
+"""Primitives that equal JAX's own except for the program that computes them on a CPU.
 
-A quick primitive has the parameters, results and derivatives of the slow one that it stands for. Its rules of
-differentiation, transposition and batching are JAX's own with quick primitives in place of slow ones, so that
-derivatives of every order are quick as well. Which program computes it is decided where it is lowered: for any other
-backend than a CPU it is JAX's own.
+A quick primitive has the parameters, results and derivatives of the JAX primitive that it replaces. Its rules of
+differentiation, transposition and batching are JAX's own with quick primitives in place of the originals, so that
+derivatives of every order are fast as well. The program is chosen when the primitive is lowered: for any backend but a
+CPU it is JAX's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the networks are built from: one ``Pass`` per forward pass offers layers by name and keeps what sites yield."""
+"""Building blocks of the networks: a ``Pass`` makes the layers of a forward pass and calls the guards at its sites."""
 
 from __future__ import annotations
 

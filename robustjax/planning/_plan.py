@@ -1,4 +1,4 @@
-"""One training step compiled for a slice of TPUs, and what follows for memory and time."""
+"""The plan of a run: one training step compiled or counted for a TPU slice, with its memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan has to know of a data set, which need not be there if it is one of the usual ones."""
+"""The size of a data set, which a plan needs; the usual data sets need not be prepared for that."""
 
 from __future__ import annotations
 

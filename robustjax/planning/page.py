@@ -1,4 +1,4 @@
-"""What a plan found out, and the page that says so."""
+"""The result of a plan: ``Plan.needed`` is the memory per chip, ``page`` the lines that ``train --plan`` prints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to evaluate.
+"""Checkpoints of a run, through Orbax: the newest ones to resume from, and the best one to evaluate.
 
-Beside the arrays lies a manifest with the checksum of each, so that damage is noticed whatever the storage makes of it.
+A manifest beside the arrays holds the checksum of each, so that damage is noticed whatever the storage does.
 """
 
 from __future__ import annotations

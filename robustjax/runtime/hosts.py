@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, agree, and end together.
+"""Several processes as one run: how they join, agree, and end together.
 
-Without ``join`` there is one process, every function here is trivial, and ``jax.distributed`` is never touched.
+Without ``join`` there is one process, every function here is trivial, and ``jax.distributed`` is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Process-wide settings: the persistent compilation cache, malloc, and what a command does not print."""
+"""Process-wide settings: the persistent compilation cache, malloc tuning, and which messages are silenced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar with the time to go on a terminal, plain lines anywhere else."""
+"""Progress: a bar with the remaining time on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 

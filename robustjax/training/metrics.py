@@ -1,4 +1,4 @@
-"""Where the figures of a run go: ``metrics.jsonl``, one object a line, and TensorBoard event files."""
+"""Writes the metrics of a run: ``metrics.jsonl``, one object a line, and TensorBoard event files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a run goes, which decides how many steps one dispatch makes and how long the rest will take."""
+"""The speed of a run, from which the number of steps per dispatch and the remaining time follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strongest points that several attacks have found, a few for each image."""
+"""The strongest points that an ensemble has found, a few for each image."""
 
 from __future__ import annotations
 

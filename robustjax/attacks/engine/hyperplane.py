@@ -1,4 +1,4 @@
-"""Decision boundaries as hyperplanes, and the shortest way onto them inside a box."""
+"""Decision boundaries as hyperplanes, and projection onto them inside a box."""
 
 from __future__ import annotations
 

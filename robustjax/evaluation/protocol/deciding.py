@@ -1,4 +1,4 @@
-"""Of each example the image that decides the worst case over attacks, for others to check."""
+"""The image of each example that decides the worst case over attacks, kept for others to check."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The folder of an evaluation: at any time it holds records of one set of conditions, and the worst case over them.
 
-Records of other conditions, such as of fewer images or another threat, are put aside below it, in ``earlier/``, and
+Records of other conditions, such as of fewer images or another threat, are moved to its subfolder ``earlier/``, and
 come back when these conditions are evaluated again.
 """
 

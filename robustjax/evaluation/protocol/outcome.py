@@ -1,4 +1,4 @@
-"""What an attack did to images, batch by batch and as a whole."""
+"""The outcome of an attack on images, of a batch and as a whole."""
 
 from __future__ import annotations
 

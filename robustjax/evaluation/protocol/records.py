@@ -1,4 +1,4 @@
-"""What an evaluation writes down: the figure, per-example flags, and everything needed to question or repeat it."""
+"""Records: the accuracy under an attack, the result for each example, and all that is needed to repeat it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs attacks over images, batch by batch, and verifies them: every image is checked and classified by itself."""
+"""Runs attacks over images, batch by batch, and verifies every image that they return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy against epsilon and against steps: whether more of either keeps helping an attack, as it should.
+"""Accuracy against epsilon and against the number of steps.
 
 All points of an attack are one compiled program: epsilon, step size and number of steps are its arguments.
 """

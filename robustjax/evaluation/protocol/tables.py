@@ -1,4 +1,4 @@
-"""Records as a person reads them first: one table."""
+"""Records as a table, for the terminal and as HTML."""
 
 from __future__ import annotations
 

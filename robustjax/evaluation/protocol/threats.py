@@ -1,4 +1,4 @@
-"""What an adversary may do to an image, and how a user writes it: ``linf:8/255``."""
+"""Threats: norm, radius and box of an adversary, and how a user writes them, ``linf:8/255``."""
 
 from __future__ import annotations
 

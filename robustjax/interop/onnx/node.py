@@ -1,4 +1,4 @@
-"""What the operators of ONNX share: a node, and values that may be known before a program is traced."""
+"""What the ONNX operators share: a node, and values that may be known before a program is traced."""
 
 from __future__ import annotations
 

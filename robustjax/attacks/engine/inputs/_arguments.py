@@ -1,4 +1,4 @@
-"""Checks of single arguments, each of which raises an :class:`robustjax.types.InputError` of one line."""
+"""Checks of single arguments; each raises an :class:`robustjax.types.InputError` of one line."""
 
 from __future__ import annotations
 

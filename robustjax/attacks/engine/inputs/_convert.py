@@ -1,4 +1,4 @@
-"""Between what users give and what is computed with: the images' dtype and float32, functions and pytrees."""
+"""Conversions between what users pass and what is computed with: dtypes and float32, functions and pytrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network does wrong: one abstract evaluation says it in a line, with the user's own line."""
+"""Checks of a network by abstract evaluation; errors name the line of the user's own code."""
 
 from __future__ import annotations
 
