@@ -263,7 +263,7 @@ def experiment(config: Config) -> Experiment:
 
 
 def validation_attacks(config: Config) -> dict[str, Attack | None]:
-    """What a run is measured by while it trains."""
+    """The attacks of the validation during training."""
     threat = {"epsilon": config.attack.epsilon, "norm": config.attack.norm}
     return {
         "clean": None,

@@ -79,7 +79,7 @@ class InputError(ValueError):
 
 
 def nearest(value: object, valid: Iterable[str]) -> str:
-    """What to add to a message about a name that there is not: the one that was most likely meant, if any is like it.
+    """A hint for a message about an unknown name: the known name that is most similar, or nothing.
 
     Example:
         >>> nearest("resnet81", ["small_cnn", "resnet18"]), nearest("x", ["small_cnn"])

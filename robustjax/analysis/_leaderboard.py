@@ -84,7 +84,7 @@ def every_attack(shown: Sequence[tuple[Row, Files]], attacks: Sequence[str]) -> 
 
 
 def of_draws(row: Row, trust: Mapping[str, Any] | None) -> str:
-    """What the accuracies of a stochastic network are; empty for a deterministic one.
+    """How the accuracies of a stochastic network are counted; empty for a deterministic one.
 
     Records hold the expected accuracy; a verdict, of which alone some rows are made, decides by majority.
     """
@@ -101,7 +101,7 @@ def _network(row: Row, files: Files) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """An attack as tables head it: as it is spelled, for options and files may have underscores.
+    """The heading of an attack: its spelling unchanged, as options and files may have underscores.
 
     Example:
         >>> attack_name("worst_case"), attack_name("transfer:runs/at_0")

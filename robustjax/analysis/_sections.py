@@ -70,7 +70,7 @@ def _decided(row: Row, trust: Mapping[str, Any]) -> str:
 
 
 def examples(shown: _Shown) -> str:
-    """Images, magnified perturbations and adversarial images, with what the network takes them for."""
+    """Images, magnified perturbations and adversarial images, with the network's predictions."""
     parts = []
     for row, files in shown:
         names = _class_names(row)

@@ -21,7 +21,7 @@ MEANINGS = {
 
 
 class Sensitivity(NamedTuple):
-    """How far neurons move under attack.
+    """How much neurons change under attack.
 
     Attributes:
         by_site: site -> sensitivity of its neurons, [C].
@@ -78,7 +78,7 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
 
 
 class Restoration(NamedTuple):
-    """What it is worth to hold neurons still.
+    """Accuracy under attack with neurons restored.
 
     Attributes:
         attacked: bool [N], whether the network is right on the adversarial images.

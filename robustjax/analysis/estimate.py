@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} ({low:.3g} to {high:.3g}, n = {self.n:,})"
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; what is undefined is None."""
+        """As plain data for JSON; what is undefined is None."""
         finite = lambda number: number if math.isfinite(number) else None  # noqa: E731
         return {
             "value": finite(self.value),

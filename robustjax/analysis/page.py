@@ -65,7 +65,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def attacks_of(rows: Sequence[Row]) -> list[str]:
-    """Clean first, then the usual protocol, others in the order of the runs, AutoAttack, and what is worst at last."""
+    """The attacks in the order of columns: clean, the usual protocol, others, AutoAttack, adaptive, the worst case."""
     names = dict.fromkeys(attack for row in rows for attack in row.cells)
     first, last = ("clean", "fgsm", "pgd", "cw"), ("autoattack", "adaptive", "worst_case")
 

@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, of the mean accuracy on so many images: how far other test images might have moved it."""
+        """95 % interval of the mean accuracy over test images."""
         return wilson_interval(round(self.mean * self.num_examples), self.num_examples)
 
     @property
@@ -94,12 +94,12 @@ class Row(NamedTuple):
 
     @property
     def threats(self) -> list[str]:
-        """All that the records of the first run are of, in words."""
+        """The threats of the first run's records, in words."""
         return list(dict.fromkeys(threat for record in self.records.values() for threat in of_record(record)))
 
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
-    """A row for each config, in the order in which the runs are given, and for each network that is no run.
+    """A row for each config, in the order in which the runs are given, and for each network that is not a run.
 
     Args:
         workdirs: of runs that were evaluated, or folders of the records of other networks.

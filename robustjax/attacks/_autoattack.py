@@ -46,7 +46,7 @@ DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU = 512, 64
 
 
 class AutoAttackResult(NamedTuple):
-    """What is left of a network's accuracy.
+    """The result of AutoAttack.
 
     Attributes:
         images: [N, H, W, C] in the dtype given, adversarial where one was found, else as given.
@@ -92,7 +92,7 @@ def autoattack(
     quicken: bool = True,
     progress: bool | Callable[[str, float, int], None] = False,
 ) -> AutoAttackResult:
-    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack gets only what is robust after those before it.
+    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack runs on the images that the earlier ones left.
 
     This driver runs on the host and compiles by itself, each attack once for each of a few batch sizes. Call it outside
     ``jit``, with all images at once. Attacks run in steps, and a batch has a slot for each image: as soon as an image
@@ -278,7 +278,7 @@ def autoattack(
 
 
 def default_batch_size() -> int:
-    """Images at a time on one device, if a caller does not say."""
+    """The default number of images at a time on one device."""
     return DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE
 
 

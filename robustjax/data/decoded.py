@@ -29,7 +29,7 @@ def remembered(
     scaled: Any,
     decode: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels that ``decode`` gives, or gave before from the same files.
+    """The images and labels of ``decode``, or those that it returned earlier for the same files.
 
     What was kept is found by the files' places, sizes and times of change, the indices, how images are scaled and the
     version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that

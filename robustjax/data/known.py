@@ -26,7 +26,7 @@ class Archive(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A data set that we can prepare.
+    """A data set that can be prepared.
 
     Attributes:
         title, homepage: for people.

@@ -10,7 +10,7 @@ from robustjax.types import InputError
 
 
 def check_integers(**values: Any) -> None:
-    """Refuses what is neither an integer nor None.
+    """Refuses values that are neither an integer nor None.
 
     Example:
         >>> check_integers(num_examples="5")

@@ -21,7 +21,7 @@ Norm = Literal["l1", "l2", "linf"]
 
 
 def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Array:
-    r"""How far each neuron moves between benign and adversarial examples.
+    r"""How much each neuron changes between benign and adversarial examples.
 
     .. math:: \sigma_c = \frac{1}{BHW} \sum_{i,h,w} |F_{ihwc} - F'_{ihwc}|
 

@@ -50,7 +50,7 @@ def evaluate(
     quicken: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Runs attacks on a network and reports what is left of its accuracy, with intervals and all settings.
+    """Runs attacks on a network and returns its accuracy under each, with intervals and all settings.
 
     Every adversarial image is checked against ball and box, and classified again in float32 by a forward pass apart
     from the attack's. Every device takes part.
@@ -196,7 +196,7 @@ def evaluate_subject(
     progress: bool,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Evaluation:
-    """Runs the attacks under each threat; ``on_record`` is given each record as soon as it is there.
+    """Runs the attacks under each threat; calls ``on_record`` with each record as soon as it is complete.
 
     Raises:
         InputError: an attack refuses its options, or images that it names are not there or do not fit; before anything

@@ -21,13 +21,13 @@ LARGEST_SEED = 2**31 - 1
 
 
 class Options(NamedTuple):
-    """What is evaluated, against what, and where the results go; each is a flag of ``python -m robustjax.evaluate``.
+    """What is evaluated, under which threat, and where results go; each field is a flag of ``robustjax.evaluate``.
 
     Numbers may be written as a command line has them: ``epsilon="8/255"``.
 
     Attributes:
         workdir: of the run whose network is evaluated; or None, and a ``model``.
-        model: somebody's network: ``package.module:function``, ``file.py:function``, ``robustbench:NAME`` or
+        model: another network: ``package.module:function``, ``file.py:function``, ``robustbench:NAME`` or
             ``onnx:FILE``, see :func:`robustjax.interop.networks.load_network`.
         weights, mean, std: of the model, see there.
         data: images to evaluate on: a data set, a folder of class folders, or an .npz, see

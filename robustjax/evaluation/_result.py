@@ -20,7 +20,7 @@ from robustjax.types import InputError
 
 
 class Evaluation(NamedTuple):
-    """What attacks did to a network.
+    """The result of :func:`evaluate`.
 
     Attributes:
         records: one for each attack and threat, as they are written to disk: ``attack``, ``norm``, ``epsilon``,
@@ -80,7 +80,7 @@ class Evaluation(NamedTuple):
         return tables.html_of_records(self.rows)
 
     def class_table(self) -> Table:
-        """A row for each class: accuracy under each attack, and what its images are mostly taken for."""
+        """A row for each class: accuracy under each attack, and the most frequent wrong prediction."""
         return tables.of_classes([record for record in self.rows if record["norm"] != NO_BALL])
 
     def unmet(self, expressions: Sequence[str]) -> list[str]:

@@ -50,7 +50,7 @@ class ParameterLayout(NamedTuple):
 
 
 def vote(shapes: Shapes, layers: list[str], default: int) -> int:
-    """The leading size on which most entries of their layers agree: one misshapen entry then stands out."""
+    """The leading size on which most entries of a layer agree, so that one misshapen entry stands out."""
     sizes = [
         shape[0]
         for layer in layers
@@ -270,7 +270,7 @@ def guards_a_projection(network: Network) -> bool:
 
 
 def recognise(entries: Collection[str], name: str) -> tuple[str, ParameterLayout]:
-    """What wrappers put before the names of a network, and the layout of a source to which most names belong.
+    """The prefix that wrappers add to the names of a network, and the layout to which most names belong.
 
     Of two prefixes with as many such names, as where a wrapper holds the network twice, the shorter one counts.
 

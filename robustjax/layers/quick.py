@@ -48,13 +48,13 @@ def register(
 
 
 def quickened(equation: JaxprEqn) -> JaxprEqn | None:
-    """The equation with the quick primitive in place of its slow one, or None where there is none that pays."""
+    """The equation with a quick primitive in place of its own, or None where that is not faster."""
     quick, pays = QUICK.get(equation.primitive, (None, None))
     return equation.replace(primitive=quick) if pays and pays(**equation.params) else None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, computed by quick primitives wherever it binds a slow one itself.
+    """Calls a function with quick primitives in place of the originals that it binds itself.
 
     For functions of a few operations; :func:`robustjax.transforms.quicken` takes whole networks.
     """

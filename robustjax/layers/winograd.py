@@ -92,7 +92,7 @@ def convolve(images: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def is_quicker(images: Array, kernel: Array, padding: Padding) -> bool:
-    """Whether it pays, at stride 1: with many channels, enough tiles, and little of them beyond the outputs' edge."""
+    """Whether Winograd's algorithm is faster at stride 1: with many channels and tiles, few of them beyond the edge."""
     height, width = _output_sizes(images.shape, padding)
     tiles = -(-height // TILE) * -(-width // TILE)
     fits = kernel.shape[:2] == (3, 3) and images.dtype == kernel.dtype == jnp.float32

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 
 class Counts(NamedTuple):
-    """Of one call of a program.
+    """The counts of one call of a program.
 
     Attributes:
         flops: of convolutions and matrix products, two for a multiplication and an addition.

@@ -212,7 +212,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return int(name)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax's question which checkpoints to keep: one that a signal caused must not push out one to go back to."""
+        """Called by Orbax: a checkpoint that a signal caused must not displace one that the run may return to."""
         steps = [info.step for info in checkpoints]
         validated = [step for step in steps if self._metrics[step] is not None]
         kept = {steps[-1], *validated[-self._keep :], self._best(steps)}

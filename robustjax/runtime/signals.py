@@ -19,7 +19,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def interrupted(*_: Any) -> NoReturn:
-    """Ends the process at once, with one line: interpreter and libraries would wait for their threads."""
+    """Ends the process at once with one line; a regular exit would wait for threads of libraries."""
     if sys.stderr is not None:  # it may be closed
         print("interrupted", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)

@@ -34,7 +34,7 @@ def output_warnings(
     size: int,
     split: Callable[[Any], Any],
 ) -> Iterator[str]:
-    """One sentence for each thing that is wrong.
+    """One sentence for each fault of the outputs.
 
     Args:
         network: a ``jax.tree_util.Partial``: images -> logits, or (images, key) -> logits where it is stochastic.

@@ -24,7 +24,7 @@ from robustjax.types import Array, ArrayT, Attack, Key, LogitsFn
 
 
 class Verified(NamedTuple, Generic[ArrayT]):
-    """What a network makes of an attack's images.
+    """The verified result of an attack's images.
 
     Attributes:
         valid: bool [B], by :func:`is_valid`.

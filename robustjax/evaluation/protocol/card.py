@@ -17,7 +17,7 @@ NORMS = ("linf", "l2")
 
 
 def check(names: Sequence[str], threats: Sequence[Threat]) -> None:
-    """Refuses what no card can be made of, before anything runs.
+    """Refuses attacks and threats of which no card can be made, before anything runs.
 
     Raises:
         InputError: clean or AutoAttack in the leaderboard's version, without options, does not run; or there are

@@ -46,7 +46,7 @@ def mark(conditions: Mapping[str, Any], threats: Sequence[Threat], num_examples:
 
 
 def file_name(name: str) -> str:
-    """A record's name as that of a file: no folders in it, and not too long for any disk.
+    """A record's name as a file name: without folders, and not too long for any file system.
 
     Example:
         >>> file_name("pgd:step_size=2/255")

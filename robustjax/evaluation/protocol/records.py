@@ -30,7 +30,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
-    """What follows from how often a network was right: accuracy, interval, and a flag for each example.
+    """Accuracy, interval and the result of each example, from how often the network was right.
 
     The network of ``num_draws`` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which
     it is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
@@ -69,7 +69,7 @@ def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
 def classified(
     labels: np.ndarray, predictions: np.ndarray, robust: np.ndarray, *, num_classes: int, class_names: Any = None
 ) -> dict[str, Any]:
-    """What follows from the class of each example's deciding image: accuracy by class, and which is taken for which.
+    """Accuracy by class and confusion, from the prediction on each example's deciding image.
 
     Args:
         labels: integers [N].
@@ -276,7 +276,7 @@ def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
 
 @functools.cache
 def source_digest() -> str:
-    """A checksum of this package's source: results of other code are other results, whatever its version says."""
+    """A checksum of this package's source, so that results of changed code are told apart whatever the version."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())

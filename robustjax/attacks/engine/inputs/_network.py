@@ -85,7 +85,7 @@ def gradient_trouble(function: Callable[..., Any], images: Shaped, *rest: Any) -
 
 @contextlib.contextmanager
 def blaming(name: str, network: Callable[..., Any], images: Shaped, *rest: Any) -> Iterator[None]:
-    """Says so where an attack fails as its network cannot be traced again, raises in a callback, or has no gradient.
+    """Explains errors of an attack whose network cannot be traced again, raises in a callback, or has no gradient.
 
     Raises:
         InputError: the network is at fault; whatever else is raised within passes.
