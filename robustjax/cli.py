@@ -72,7 +72,7 @@ def call(
     positional: Sequence[str] = (),
     required: Sequence[str] = (),
 ) -> int:
-    """The exit status of a command that has flags of its own, and arguments that are no flags.
+    """The exit status of a command that has flags of its own, and arguments that are not flags.
 
     Args:
         main: gets the positional arguments.

@@ -8,7 +8,7 @@ from typing import Any
 ABSENT = type(None)
 NUMBER = (int, float)
 INTERVAL = [NUMBER, NUMBER]
-# Fields that records have today, and may lack or leave None: of an earlier version, or of no network of ours.
+# Fields that records have today, and may lack or leave None: of an earlier version, or of another network.
 OF_RECORDS: Mapping[str, Any] = {
     "per_class": [{"class": int, "accuracy": NUMBER, "interval_95": INTERVAL}],
     "attacks": [str],

@@ -127,7 +127,7 @@ def restoration(
         A :class:`Restoration`.
 
     Raises:
-        InputError: a site holds a guard or is none of the network's, or every site holds one.
+        InputError: a site holds a guard or is not a site of the network, or every site holds one.
 
     Example:
         >>> from robustjax import models

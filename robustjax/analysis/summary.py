@@ -75,8 +75,8 @@ class Row(NamedTuple):
     """Runs that differ only in the seed.
 
     Attributes:
-        label: what sets their config apart from the other rows'; of a network that is no run, its name.
-        seeds: of the runs; none of a network that is no run.
+        label: what sets their config apart from the other rows'; of a network that is not a run, its name.
+        seeds: of the runs; none of a network that is not a run.
         cells: attack -> accuracy.
         workdirs: of the runs.
         record: one of the records, for what all of them share.
@@ -111,7 +111,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
             another threat, or with a worst case over other attacks.
     """
     groups: dict[str, list[_Evaluated]] = {}
-    for workdir in dict.fromkeys(map(files.place, workdirs)):  # one that is named twice is no second seed
+    for workdir in dict.fromkeys(map(files.place, workdirs)):  # one that is named twice is not a second seed
         evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
             quoted = shlex.quote(str(workdir))
@@ -185,7 +185,7 @@ def _wrong_fields(record: dict[str, Any]) -> list[str]:
     """Fields that hold what no record does."""
     union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
     wrong = [name for name, right in FIELDS.items() if not (right(record[name]) or (union and name == "epsilon"))]
-    config = record.get("config")  # None of a network that is no run
+    config = record.get("config")  # None of a network that is not a run
     wrong += ["config"] if config is not None and not _is_config(config) else []
     there = {name: form for name, form in _forms.OF_RECORDS.items() if record.get(name) is not None}
     return wrong + [name for name, form in there.items() if not _forms.fits(record[name], form)]

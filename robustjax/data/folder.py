@@ -34,7 +34,7 @@ class Files(NamedTuple):
 def find(folder: Path) -> Files:
     """Lists the images of a folder of class folders, without opening them.
 
-    Hidden files and folders do not count, nor do files beside the class folders that are no images.
+    Hidden files and folders do not count, nor do files beside the class folders that are not images.
 
     Raises:
         InputError: no class folders, images outside of them, a class folder without images, or one that holds
@@ -108,8 +108,8 @@ def reader(
         channels: 1 or 3 to read every image in grey or in colour; None: all are of one kind.
 
     Raises:
-        InputError: by the function: a file that is no whole JPEG or PNG, or that differs from the first one in its size
-            or channels; each names the file.
+        InputError: raised by the function, with the name of a file that is not a whole JPEG or PNG, or differs from the
+            first one in size or channels.
     """
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

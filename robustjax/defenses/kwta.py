@@ -28,7 +28,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         An array like activations.
 
     Raises:
-        InputError: ``fraction`` is out of range, or activations are no floats.
+        InputError: ``fraction`` is out of range, or activations are not floats.
 
     Example:
         >>> import jax.numpy as jnp

@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
             image as it is where that is misclassified already.
         worst_case: the record of an adversary who picks the best of all attacks for each image; of several threats
             under any of them: its ``norm`` is then ``"union"``, its ``epsilon`` None, and ``threats`` lists them.
-            Images of other data sets (``corruption:``) are no part of it.
+            Images of other data sets (``corruption:``) are not part of it.
         outcomes: of each record, the predictions and the first adversarial images.
         conditions: what all records share.
         verdict: of the adaptive attacks under the last threat, where they were asked for.

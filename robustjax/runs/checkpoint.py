@@ -114,7 +114,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             host = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
-        except Exception as error:  # there is no telling what a reader makes of damaged files
+        except Exception as error:  # readers raise anything on damaged files
             raise DamagedError(self._damaged(step, f"{type(error).__name__}: {error}")) from None
         differing = [name for name, text in _checksums(host).items() if text != written[name]]
         if differing:

@@ -78,7 +78,7 @@ def read(workdir: str | Path) -> list[dict]:
     """The lines of ``metrics.jsonl``, none where there is no file. A last line cut short by a crash is left out.
 
     Raises:
-        InputError: the file cannot be read, or a line of it is none of a run.
+        InputError: the file cannot be read, or a line of it is not of a run.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():

@@ -153,7 +153,7 @@ def run_keys(keys: Key, run: Array) -> Key:
 def likeliest_wrong(logits: Array, labels: Array, count: int) -> Array:
     """The ``count`` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
 
-    Classes that the network masks by a logit of -inf are no targets: where fewer classes are left than are asked for,
+    Classes that the network masks by a logit of -inf are not targets: where fewer classes are left than are asked for,
     the likeliest one is repeated.
 
     Example:

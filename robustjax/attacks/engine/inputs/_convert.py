@@ -52,7 +52,7 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
 
 
 class _Bound(NamedTuple):
-    """A function with keywords that are no arrays; equal to another of the same."""
+    """A function with keyword arguments that are not arrays; equal to another of the same."""
 
     function: Callable[..., Any]
     keywords: tuple[tuple[str, Any], ...]

@@ -48,7 +48,7 @@ def traced(name: str, function: Callable[..., Any], images: Shaped, *rest: Any, 
         return shapes
     except InputError:
         raise
-    except Exception as error:  # anyone's code
+    except Exception as error:  # the user's code
         text = " ".join((str(error).splitlines() or [""])[0].split())
         if isinstance(error, jax.errors.JAXTypeError):
             mend = "compute with jax.numpy, whatever the values are; or declare what computes otherwise as a callback"
