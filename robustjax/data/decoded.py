@@ -32,8 +32,8 @@ def remembered(
     """The images and labels of ``decode``, or those that it returned earlier for the same files.
 
     What was kept is found by the files' places, sizes and times of change, the indices, how images are scaled and the
-    version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that
-    cannot be written to, or is full, keeps nothing and troubles nobody.
+    version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. If the
+    folder is full or cannot be written to, nothing is kept.
 
     Args:
         files: that the examples are read from.

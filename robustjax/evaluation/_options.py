@@ -34,7 +34,7 @@ class Options(NamedTuple):
             :func:`robustjax.data.read_images`. None: the data set of the run.
         split: of the data set.
         num_examples: only the first so many images; None: all.
-        subset_seed: so many at random instead of the first, of the data set as it is stored; None: the first.
+        subset_seed: take that many images at random from the stored data set; None: the first.
         image_size: side that images are scaled to; None: as they are.
         data_dir: where prepared data sets lie; None: where the run's lie, or else TFDS_DATA_DIR.
         norm, epsilon: of the threat; None: those that the run was trained for.
@@ -58,7 +58,7 @@ class Options(NamedTuple):
         per_class: also print accuracy by class.
         card: file of a leaderboard card in RobustBench's form.
         save_images: file of the images that decide the worst case, an .npz.
-        require: what accuracies must be, as ``["autoattack>=0.5"]``; see ``Evaluation.unmet``.
+        require: bounds on accuracies, as ``["autoattack>=0.5"]``; see ``Evaluation.unmet``.
     """
 
     workdir: str | None = None
