@@ -18,7 +18,7 @@ from robustjax.attacks.engine.verify import Acceptance, is_misclassified
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.threats import Threat, check_width
 from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, notebook, red_flags, relaxations, trust
-from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.hints import Hints
@@ -204,7 +204,7 @@ def judge(
         bounds=bounds,
         stochastic=hints.stochastic,
         budget=BUDGETS[budget],
-        batch_size=default_batch_size(),
+        batch_size=_batch_size(BUDGETS[budget], stochastic=hints.stochastic),
         report=print if progress else lambda line: None,
     )
     seconds = {"clean": time.perf_counter() - started}
@@ -270,6 +270,11 @@ def judge(
         findings=findings,
         remedies=relaxed.remedies,
     )
+
+
+def _batch_size(budget: Budget, *, stochastic: bool) -> int:
+    """Images at a time: fewer where each gradient is a mean over draws, all of which are computed at once."""
+    return max(default_batch_size() // budget.eot_samples, 16) if stochastic else default_batch_size()
 
 
 def checked_hints(hints: Hints) -> Hints:
