@@ -45,8 +45,8 @@ class Options(NamedTuple):
         sweep: ``"epsilon"`` or ``"steps"``, of chosen values ``"epsilon:0,2/255,4/255"``: accuracy against them in
             place of records.
         checkpoint: of the run: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        defense: evaluate the run's network with a defense switched on, as ``"sap:fraction=0.5"``, or with ``"none"``
-            off, in place of the run's own; with a ``+`` before it, as ``"+sap"``, beside it.
+        defense: a defense to switch on in place of the run's own, as ``"sap:fraction=0.5"``; ``"+sap"`` adds SAP to
+            the run's own, ``"none"`` switches that off.
         transfer_from: folder of another run on the same data, from whose network adaptive attacks transfer.
         batch_size: images at a time, over all devices.
         seed: of attacks that draw.
