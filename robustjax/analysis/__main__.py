@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main() -> None:
     compiler.check()
+    if "" in AGAINST.value:
+        raise InputError(f"--against must be folders separated by commas, got {','.join(AGAINST.value)!r}; name each")
     workdirs = [files.place(path) for path in (str(WORKDIR.value), *AGAINST.value)]
     if OUTPUT.value == "":
         raise InputError("--output must be a folder, got ''; give one, or leave it out")

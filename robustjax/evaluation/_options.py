@@ -135,9 +135,9 @@ def _problems(options: Options) -> Iterator[str]:
     elif options.workdir is not None and options.model is not None:
         yield "--workdir of a run or --model of a network must be given, got both; leave one out"
     elif options.model is not None and (wrong := given(*OF_RUN)):
-        yield f"{wrong} must be left out for a --model, and belong to a run"
+        yield f"{wrong} must be left out for a --model; only a run takes it"
     elif options.workdir is not None and (wrong := given(*OF_MODEL)):
-        yield f"{wrong} must be left out for a run, and belong to a --model"
+        yield f"{wrong} must be left out for a run; only a --model takes it"
     if options.model is not None and options.data is None:
         yield "--data must be given with --model, got none; give a data set, a folder of class folders or an .npz"
     if options.threat is not None and (wrong := given("norm", "epsilon")):

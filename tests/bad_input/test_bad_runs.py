@@ -102,6 +102,7 @@ def test_evaluating_what_is_not_a_run(refused, tmp_path):
     ("arguments", "cause"),
     [
         (["--workdirs="], "workdirs"),
+        (["--workdirs=somewhere,"], "got 'somewhere,'"),
         (["--workdirs=nowhere"], "nowhere"),
         (["--workdirs=nowhere,elsewhere"], "nowhere"),
         (["--workdirs=.", "--output=x"], "holds no evaluation"),
