@@ -212,3 +212,6 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     run.clear()
     found = relaxations.attack(trial, network, findings, rows, rows[:8], before=np.full(16, 0.6), quicken=False)
     assert not found.helped and [one[:2] for one in run[4:]] == [("relaxed:all", 0), ("relaxed:all", 8)]
+    # Where none is correct by majority, those under attack are looked at.
+    found = relaxations.attack(trial, network, findings, rows, rows[:0], before=np.full(16, 0.6), quicken=False)
+    assert [(remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 0), (8, 8)]

@@ -53,6 +53,11 @@ def test_what_only_looks_like_it_is_not(name):
     assert inspect(hidden.HONEST[name], hidden.IMAGES) == ()
 
 
+def test_a_rule_that_raises_is_none_of_its_function():
+    (found,) = inspect(lambda x: hidden.linear(hidden.raising(x)), hidden.IMAGES)
+    assert found.kind == "custom_rule" and "(<lambda>)" in found.where
+
+
 def test_only_what_depends_on_the_image_and_reaches_the_logits_counts():
     def network(images, key, scale):
         noise = jax.random.uniform(key, images.shape)

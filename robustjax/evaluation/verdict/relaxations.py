@@ -120,7 +120,9 @@ def attack(
     if not len(rows):
         return Relaxations(findings, networks=relaxing.networks(every))
     groups = _groups(candidates)
-    hidden = _hidden(trial, lambda strengths: relaxing.networks(every._replace(strengths=strengths)), groups, measured)
+    # None are correct by majority where all are attacked because they may be.
+    some = measured if len(measured) else rows
+    hidden = _hidden(trial, lambda strengths: relaxing.networks(every._replace(strengths=strengths)), groups, some)
     replaces = has_replacements(candidates, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
     plans, sample = list(_plans(candidates, groups, replaces=replaces)), rows[: trial.batch_size]
     on_sample = [relaxing.run(plan, sample, "ce") for plan in plans]
