@@ -225,16 +225,18 @@ def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Diff
 
 
 def pairs(
-    results: str | Path, name: str, of_seeds: Sequence[Cell], attack: str | None = None
+    results: str | Path, name: str, of_seeds: Sequence[Cell], attack: str | None = None, *, other: str | None = None
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
     """Bits of each seed's network and of its baseline: under an attack of the protocol, or in the worst case.
 
-    The worst case is over the parts that both have, as more attacks find more.
+    The worst case is over the parts that both have, as more attacks find more. With ``other``, the network that is
+    trained by that variant of the config stands in the baseline's place.
     """
     found = []
     for cell in of_seeds:
-        if cell.base is not None:
-            both = [read(results, name, one) for one in (cell, cell.base)]
+        base = cell.base if other is None else Cell(other, "", cell.seed, cell.checkpoint)
+        if base is not None:
+            both = [read(results, name, one) for one in (cell, base)]
             parts = [part for part in PARTS if all(part in record for record in both)]
             bits = [worst_case(one, parts) if attack is None else robust(one, "protocol", attack) for one in both]
             found.append((bits[0], bits[1]))

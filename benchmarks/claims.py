@@ -26,13 +26,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cells  # the module beside this one
+import jax
 
+from robustjax import defenses, models
+from robustjax.planning import counts
 from robustjax.runtime import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims"
 SCALE = "digits"
 NAMES = ("at", "standard", "at_cas", "at_cifs", "at_fsr", "at_sns")
+# What FSR is compared with, which mends what they switch off.
+DEACTIVATING = {"kWTA": "at_kwta", "CAS": "at_cas"}
 # Figure -> the paper under which it stands, and what it shows.
 SHOWN = {
     "calibration": ("SAP", "Confidence against accuracy under FGSM, and calibration error and Brier score against "
@@ -106,13 +111,19 @@ def from_one(ratio: Scalar | None) -> Scalar | None:
 
 
 def claims(
-    analysis: Mapping[str, Any], gains: Mapping[str, Mapping[str, Scalar]], *, seed: int
+    analysis: Mapping[str, Any],
+    gains: Mapping[str, Mapping[str, Scalar]],
+    added: Scalar | None = None,
+    *,
+    seed: int,
 ) -> dict[str, list[Claim]]:
     """Paper -> its claims.
 
     Args:
         analysis: of analysis.json, of networks named as in ``NAMES``, each with its seed.
-        gains: cell -> "pgd20" or "worst_case" -> how much more accurate it is than ``at``.
+        gains: cell -> "pgd20" or "worst_case" -> how much more accurate it is than ``at``, and "worst_case over CELL"
+            -> than that cell.
+        added: the share of multiply-adds that FSR adds to ResNet-18.
         seed: of the networks.
     """
     figures = {figure["name"]: figure["estimates"] for figure in analysis["figures"]}
@@ -207,6 +218,14 @@ def claims(
                   "difference of accuracies", read("separation", "adversarial_robust_gap", "at_fsr")),
             Claim("recalibration restores cues in non-robust features",
                   "gain of accuracy", read("separation", "adversarial_recalibration_gain", "at_fsr")),
+            *(
+                Claim(f"recalibrating withstands more than deactivating, as {defense} does",
+                      f"worst case, adaptive attacks included, `at_fsr` minus `{name}`",
+                      gains.get("at_fsr", {}).get(f"worst_case over {name}"))
+                for defense, name in DEACTIVATING.items()
+            ),
+            Claim("FSR costs little", "multiply-adds that it adds to ResNet-18, as a share, against 0.05", added,
+                  above=False, no_effect=0.05),
             *robust("at_fsr", "FSR makes adversarial training more robust"),
         ],
     }  # fmt: skip
@@ -259,15 +278,30 @@ def summary(own: list[Claim]) -> str:
 
 
 def gains(results: Path, seed: int) -> dict[str, dict[str, Scalar]]:
-    """Cell -> "pgd20" or "worst_case" -> how much more accurate it is than its baseline, of the table's records."""
+    """What :func:`claims` takes as ``gains``, of the table's records."""
     found: dict[str, dict[str, Scalar]] = {}
     for name, of_seeds in cells.by_name(cells.SCALES[SCALE]).items():
         own = [cell for cell in of_seeds if cell.seed == seed and cell.base is not None]
-        for which, attack in (("pgd20", "pgd20"), ("worst_case", None)):
-            gain = cells.beyond(cells.pairs(results, SCALE, own, attack))
+        compared = {"pgd20": cells.pairs(results, SCALE, own, "pgd20"), "worst_case": cells.pairs(results, SCALE, own)}
+        if name == "at_fsr":
+            for other in DEACTIVATING.values():
+                compared[f"worst_case over {other}"] = cells.pairs(results, SCALE, own, other=other)
+        for which, pairs in compared.items():
+            gain = cells.beyond(pairs)
             if gain is not None:
                 found.setdefault(name, {})[which] = Scalar(*gain)
     return found
+
+
+def added_by_fsr(name: str = "resnet18", **options: int) -> Scalar:
+    """The share of multiply-adds that FSR adds to a network for CIFAR-10, which is counted and has no interval."""
+    image, flops = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"), []
+    for defense in (None, defenses.create("fsr")):
+        network = models.create(name, defense=defense, **options)
+        variables = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image)
+        flops.append(counts.count(jax.make_jaxpr(network.apply)(variables, image)).flops)
+    share = flops[1] / flops[0] - 1.0
+    return Scalar(share, share, share, 1)
 
 
 def _command(*arguments: str) -> None:
@@ -303,7 +337,7 @@ def main() -> None:
     if not given.page:
         analyse(Path(given.runs).resolve(), results, given.seed)
     measured = json.loads((results / "claims.json").read_text())
-    found = claims(measured, gains(results, given.seed), seed=given.seed)
+    found = claims(measured, gains(results, given.seed), added_by_fsr(), seed=given.seed)
     files.write(PAGE, markdown(found, measured))
     print(f"claims: {PAGE}")
 

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Attack your own model in ten lines
 #
-# An attack asks for one thing: a function from images `[B, H, W, C]` in `[0, 1]` to logits `[B, K]`. Yours stays as
-# it is.
+# An attack needs one thing of a model: a function from images `[B, H, W, C]` in `[0, 1]` to logits `[B, K]`. The model
+# itself is not changed.
 
 # %%
 import jax
@@ -63,8 +63,8 @@ for _ in range(200):
 # %% [markdown]
 # ## The ten lines
 #
-# `jax.tree_util.Partial` hands the weights over as arguments of what is compiled, so that other weights of the same
-# shapes compile nothing anew.
+# `jax.tree_util.Partial` makes the weights arguments of the compiled program, so that other weights of the same shapes
+# need no new compilation.
 
 # %%
 logits_fn = jax.tree_util.Partial(network, weights)
@@ -95,10 +95,10 @@ for column, i in zip(axes.T, fooled, strict=True):
 # %% [markdown]
 # ## A figure to report
 #
-# PGD-20 is one attack. `evaluate` runs several, verifies every image they return in a forward pass of its own, and
-# gives each accuracy its interval. Its `pgd20` is that of the papers, with steps of epsilon / 10 from the image itself
-# and so not quite the one above; the worst case counts an image as soon as any attack succeeds. `autoattack` is the
-# ensemble by which others compare.
+# PGD-20 is one attack. `evaluate` runs several, verifies every image they return in a separate forward pass, and gives
+# each accuracy an interval. Its `pgd20` is that of the papers, with steps of epsilon / 10 from the image itself, and
+# so not quite the one above. In the worst case an image is robust only if every attack fails. `autoattack` is the
+# ensemble by which the field compares.
 
 # %%
 evaluation.evaluate(

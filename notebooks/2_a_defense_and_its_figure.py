@@ -14,8 +14,9 @@
 # %% [markdown]
 # # A defense as a pure function, and why a figure can look robust
 #
-# Defenses of this library are functions of feature maps. Here four of them stand in the same small network, and each
-# is attacked by its own gradient, by a useful one, and from the network without it. The lowest figure counts.
+# The defenses of this library are functions of feature maps. Here four defenses are put into the same small network,
+# and each is attacked through its own gradient, through a useful one, and by transfer from the network without it. The
+# lowest figure counts.
 
 # %%
 import jax
@@ -58,7 +59,8 @@ for _ in range(200):
 # %% [markdown]
 # ## Four guards
 #
-# - **SAP** keeps activations at random, in proportion to their size, and scales them so that the expectation stays.
+# - **SAP** keeps activations at random, in proportion to their size, and scales them so that their expectation is the
+#   same.
 # - **kWTA** keeps the largest fifth of the activations.
 # - **MeanSparse** sets what is close to its mean over the training images to that mean. It is one line.
 # - **Rounding** to steps of a half stands for everything whose gradient is zero: quantised activations, hard
@@ -88,8 +90,8 @@ def rounding(features):
 # %% [markdown]
 # ## The same networks with a useful gradient
 #
-# `straight_through(value, surrogate)` has the one's value and the other's gradient: the network answers as before,
-# and on the backward pass the guard is the identity (BPDA, Athalye et al. 2018).
+# `straight_through(value, surrogate)` has the value of the first and the gradient of the second: the network's outputs
+# stay the same, and on the backward pass the guard is the identity (BPDA, Athalye et al. 2018).
 
 # %%
 guards = {"none": lambda features: features, "kWTA": kwta, "MeanSparse": mean_sparse, "rounding": rounding}
@@ -136,10 +138,10 @@ for name, values in rows.items():
     print(f"{name:12} " + " ".join(f"{value:7.1%}" for value in values))
 
 # %% [markdown]
-# Read it row by row; the lowest figure of a row, clean left out, is what the network is worth.
+# Read the table row by row. The lowest figure of a row, apart from clean, is an upper bound on robustness.
 #
-# - Rounding leaves its own gradient nothing to follow: "direct" is as good as clean. With the identity on the backward
-#   pass all of it is gone. Somebody who reports the first figure reports the attack's failure.
+# - Rounding has a gradient of zero: "direct" is as good as clean. With the identity on the backward pass nothing is
+#   left. The first figure reports the attack's failure, not robustness.
 # - SAP, kWTA and MeanSparse hide little in a network as small as this. But they give nothing either: their lowest
 #   figure is that of the network without them, within a few points, and the pruning costs clean accuracy.
 #

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Train, evaluate, read the trust report
 #
-# From a config to a figure that can be trusted, on 8 x 8 digits. Whatever a command does is one call.
+# From a config to a figure that can be trusted, on 8 x 8 digits. Everything that a command does is one call in Python.
 
 # %%
 import tempfile
@@ -29,8 +29,8 @@ logging.set_verbosity(logging.ERROR)  # the library of checkpoints is talkative
 # %% [markdown]
 # ## Train
 #
-# A config holds every key of a run. This one is shortened, to be done in seconds; `config.digits()` as it is takes
-# half a minute.
+# A config holds every key of a run. This one is shortened to train in seconds; `config.digits()` as it is takes half a
+# minute.
 
 # %%
 settings = config.digits()
@@ -61,7 +61,7 @@ result = evaluation.evaluate(
 result
 
 # %% [markdown]
-# Which classes suffer most, and what they are taken for:
+# Which classes suffer most, and which class they are mistaken for:
 
 # %%
 result.class_table()
@@ -69,15 +69,16 @@ result.class_table()
 # %% [markdown]
 # ## Judge
 #
-# These are upper bounds. `judge` attacks with everything that it knows, and looks for signs that attacks failed.
+# These accuracies are upper bounds. `judge` attacks with everything that it has, and looks for signs that attacks
+# failed.
 
 # %%
 verdict = evaluation.judge(run.logits_fn, jax.random.key(0), images, labels, epsilon=0.2)
 verdict
 
 # %% [markdown]
-# Each flag has a value, a threshold and an explanation. A clean list proves nothing; a flag that fired says what to
-# look into.
+# Each flag has a value, a threshold and an explanation. If none is raised, nothing is proven; one that is raised says
+# what to look into.
 
 # %%
 for name, flag in verdict.flags.items():

@@ -83,8 +83,8 @@ print("largest entry of the gradient:", float(jnp.abs(gradient).max()))
 # %% [markdown]
 # ## The judge
 #
-# It is told nothing. It reads the network's program, finds the rounding with its line, attacks with another derivative
-# in its place, and without gradients as well; the flags say that the network's own gradient is of no use.
+# The judge is told nothing. It reads the network's program, finds the rounding and its line, attacks with another
+# derivative in its place, and without gradients as well. The flags say that the network's own gradient is of no use.
 
 # %%
 verdict = evaluation.judge(defended, jax.random.key(0), images, labels, epsilon=0.15)
@@ -96,6 +96,6 @@ assert verdict.worst_case < result.records[1]["accuracy"]
 print([name for name, flag in verdict.flags.items() if flag.status == "fail"])
 
 # %% [markdown]
-# What a program cannot tell, its author can: `evaluation.Hints(surrogate_fn=...)` takes the network with a useful
-# gradient, such as the one that it was trained with above. See "A defense of your own, and what it is worth" and "Add
-# your own" in the documentation.
+# If a gradient is hidden in a way that the program does not show, its author can declare it:
+# `evaluation.Hints(surrogate_fn=...)` takes the network with a useful gradient, such as the one that it was trained
+# with above. See "A defense of your own, and what it is worth" and "Add your own" in the documentation.

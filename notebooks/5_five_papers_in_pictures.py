@@ -14,10 +14,10 @@
 # %% [markdown]
 # # The five papers in pictures
 #
-# CAS, CIFS, SNS, FSR and SAP argue with pictures of what happens inside a network. Here they are drawn of networks
-# that train in seconds on 8 x 8 digits, each with the scalar that decides the claim. The networks are tiny and
-# hardly trained, so read the pictures and not the figures. `python -m robustjax.analysis` draws the same of any run:
-# of larger networks, trained with CAS and SNS as well, in `docs/claims.md`.
+# The papers on CAS, CIFS, SNS, FSR and SAP argue with pictures of what happens inside a network. Here these are drawn
+# for networks that train in seconds on 8 x 8 digits, each with the scalar that decides the claim. The networks are
+# tiny and hardly trained, so look at the pictures rather than the figures. `python -m robustjax.analysis` draws the
+# same for any run, and `docs/claims.md` has larger networks, trained with CAS and SNS as well.
 
 # %%
 import tempfile
@@ -90,8 +90,9 @@ found.figures["relevance"]
 # %% [markdown]
 # ## SNS: sensitivity
 #
-# How far each neuron moves under attack: further in the standard network than after adversarial training. And what it
-# is worth to hold the most sensitive tenth of a layer still, against as many random ones.
+# The first figure shows how much each neuron changes under attack: more in the standard network than after adversarial
+# training. The second is the accuracy under attack with the most sensitive tenth of a layer restored, against as many
+# random neurons.
 
 # %%
 scalars("sensitivity", "relative_sensitivity")
@@ -104,7 +105,7 @@ found.figures["restoration"]
 # %% [markdown]
 # ## FSR: separation
 #
-# What the head reads from the features that the mask keeps, from those that it drops, and from those after
+# The accuracy of the head on the features that the mask keeps, on those that it drops, and on those after
 # recalibration.
 
 # %%
@@ -120,9 +121,9 @@ found.figures["separation"]
 found.figures["calibration"]
 
 # %% [markdown]
-# ## What all of them share
+# ## Checks of the attack
 #
-# Accuracy must fall to chance, or below it, as the ball grows, and to a limit as the steps do.
+# As the ball grows, accuracy must fall to chance or below it; with more steps it must approach a limit.
 
 # %%
 scalars("curves", "epsilon_half_at", "steps_last_loss")

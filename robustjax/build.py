@@ -1,4 +1,4 @@
-"""From a config to an experiment: data, network, attack, objective and step of a run."""
+"""Builds the parts of a run from its config: data, network, attack, objective and training step."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def experiment(config: Config) -> Experiment:
 
 
 def validation_attacks(config: Config) -> dict[str, Attack | None]:
-    """What a run is measured by while it trains."""
+    """The attacks of the validation during training."""
     threat = {"epsilon": config.attack.epsilon, "norm": config.attack.norm}
     return {
         "clean": None,

@@ -1,4 +1,4 @@
-"""What the command lines share: one line and exit status 2 for what a user got wrong, a traceback for a defect."""
+"""What the commands share: a user's mistake is one line and exit status 2, a defect of the library a traceback."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def call(
     positional: Sequence[str] = (),
     required: Sequence[str] = (),
 ) -> int:
-    """The exit status of a command that has flags of its own, and arguments that are no flags.
+    """The exit status of a command that has flags of its own, and arguments that are not flags.
 
     Args:
         main: gets the positional arguments.
@@ -104,7 +104,7 @@ def call(
 
 
 def declare_shared() -> None:
-    """Lists --workdir and what joins several processes in the --help of the command that calls this."""
+    """Lists --workdir and the flags of several processes in the --help of the command that calls this."""
     for holder in (WORKDIR, COORDINATOR, NUM_PROCESSES, PROCESS_ID, DISTRIBUTED):
         flags.declare_key_flag(holder.name)
 
@@ -120,7 +120,7 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 def define_output(what: str) -> flags.FlagHolder[Any]:
-    """Defines --output, by default None, which several commands have: a process that imports them defines it once."""
+    """Defines --output, by default None; once, also where a process imports several commands that have it."""
     if "output" in flags.FLAGS:
         return flags.FlagHolder(flags.FLAGS, flags.FLAGS["output"])
     return flags.DEFINE_string("output", None, what)
@@ -206,7 +206,7 @@ def join_hosts() -> None:
 
 
 def fail(message: str) -> int:
-    """One line on stderr for what is no fault of the input, and exit status 1."""
+    """Prints one line on stderr for a failure that is not a fault of the input; exit status 1."""
     # In one piece, as several processes may speak at once.
     if sys.stderr is not None:  # it may be closed
         sys.stderr.write(f"error: {' '.join(message.split())}\n")

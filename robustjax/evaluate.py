@@ -1,16 +1,17 @@
-"""Evaluates a network: ``python -m robustjax.evaluate --workdir=DIR [--attacks=clean,fgsm,pgd20,cw,pgd100]``, or of
-somebody else's ``--model=file.py:function --data=cifar10 --epsilon=8/255``.
+"""Evaluates a run, ``python -m robustjax.evaluate --workdir=DIR [--attacks=clean,fgsm,pgd20,cw,pgd100]``, or any
+network, ``python -m robustjax.evaluate --model=file.py:function --data=cifar10 --epsilon=8/255``.
 
-Of a run, writes DIR/evaluation/<attack>.json, worst_case.json, results.csv and examples.png, and prints a table; of a
---model to --output=DIR, or prints alone. ``--sweep=epsilon`` and ``--sweep=steps`` write sweep_<kind>.json and .png
-instead. The threat is the one of the run's config unless --epsilon (with --norm) or --threat says otherwise. Results of
-a run are stored batch by batch: the same command goes on where it was stopped, and runs nothing again.
+For a run, writes DIR/evaluation/<attack>.json, worst_case.json, results.csv and examples.png, and prints a table. For a
+--model the same goes to --output=DIR; without it the table is only printed. ``--sweep=epsilon`` and ``--sweep=steps``
+write sweep_<kind>.json and .png instead. The threat is that of the run's config unless --epsilon (with --norm) or
+--threat says otherwise. Results of a run are stored batch by batch: after an interruption the same command continues.
 
-``--attacks`` names public attacks with their options, as in ``clean,apgd:loss=dlr,num_steps=50,square``; aimed at a
-class, ``apgd:toward=random``; a verdict by attacks that know the network, ``adaptive``, which writes trust.json and
-trust.md; others' images, ``saved:FILE.npz``; another data set, ``corruption:cifar10_corrupted/brightness_1``.
+``--attacks`` names public attacks with their options, as in ``clean,apgd:loss=dlr,num_steps=50,square``. Further names:
+``apgd:toward=random`` aims at a class; ``adaptive`` judges the network and writes trust.json and trust.md;
+``saved:FILE.npz`` verifies images found elsewhere; ``corruption:cifar10_corrupted/brightness_1`` classifies another
+data set; ``transfer:runs/other`` attacks another network.
 
-``--require="autoattack>=0.5"`` makes the exit status 1 where it does not hold.
+``--require="autoattack>=0.5"`` makes the exit status 1 if it does not hold.
 """
 
 from __future__ import annotations

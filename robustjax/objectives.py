@@ -1,7 +1,7 @@
-"""What training minimises: one number per example from the logits on natural and adversarial images.
+"""Training objectives: one loss per example from the logits on natural and adversarial images.
 
-An ``Objective`` says which images the update needs, what the training attack maximises, and the loss, both as terms of
-logits: a defense may ask for the same terms of the logits of its own heads.
+An ``Objective`` says which images the update needs, what the training attack maximises, and the loss. Both are
+functions of logits, so that a defense can apply them to the logits of its own heads as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks.losses import cross_entropy, kl
+from robustjax.ops import check_classes
 from robustjax.types import Array, InputError, Outputs, Term
 
 VIEWS = ("natural", "prior", "adversarial")
@@ -97,7 +98,7 @@ def trades(
         >>> trades(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=1.0).round(4)
         Array([1.6501], dtype=float32)
     """
-    _check_alike(natural_logits, adversarial_logits)
+    _check(natural_logits, adversarial_logits, labels)
     natural = smoothed_cross_entropy(natural_logits, labels, label_smoothing=label_smoothing)
     return natural + beta * kl(adversarial_logits, jax.nn.softmax(natural_logits.astype(jnp.float32)))
 
@@ -126,7 +127,7 @@ def mart(
         >>> mart(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=0.0).round(2)
         Array([4.25], dtype=float32)
     """
-    _check_alike(natural_logits, adversarial_logits)
+    _check(natural_logits, adversarial_logits, labels)
     natural = jax.nn.softmax(natural_logits.astype(jnp.float32))
     adversarial = jax.nn.softmax(adversarial_logits.astype(jnp.float32))
     is_true = jnp.arange(natural.shape[-1])[None, :] == labels[:, None]
@@ -186,7 +187,7 @@ def nuat(
         >>> nuat(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]]), jnp.array([0]), beta=1.0).round(4)
         Array([5.6931], dtype=float32)
     """
-    _check_alike(natural_logits, adversarial_logits)
+    _check(natural_logits, adversarial_logits, labels)
     natural = smoothed_cross_entropy(natural_logits, labels, label_smoothing=label_smoothing)
     return natural + beta * nuclear_norm(adversarial_logits - natural_logits) / labels.shape[0]
 
@@ -212,15 +213,16 @@ def pgi(
         >>> pgi(jnp.zeros((1, 2)), jnp.array([[1.0, 1.0]]), jnp.array([0]), beta=2.0).round(4)
         Array([2.6931], dtype=float32)
     """
-    _check_alike(prior_logits, adversarial_logits)
+    _check(prior_logits, adversarial_logits, labels)
     gap = jnp.mean((adversarial_logits.astype(jnp.float32) - prior_logits.astype(jnp.float32)) ** 2, axis=-1)
     return smoothed_cross_entropy(adversarial_logits, labels, label_smoothing=label_smoothing) + beta * gap
 
 
-def _check_alike(first: Array, second: Array) -> None:
-    """Refuses logits of different shapes, which would be broadcast."""
+def _check(first: Array, second: Array, labels: Array) -> None:
+    """Refuses logits of different shapes, which would be broadcast, and labels that are not classes of theirs."""
     if first.shape != second.shape:
         raise InputError(f"logits of both images must be of one shape, got {first.shape} and {second.shape}; pair them")
+    check_classes("labels", labels, first.shape[0], first.shape[-1])
 
 
 def standard_objective(*, label_smoothing: float) -> Objective:

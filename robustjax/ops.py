@@ -1,4 +1,4 @@
-"""Small operations that several rooms share: gradients by substitution, dtypes, channels, sequences."""
+"""Small operations that several packages share: substituted gradients, dtypes, channels, sequences."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def in_dtypes_of(old: Any, new: Any) -> Any:
 
 
 def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
-    """Refuses what is no array of floats, such as integers, to which results would be cut off; or has too few axes.
+    """Refuses arrays that are not floats, such as integers, which would truncate results, or have too few axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,7 +87,7 @@ def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
 
 
 def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -> None:
-    """Refuses labels that are no classes [B], which indexing would wrap or clip; traced ones by shape and dtype alone.
+    """Refuses labels that are not classes [B], which indexing would wrap or clip; traced ones by shape and dtype.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Names that a config may use -> what they mean: literal dicts, so that a name is found by looking."""
+"""The names that a config may use, as literal dicts from name to function, so that each can be found by searching."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Sets networks side by side: ``python -m robustjax.report --workdirs=DIR[,DIR...] --output=report.html``.
 
-A DIR is that of a run, or the ``--output`` of an evaluation of somebody else's ``--model``. Runs that differ in nothing
-but the seed share a row. Reads what ``robustjax.train``, ``evaluate`` (also with ``--sweep=epsilon``,
-``--attacks=adaptive``, and ``--save_images=DIR/evaluation/images.npz``, of a model ``DIR/images.npz``, for a gallery)
-and ``analysis`` left in the folders, and runs nothing again. Prints the table in Markdown, and writes one page that
-loads nothing.
+A DIR is the folder of a run, or the ``--output`` of an evaluation of a ``--model``. Runs that differ only in the seed
+share a row. Nothing is run: the report reads what ``train``, ``evaluate`` and ``analysis`` wrote to the folders.
+Evaluate with ``--sweep=epsilon`` for curves, with ``--attacks=adaptive`` for flags, and with
+``--save_images=DIR/evaluation/images.npz`` (for a model ``DIR/images.npz``) for a gallery. Prints the table in Markdown
+and writes one page, which loads nothing; ``robustjax/analysis/page.py`` makes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Intervals of proportions and of their differences, for every accuracy that is reported."""
+"""Confidence intervals of proportions and of their differences, for every accuracy that is reported."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 ``python -m robustjax.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]``.
 
 --config takes the path of a config file or the bare name of a shipped one, such as quickstart or digits:at_cas.
-The same command goes on where it was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
+The same command resumes a run that was stopped. DIR receives config.json, checkpoints/, metrics.jsonl and TensorBoard
 files. Several processes make one run with --coordinator, --num_processes and --process_id, or --distributed=auto; DIR
-then has to be the same folder for all of them.
+must then be the same folder for all of them.
 
---plan=v5e-16 trains nothing and needs no --workdir: it compiles the step for 16 chips of TPU v5e, which need not be
-there, prints the memory that each takes and how long a step lasts at least, and ends with 0 where it fits, else with 1.
+--plan=v5e-16 does not train and needs no --workdir. It compiles the step for 16 chips of TPU v5e without using a TPU,
+prints the memory per chip and the least time of a step, and exits with 0 if the step fits, else with 1.
 """
 
 from __future__ import annotations

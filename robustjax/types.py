@@ -1,6 +1,6 @@
 """Types and interfaces that the packages share.
 
-Every room agrees with its neighbours through the aliases below, so a newcomer can read the data flow from their names.
+Packages agree through the aliases below, whose names show the flow of data.
 ``B`` is the batch, ``H, W, C`` the height, width and channels of an image or of a feature map, ``K`` the number of
 classes, ``S`` the number of guarded sites.
 """
@@ -79,7 +79,7 @@ class InputError(ValueError):
 
 
 def nearest(value: object, valid: Iterable[str]) -> str:
-    """What to add to a message about a name that there is not: the one that was most likely meant, if any is like it.
+    """A hint for a message about an unknown name: the known name that is most similar, or nothing.
 
     Example:
         >>> nearest("resnet81", ["small_cnn", "resnet18"]), nearest("x", ["small_cnn"])

@@ -1,9 +1,9 @@
-"""What happens inside networks, and runs side by side.
+"""Measurements inside networks, their plots, and the report page.
 
-Measurements are pure functions of arrays and work on any network whose features can be had: ``channels`` (CAS),
+Measurements are pure functions of arrays and work on any network that returns its features: ``channels`` (CAS),
 ``relevance`` (CIFS), ``sensitivity`` and ``restoration`` (SNS), ``separation`` (FSR), ``calibration`` (SAP),
-``by_class``, ``curve``, ``surface`` and ``input_gradients``. Each gives the scalars that decide a paper's claim, with
-intervals. :mod:`plots` draws them; ``analyse`` does all of it for runs, as ``python -m robustjax.analysis``.
+``by_class``, ``curve``, ``surface`` and ``input_gradients``. Each returns the scalars that decide a paper's claim, with
+intervals. :mod:`plots` draws them. ``analyse`` does all of it for runs, as ``python -m robustjax.analysis`` does.
 """
 
 from robustjax.analysis import plots

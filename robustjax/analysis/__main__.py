@@ -1,7 +1,7 @@
 """Measures what happens inside a run's network: ``python -m robustjax.analysis --workdir=DIR [--against=DIR2,...]``.
 
-Writes DIR/analysis/<figure>.png and DIR/analysis/analysis.json, which has every scalar with its interval; prints them.
-``--against`` sets other runs on the same data beside it, such as a standard network beside a defended one.
+Writes DIR/analysis/<figure>.png and DIR/analysis/analysis.json, which holds every scalar with its interval, and prints
+the scalars. ``--against`` compares with other runs on the same data, such as a standard network with a defended one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEED = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
+    """Returns the exit status: 0, or 2 after one line on stderr for a mistake of the user."""
     return cli.call(_main, arguments, options=OPTIONS, required=["workdir"])
 
 

@@ -49,7 +49,7 @@ class Analysis(NamedTuple):
     conditions: Mapping[str, Any]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As plain data for JSON."""
         return {
             **self.conditions,
             "figures": [

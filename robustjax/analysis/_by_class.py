@@ -1,4 +1,4 @@
-"""Robustness of each class, and what its images are taken for under attack."""
+"""Accuracy of each class under attack, and the confusion of classes."""
 
 from __future__ import annotations
 

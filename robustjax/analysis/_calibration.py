@@ -1,4 +1,4 @@
-"""Whether confidence means what it says (SAP, figures 4 and 5)."""
+"""Calibration: whether a network's confidence is its accuracy (SAP, figures 4 and 5)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, num_bins: int 
         A :class:`Calibration`.
 
     Raises:
-        InputError: rows are no probabilities, or the shapes do not belong together.
+        InputError: rows are not probabilities, or the shapes do not belong together.
 
     Example:
         >>> found = calibration(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]), num_bins=10)

@@ -1,4 +1,4 @@
-"""Figures of matplotlib without its global state: made, shown by notebooks, and written to a file."""
+"""Matplotlib figures without its global state: made, shown in notebooks, and written to a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def grid(
 
 
 def panels(count: int, rows: int, *, width: float, height: float, most: int = 3) -> tuple[Figure, list[list[Any]]]:
-    """A figure with a column of so many panels for each network: beyond ``most`` networks a further line of columns.
+    """A figure with a column of panels for each network; more than ``most`` networks continue in a further row.
 
     Returns:
         The figure, and of each network its panels from above.
@@ -69,7 +69,7 @@ def _class() -> type[Figure]:
 
 
 def look(i: int) -> dict[str, str]:
-    """Colour and dashes of the i-th of several lines: after ten the colours repeat with other dashes.
+    """Colour and dashes of the i-th of several lines; after ten the colours repeat with other dashes.
 
     Example:
         >>> look(0), look(11)
@@ -79,7 +79,7 @@ def look(i: int) -> dict[str, str]:
 
 
 def legend_below(figure: Figure, axes: Sequence[Any]) -> None:
-    """One legend for all panels, under them, where it covers nothing; each name once."""
+    """One legend for all panels, below them, with each name once."""
     named = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -91,7 +91,7 @@ def legend_below(figure: Figure, axes: Sequence[Any]) -> None:
 
 
 def in_words(found: Any, name: str) -> str:
-    """An estimate with its interval, as titles say it; with a third digit where two would not tell the ends apart."""
+    """An estimate with its interval for a title, with a third digit where two would not tell the ends apart."""
     estimate = found.estimates[name]
     low, high = estimate.interval
     digits = 3 if high - low < 0.02 else 2

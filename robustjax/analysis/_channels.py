@@ -21,7 +21,7 @@ MEANINGS = {
 
 
 class Channels(NamedTuple):
-    """Of each class and channel, natural first and adversarial second.
+    """Magnitude and frequency of each class and channel, natural first and adversarial second.
 
     Attributes:
         classes: int [M], those that occur.

@@ -1,4 +1,4 @@
-"""What a run left on disk beside its records, as the report page shows it; files that are not there are left out."""
+"""The files of a run that the report page shows beside its records; missing files are left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What a run left on disk beside its records.
+    """The files of a run beside its records.
 
     Attributes:
         metrics: lines of metrics.jsonl.
@@ -71,7 +71,7 @@ def read(workdir: Path, folder: Path) -> Files:
     return Files(
         _metrics(workdir / "metrics.jsonl"),
         read_json(folder / "sweep_epsilon.json", _forms.SWEEP),
-        read_json(folder / "trust.json", _forms.TRUST, findings=[dict]),
+        read_json(folder / "trust.json", _forms.TRUST, findings=[dict], acceptance=dict),
         gallery,
         picture.read_bytes() if not gallery and picture.exists() else None,
         analysis,
@@ -80,12 +80,12 @@ def read(workdir: Path, folder: Path) -> Files:
 
 
 def data_url(png: bytes) -> str:
-    """A PNG as the address of an image inside the page."""
+    """A PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def read_json(path: Path, form: Mapping[str, Any], **optional: Any) -> dict[str, Any] | None:
-    """The object that a file holds, of this form and, where they are there, with these parts."""
+    """Reads a JSON object and checks its required form and, where present, its optional parts."""
     if not path.exists():
         return None
     try:

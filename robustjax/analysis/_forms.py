@@ -1,4 +1,4 @@
-"""Of what kind the parts of a JSON file must be: what a damaged file, or one of another program, is told by."""
+"""The fields and types that JSON files must have, by which a damaged file or one of another program is recognised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 ABSENT = type(None)
 NUMBER = (int, float)
 INTERVAL = [NUMBER, NUMBER]
-# Fields that records have today, and may lack or leave None: of an earlier version, or of no network of ours.
+# Fields that records have today, and may lack or leave None: of an earlier version, or of another network.
 OF_RECORDS: Mapping[str, Any] = {
     "per_class": [{"class": int, "accuracy": NUMBER, "interval_95": INTERVAL}],
     "attacks": [str],
@@ -16,6 +16,7 @@ OF_RECORDS: Mapping[str, Any] = {
     "hardware": dict,
     "network": dict,
     "checkpoint_step": int,
+    "num_draws": int,
     "dataset": str,
     "split": str,
 }

@@ -1,4 +1,4 @@
-"""The loss around an image: its surface, and the gradient that an attack follows."""
+"""The loss around an image: its surface along two directions, and its gradient at the image."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class InputGradients(NamedTuple):
 
 
 def input_gradients(logits_fn: LogitsFn, images: AnyArray, labels: AnyArray) -> InputGradients:
-    r"""The gradient of the label's logit minus the largest other one, and how much it looks like the image.
+    r"""The gradient of the margin (the label's logit minus the largest other), and its alignment with the image.
 
     .. math:: \frac{|\langle x, g \rangle|}{\|x\| \|g\|}
 

@@ -36,7 +36,7 @@ def leaderboard(shown: Sequence[tuple[Row, Files]]) -> str:
     )
     body = []
     for row, files in shown:
-        cells = [f'<th scope="row">{foldable(row.label)}</th>']
+        cells = [_network(row, files)]
         if seeded:
             cells.append(f'<td class="narrow">{", ".join(map(str, row.seeds))}</td>')
         for read in present.values():
@@ -68,23 +68,40 @@ def leaderboard(shown: Sequence[tuple[Row, Files]]) -> str:
     )
 
 
-def every_attack(rows: Sequence[Row], attacks: Sequence[str]) -> str:
+def every_attack(shown: Sequence[tuple[Row, Files]], attacks: Sequence[str]) -> str:
     """Mean, spread over seeds and interval of every attack."""
     head = "".join(
         f'<th scope="col" title="{text(attack)}">{foldable(_short(attack_name(attack)))}</th>' for attack in attacks
     )
     body = ""
-    for row in rows:
+    for row, files in shown:
         cells = "".join(_accuracy(attack, row.cells[attack]) if attack in row.cells else NOTHING for attack in attacks)
-        body += f'<tr><th scope="row">{foldable(row.label)}</th>{cells}</tr>'
+        body += f"<tr>{_network(row, files)}{cells}</tr>"
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Accuracy under every attack"><table class="board">'
         f'<thead><tr><th scope="col">Network</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
+def of_draws(row: Row, trust: Mapping[str, Any] | None) -> str:
+    """How the accuracies of a stochastic network are counted; empty for a deterministic one.
+
+    Records hold the expected accuracy; a verdict, of which alone some rows are made, decides by majority.
+    """
+    if (row.record.get("num_draws") or 1) > 1:
+        return "expected accuracy of one draw"
+    return "majority of draws" if trust is not None and trust.get("acceptance") else ""
+
+
+def _network(row: Row, files: Files) -> str:
+    """The head of a row."""
+    drawn = of_draws(row, files.trust)
+    note = f"<small>stochastic: {drawn}</small>" if drawn else ""
+    return f'<th scope="row">{foldable(row.label)}{note}</th>'
+
+
 def attack_name(attack: str) -> str:
-    """An attack as tables head it: as it is spelled, for options and files may have underscores.
+    """The heading of an attack: its spelling unchanged, as options and files may have underscores.
 
     Example:
         >>> attack_name("worst_case"), attack_name("transfer:runs/at_0")

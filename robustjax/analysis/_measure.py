@@ -1,4 +1,4 @@
-"""All that is measured inside one network."""
+"""All measurements of one network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network does inside with images and with adversarial ones made of them, as NumPy arrays."""
+"""Features, logits and gradients of a network on images and on their adversarial images, as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn
 
 
 class Observed(NamedTuple):
-    """A network's answers to N images and to N adversarial ones, in this order where an axis has two entries.
+    """A network's outputs on N images and on N adversarial ones, in this order where an axis has two entries.
 
     Attributes:
         labels: int [N].
@@ -126,11 +126,11 @@ def _seen(outputs_fn: LogitsFn, images: Array, adversarial: Array) -> tuple[Any,
 def checked(
     logits_fn: LogitsFn, images: AnyArray, labels: AnyArray, epsilon: float, norm: str, *keys: Key
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels that a network takes: what is measured on others under ``jit`` would not say so.
+    """Images and labels after a check by value, since under ``jit`` wrong ones would give wrong figures silently.
 
     Raises:
         InputError: images that are not floats in [0, 1], labels that are none of the network's classes, or an epsilon
-            that is no radius.
+            that is not a radius.
     """
     images, labels, _ = inputs.on_host(images, labels, epsilon, norm, (0.0, 1.0))
     logits = inputs.logits_of(inputs.traced("logits_fn", logits_fn, images[:1], *keys), 1)

@@ -1,4 +1,4 @@
-"""Whether adversarial images activate the channels that speak against their class (CIFS, figures 1 and 2)."""
+"""Whether adversarial images activate channels with negative weights for their class (CIFS, figures 1 and 2)."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from robustjax.analysis import _files
 from robustjax.analysis._files import Files
+from robustjax.analysis._leaderboard import of_draws
 from robustjax.analysis.summary import Row, data_of, leaves
 from robustjax.analysis.svg import Bar, Series, bars, foldable, lines, text
 from robustjax.evaluation.protocol.tables import html_table
@@ -52,15 +53,24 @@ def flags(shown: _Shown) -> str:
         listed = f'<ul class="flags">{items}</ul>' if items else ""  # the verdict says that there is none
         statuses = [flag["status"] for flag in trust["flags"].values()]
         parts.append(
-            f"<article><h3>{text(row.label)}</h3><p>{text(trust['verdict'])}</p>{listed}"
+            f"<article><h3>{text(row.label)}</h3><p>{text(trust['verdict'])}</p>{_decided(row, trust)}{listed}"
             f'<p class="note">{statuses.count("pass")} of {len(statuses) - statuses.count("na")} checks passed; '
             f"{statuses.count('na')} do not apply.</p>{_findings(row, trust)}</article>"
         )
     return "".join(parts)
 
 
+def _decided(row: Row, trust: Mapping[str, Any]) -> str:
+    """How a verdict on a stochastic network counts, where its accuracies above may be counted otherwise."""
+    if not trust.get("acceptance"):
+        return ""
+    other = of_draws(row, None)
+    beside = f"; the leaderboard shows the {other}" if other else ""
+    return f'<p class="note">Stochastic: this figure counts examples by the majority of draws{beside}.</p>'
+
+
 def examples(shown: _Shown) -> str:
-    """Images, magnified perturbations and adversarial images, with what the network takes them for."""
+    """Images, magnified perturbations and adversarial images, with the network's predictions."""
     parts = []
     for row, files in shown:
         names = _class_names(row)

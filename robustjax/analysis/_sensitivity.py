@@ -1,4 +1,4 @@
-"""How far each neuron moves under attack, and what it is worth to hold the most sensitive ones still (SNS)."""
+"""How much each neuron changes under attack, and the accuracy with the most sensitive ones restored (SNS)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEANINGS = {
 
 
 class Sensitivity(NamedTuple):
-    """How far neurons move under attack.
+    """How much neurons change under attack.
 
     Attributes:
         by_site: site -> sensitivity of its neurons, [C].
@@ -78,7 +78,7 @@ def sensitivity(movement: Mapping[str, np.ndarray], magnitude: Mapping[str, np.n
 
 
 class Restoration(NamedTuple):
-    """What it is worth to hold neurons still.
+    """Accuracy under attack with neurons restored.
 
     Attributes:
         attacked: bool [N], whether the network is right on the adversarial images.
@@ -127,7 +127,7 @@ def restoration(
         A :class:`Restoration`.
 
     Raises:
-        InputError: a site holds a guard or is none of the network's, or every site holds one.
+        InputError: a site holds a guard or is not a site of the network, or every site holds one.
 
     Example:
         >>> from robustjax import models

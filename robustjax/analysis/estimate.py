@@ -1,4 +1,4 @@
-"""A scalar that decides a claim, with the interval in which other test images would have left it."""
+"""A scalar that decides a claim, with its confidence interval over test images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} ({low:.3g} to {high:.3g}, n = {self.n:,})"
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; what is undefined is None."""
+        """As plain data for JSON; what is undefined is None."""
         finite = lambda number: number if math.isfinite(number) else None  # noqa: E731
         return {
             "value": finite(self.value),

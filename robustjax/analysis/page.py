@@ -1,7 +1,9 @@
 """Runs side by side as one HTML page that needs nothing but a browser, and as Markdown.
 
-The page loads nothing and runs one script of its own, which a content security policy names by its digest: whatever
-configs, files and data sets hold is text. Without the script all of it can be read; with it tables sort and filter.
+:func:`page` lists the sections of the page; ``_leaderboard.py`` and ``_sections.py`` write them, ``svg.py`` draws the
+charts, and ``page.html`` is the template with its style and script. The page loads nothing. A content security policy
+allows its own script alone, by digest, so whatever configs, files and data sets hold stays text. Without the script all
+of it can be read; the script makes tables sort and filter.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def attacks_of(rows: Sequence[Row]) -> list[str]:
-    """Clean first, then the usual protocol, others in the order of the runs, AutoAttack, and what is worst at last."""
+    """The attacks in the order of columns: clean, the usual protocol, others, AutoAttack, adaptive, the worst case."""
     names = dict.fromkeys(attack for row in rows for attack in row.cells)
     first, last = ("clean", "fgsm", "pgd", "cw"), ("autoattack", "adaptive", "worst_case")
 
@@ -107,7 +109,7 @@ def _images(record: Mapping[str, Any]) -> str:
 def _parts(rows: Sequence[Row], shown: Sequence[tuple[Row, _files.Files]]) -> Iterator[tuple[str, str, str]]:
     """(id, title, HTML) of each section; empty HTML where there is nothing to show."""
     yield "leaderboard", "Leaderboard", _leaderboard.leaderboard(shown)
-    yield "attacks", "Every attack", _leaderboard.every_attack(rows, attacks_of(rows))
+    yield "attacks", "Every attack", _leaderboard.every_attack(shown, attacks_of(rows))
     yield "epsilon", "Epsilon", _sections.epsilon(shown)
     yield "flags", "Flags and findings", _sections.flags(shown)
     yield "examples", "Adversarial examples", _sections.examples(shown)

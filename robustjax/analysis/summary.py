@@ -1,7 +1,7 @@
-"""The records of several networks side by side: a row for runs that differ in nothing but the seed, a column an attack.
+"""The records of several networks as a table: one row for runs that differ only in the seed, one column per attack.
 
-A network is a run of ours, or anyone's of which ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote
-records, or ``Verdict.save`` its report.
+A network is a run, or another network whose records ``evaluate --model=... --output=DIR`` or ``Evaluation.save`` wrote,
+or whose report ``Verdict.save`` wrote.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, of the mean accuracy on so many images: how far other test images might have moved it."""
+        """95 % interval of the mean accuracy over test images."""
         return wilson_interval(round(self.mean * self.num_examples), self.num_examples)
 
     @property
@@ -75,8 +75,8 @@ class Row(NamedTuple):
     """Runs that differ only in the seed.
 
     Attributes:
-        label: what sets their config apart from the other rows'; of a network that is no run, its name.
-        seeds: of the runs; none of a network that is no run.
+        label: what sets their config apart from the other rows'; of a network that is not a run, its name.
+        seeds: of the runs; none of a network that is not a run.
         cells: attack -> accuracy.
         workdirs: of the runs.
         record: one of the records, for what all of them share.
@@ -94,12 +94,12 @@ class Row(NamedTuple):
 
     @property
     def threats(self) -> list[str]:
-        """All that the records of the first run are of, in words."""
+        """The threats of the first run's records, in words."""
         return list(dict.fromkeys(threat for record in self.records.values() for threat in of_record(record)))
 
 
 def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
-    """A row for each config, in the order in which the runs are given, and for each network that is no run.
+    """A row for each config, in the order in which the runs are given, and for each network that is not a run.
 
     Args:
         workdirs: of runs that were evaluated, or folders of the records of other networks.
@@ -111,7 +111,7 @@ def summarise(workdirs: Sequence[str | Path]) -> list[Row]:
             another threat, or with a worst case over other attacks.
     """
     groups: dict[str, list[_Evaluated]] = {}
-    for workdir in dict.fromkeys(map(files.place, workdirs)):  # one that is named twice is no second seed
+    for workdir in dict.fromkeys(map(files.place, workdirs)):  # one that is named twice is not a second seed
         evaluations = _evaluations(workdir) or _of_verdict(workdir)
         if not evaluations:
             quoted = shlex.quote(str(workdir))
@@ -185,7 +185,7 @@ def _wrong_fields(record: dict[str, Any]) -> list[str]:
     """Fields that hold what no record does."""
     union = record["norm"] == UNION and _are_threats(record.get("threats"))  # whose epsilons stand there
     wrong = [name for name, right in FIELDS.items() if not (right(record[name]) or (union and name == "epsilon"))]
-    config = record.get("config")  # None of a network that is no run
+    config = record.get("config")  # None of a network that is not a run
     wrong += ["config"] if config is not None and not _is_config(config) else []
     there = {name: form for name, form in _forms.OF_RECORDS.items() if record.get(name) is not None}
     return wrong + [name for name, form in there.items() if not _forms.fits(record[name], form)]

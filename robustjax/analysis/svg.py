@@ -1,6 +1,6 @@
-"""Charts as inline SVG: drawn in the page's colours, readable without seeing them, and without any script.
+"""Charts as inline SVG, in the page's colours and without a script.
 
-Every chart has a description for screen readers, and a table of its data for everyone. Text is escaped.
+Every chart has a description for screen readers and a table of its data. Text is escaped.
 """
 
 from __future__ import annotations

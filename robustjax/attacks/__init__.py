@@ -1,7 +1,7 @@
 """Attacks: ``attack(logits_fn, key, images, labels, *, epsilon, ...) -> images``, pure functions for any JAX network.
 
-Beside the attacks there are :mod:`losses` and :mod:`geometry`, of which they are made, :mod:`eot`, averages over a
-stochastic network's draws, :mod:`verify`, which decides whether an attack succeeded, and :func:`momentum`, an optimizer
+Besides the attacks there are :mod:`losses` and :mod:`geometry`, from which they are built; :mod:`eot`, averages over a
+stochastic network's draws; :mod:`verify`, which decides whether an attack succeeded; and :func:`momentum`, an optimizer
 for :func:`optimized_pgd`.
 """
 

@@ -1,4 +1,4 @@
-"""When Auto-PGD looks whether its steps are still of use, and in how large a ball it is then."""
+"""Auto-PGD's schedule: the steps at which it may halve its step size, and the radius in each phase of l1."""
 
 from __future__ import annotations
 

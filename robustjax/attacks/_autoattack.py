@@ -1,4 +1,4 @@
-"""AutoAttack: the ensemble by which the field compares robustness; misclassified images cost nothing more."""
+"""AutoAttack, the ensemble by which the field compares robustness; each attack runs on what the earlier ones left."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU = 512, 64
 
 
 class AutoAttackResult(NamedTuple):
-    """What is left of a network's accuracy.
+    """The result of AutoAttack.
 
     Attributes:
         images: [N, H, W, C] in the dtype given, adversarial where one was found, else as given.
@@ -92,13 +92,13 @@ def autoattack(
     quicken: bool = True,
     progress: bool | Callable[[str, float, int], None] = False,
 ) -> AutoAttackResult:
-    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack gets only what is robust after those before it.
+    """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): each attack runs on the images that the earlier ones left.
 
     This driver runs on the host and compiles by itself, each attack once for each of a few batch sizes. Call it outside
     ``jit``, with all images at once. Attacks run in steps, and a batch has a slot for each image: as soon as an image
     is misclassified, or its attack is over, the next one (or the image's next target or restart) takes its slot. Every
     success is verified in a forward pass apart from the attack's, in float32 as far as the network's own dtype allows,
-    and against ball and box; what fails is no success. An attack's draws are keyed by an image's place among all
+    and against ball and box; images that fail do not count. An attack's draws are keyed by an image's place among all
     images, so they do not depend on the size of batches; a stochastic network's own noise also depends on batches and
     lanes.
 
@@ -107,7 +107,7 @@ def autoattack(
     misclassify a candidate: chance alone does that to an image that is right in most draws less than once in a million
     times, so no attack misses an image that it could have attacked. In the end ``num_draws`` draws that no attack has
     seen choose one candidate of each image, and as many others decide by majority on it and on the image as it was:
-    attacks that move nothing change nothing, and more attacks are no more chances.
+    attacks that move nothing change nothing, and more attacks do not mean more chances.
 
     On a CPU, most of whose cores a small network's operations leave idle, threads drive up to four batches, "lanes", at
     the same time, and compile the later attacks while the second runs. A function given as ``logits_fn`` is then traced
@@ -278,7 +278,7 @@ def autoattack(
 
 
 def default_batch_size() -> int:
-    """Images at a time on one device, if a caller does not say."""
+    """The default number of images at a time on one device."""
     return DEFAULT_BATCH_SIZE_ON_CPU if jax.default_backend() == "cpu" else DEFAULT_BATCH_SIZE
 
 

@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner in l2: distance and misclassification weighed against each other."""
+"""The l2 attack of Carlini and Wagner, which trades distance against misclassification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast gradient sign method, and its variant with noise that trains networks."""
+"""The fast gradient sign method, and N-FGSM, its noisy variant for training."""
 
 from __future__ import annotations
 

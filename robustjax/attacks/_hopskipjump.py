@@ -1,4 +1,4 @@
-"""HopSkipJump: a decision-based attack, which sees nothing of a network but the class that it predicts."""
+"""HopSkipJump: a decision-based attack, which uses the predicted class alone."""
 
 from __future__ import annotations
 

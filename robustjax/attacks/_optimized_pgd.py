@@ -1,4 +1,4 @@
-"""Projected gradient descent with any optax optimizer: momentum, Adam, and whatever else it has."""
+"""Projected gradient descent with any optax optimizer, such as momentum or Adam."""
 
 from __future__ import annotations
 

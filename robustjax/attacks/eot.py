@@ -1,8 +1,8 @@
 """Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397): averages over a network's own randomness.
 
-What an iterative attack needs of a network, its gradient and the share of draws misclassified, each averaged over
-``num_samples`` fresh keys; ``num_samples = 0`` means a deterministic network, called without a key. Draws are taken one
-after the other in a compiled loop, so memory does not grow with their number.
+The gradient, and the share of draws that are misclassified, are averaged over ``num_samples`` fresh keys.
+``num_samples = 0`` means a deterministic network, called without a key. Draws are made one after the other in a
+compiled loop, so memory does not grow with their number.
 """
 
 from __future__ import annotations

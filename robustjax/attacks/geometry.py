@@ -24,7 +24,7 @@ L1_STEP_FRACTION = 0.01
 
 
 class Geometry(NamedTuple):
-    r"""What an attack uses of a norm.
+    r"""The operations of a norm that attacks use.
 
     The steepest direction of a gradient g is :math:`\mathrm{sign}(g)` in linf and :math:`g / \|g\|_2` in l2. In l1,
     where the exact one would move a single coordinate, it is :math:`\mathrm{sign}(g_j) / n` at the n strongest

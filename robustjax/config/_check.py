@@ -1,7 +1,7 @@
-"""Every value of a config and how values go together, checked before anything starts.
+"""Checks the ranges of a config's values, and their combinations, before anything starts.
 
-Values of the wrong type are refused where they come in: by ``_given.py`` from a command line or a file. The ranges of a
-defense's options are checked by the defense, ``robustjax/defenses/NAME.py``, which :func:`validate` makes for that.
+``_given.py`` checks names and types, where a command line or a file is read. The ranges of a defense's options are
+checked by the defense itself (``robustjax/defenses/NAME.py``), which :func:`validate` builds for that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configs as users give them: by flags on a command line, and as JSON in the folder of a run."""
+"""Reads configs from flags and from the config.json of a run, and checks the names and types of their keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustjax.types import Config, InputError
 
 
 def from_plain(stored: Any, *, source: object) -> Config:
-    """A config from what JSON holds of it. Keys and sections that are not there have their defaults.
+    """A config from its plain data. Keys and sections that are missing have their defaults.
 
     That way the runs of an earlier version, which lack newer keys, go on and are evaluated.
 
@@ -44,7 +44,7 @@ def from_plain(stored: Any, *, source: object) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """A config as JSON can hold it: dicts, lists, numbers, strings, None.
+    """A config as plain data for JSON: dicts, lists, numbers, strings, None.
 
     Example:
         >>> plain(base())["optimizer"]["boundaries"]

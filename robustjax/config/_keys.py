@@ -20,7 +20,7 @@ def keys(config: Config, section: str = "") -> Iterator[tuple[str, type]]:
 
 
 def nearest_key(path: str, keys: Iterable[str]) -> str:
-    """The key that was most likely meant: the one whose last part is most alike, rather in the section that was given.
+    """The key that was most likely meant: the one with the most similar last part, preferably in the given section.
 
     Example:
         >>> nearest_key("epochs", ["seed", "train.num_epochs", "validation.every_epochs"])

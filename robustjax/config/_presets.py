@@ -12,24 +12,24 @@ def base() -> Config:
     config: Config = ConfigDict()
     config.seed = 0  # of initialisation, order, augmentation and attack; data splits do not depend on it
 
-    config.init_from = config_dict.placeholder(str)  # workdir of a run whose weights this one begins with; None: anew
+    config.init_from = config_dict.placeholder(str)  # workdir of a run from whose weights this one starts; None: random
 
     config.data = ConfigDict()
     config.data.name = "digits"  # "digits" (embedded), a prepared tfds data set, or the path of a folder of splits
     config.data.data_dir = config_dict.placeholder(
         str
     )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default
-    config.data.validation_examples = 200  # carved from the training split, never from the test split
-    config.data.train_examples = config_dict.placeholder(int)  # use only the first so many; None: all
+    config.data.validation_examples = 200  # held out from the training split, never from the test split
+    config.data.train_examples = config_dict.placeholder(int)  # use only the first of this many; None: all
     config.data.pipeline = "memory"  # "memory", on the devices, or "stream", read from disk while the run trains
     config.data.image_size = config_dict.placeholder(int)  # side to which images of any size are scaled and cropped
     config.data.random_resized_crop = False  # in training: of 8 to 100 % of the area (Szegedy et al. 2015); stream only
-    config.data.crop_padding = 0  # random crop after zero padding by so many pixels; 0: off
+    config.data.crop_padding = 0  # pixels of zero padding before a random crop; 0: off
     config.data.flip = False  # random left-right flip
     config.data.cutout = 0  # side of a random square set to 0; 0: off
     config.data.cutmix = 0.0  # share of the images that get a box of another one (CutMix), in [0, 1]
-    config.data.extra = config_dict.placeholder(str)  # more images: an .npz, or a prepared tfds data set's "train"
-    config.data.extra_ratio = 0.7  # share of each batch that is taken from them, where there are any
+    config.data.extra = config_dict.placeholder(str)  # extra images: an .npz, or "train" of a prepared tfds data set
+    config.data.extra_ratio = 0.7  # share of each batch that is taken from the extra images
 
     config.model = ConfigDict()
     config.model.name = "small_cnn"  # one of robustjax.models.NAMES
@@ -44,7 +44,7 @@ def base() -> Config:
     config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; weights and logits stay float32
     config.model.remat = False  # compute the inside of blocks again for the gradient: less memory, more work
 
-    # None leaves an option at the defense's own default, and closed at defenses that do not have it.
+    # Options of defenses. None: the defense's own default. A key set for a defense without that option is refused.
     config.defense = ConfigDict()
     # One of robustjax.defenses.DEFENSES, or several with options of their own as in "cas+sap:fraction=0.5"; None: none.
     config.defense.name = config_dict.placeholder(str)
@@ -61,17 +61,17 @@ def base() -> Config:
     config.defense.hidden = config_dict.placeholder(int)  # cifs: width of the probes' hidden layer
     config.defense.temperature = config_dict.placeholder(float)  # fsr: of the mask; cifs: of its importance
     config.defense.gumbel_noise = config_dict.placeholder(bool)  # fsr: noise on the mask in training
-    config.defense.hard_mask = config_dict.placeholder(bool)  # fsr: a mask of 0 and 1
+    config.defense.hard_mask = config_dict.placeholder(bool)  # fsr: whether the mask is 0 or 1
     config.defense.parts = config_dict.placeholder(str)  # fsr: "both", "separation" or "recalibration"
-    config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of its loss
-    config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of its loss
-    config.defense.width = config_dict.placeholder(int)  # fsr: channels of its networks
-    config.defense.fraction = config_dict.placeholder(float)  # kwta: kept; sap: drawn; sns: held still
-    config.defense.by_magnitude = config_dict.placeholder(bool)  # kwta: the largest in absolute value
+    config.defense.separation_weight = config_dict.placeholder(float)  # fsr: of that loss
+    config.defense.recalibration_weight = config_dict.placeholder(float)  # fsr: of that loss
+    config.defense.width = config_dict.placeholder(int)  # fsr: channels of its two networks
+    config.defense.fraction = config_dict.placeholder(float)  # shares: kwta: kept; sap: drawn; sns: stabilized
+    config.defense.by_magnitude = config_dict.placeholder(bool)  # kwta: keep the largest in absolute value
     config.defense.sampler = config_dict.placeholder(str)  # sap: "multinomial" or "bernoulli"
     config.defense.rate = config_dict.placeholder(float)  # dropout: share dropped
     config.defense.deviation = config_dict.placeholder(float)  # noise: standard deviation
-    config.defense.relative = config_dict.placeholder(bool)  # noise: times the activation
+    config.defense.relative = config_dict.placeholder(bool)  # noise: in proportion to the activation
     config.defense.in_training = config_dict.placeholder(bool)  # dropout, noise: in training too, not at inference only
     config.defense.weight = config_dict.placeholder(float)  # sns: of the sensitive neurons' movement
     config.defense.norm = config_dict.placeholder(str)  # sns: of a movement, "l1", "l2" or "linf"
@@ -84,11 +84,11 @@ def base() -> Config:
     config.attack.name = "pgd"
     config.attack.norm = "linf"  # "linf", "l2" or "l1"
     config.attack.epsilon = 0.2  # radius in units of pixels in [0, 1]
-    config.attack.step_size = 0.05  # same units; for rs_fgsm usually 1.25 epsilon; not of (n_, bernoulli_)fgsm
+    config.attack.step_size = 0.05  # same units; rs_fgsm: usually 1.25 epsilon; unused by (n_, bernoulli_)fgsm
     config.attack.num_steps = 10  # pgd and friendly
-    config.attack.tau = 0  # friendly only: steps that are still made once an example is misclassified
-    config.attack.random_start = True  # pgd and friendly; TRADES and MART start from 0.001 N(0, 1) whatever this says
-    config.attack.warmup_epochs = 0.0  # epsilon and step_size grow linearly from 0 over so many epochs
+    config.attack.tau = 0  # friendly only: further steps once an example is misclassified
+    config.attack.random_start = True  # pgd and friendly; TRADES and MART always start from x + 0.001 N(0, 1)
+    config.attack.warmup_epochs = 0.0  # epochs over which epsilon and step_size grow linearly from 0
 
     config.objective = ConfigDict()
     config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades", "mart", "nuat" or "pgi"
@@ -96,11 +96,11 @@ def base() -> Config:
     config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
     config.objective.natural_share = 0.0  # share of each batch whose adversarial images are left natural, in [0, 1)
     config.objective.awp_gamma = 0.0  # of adversarial weight perturbation (Wu 2020: 0.005); 0: off
-    config.objective.awp_from_epoch = 0.0  # from which on weights are perturbed
+    config.objective.awp_from_epoch = 0.0  # the first epoch in which weights are perturbed
     config.objective.gradalign = 0.0  # weight of gradient alignment (Andriushchenko 2020: 0.2); 0: off
 
-    config.batch_norm = ConfigDict()  # which statistics
-    config.batch_norm.devices = "global"  # of the batch however many devices share it, or "per_device": of each's part
+    config.batch_norm = ConfigDict()  # which statistics BatchNorm uses
+    config.batch_norm.devices = "global"  # of the batch over all devices, or "per_device": of each one's part
     config.batch_norm.attack = "running"  # in the inner maximisation: "running" (inference mode) or "batch"
     config.batch_norm.training = "batch"  # in the update: "batch" or "running" (frozen, for fine-tuning)
 
@@ -113,15 +113,15 @@ def base() -> Config:
     config.optimizer.warmup_epochs = 0.0  # linear from 0 (cyclic: where the peak is)
     config.optimizer.momentum = 0.9  # sgd and rmsprop only
     config.optimizer.nesterov = False  # sgd and rmsprop only
-    config.optimizer.weight_decay = 5e-4  # sgd, adam, rmsprop: added to the gradient; the others: times the rate
+    config.optimizer.weight_decay = 5e-4  # sgd, adam, rmsprop: added to the gradient; the others: decoupled
     config.optimizer.decay_norms_and_biases = False  # apply weight_decay to BatchNorm and biases too
 
     config.train = ConfigDict()
     config.train.num_epochs = 30
     config.train.batch_size = 128  # over all devices
-    config.train.accumulation = 1  # micro-batches that a batch is cut into, for memory; BatchNorm sees each by itself
-    config.train.ema_decay = 0.0  # of a moving average of the weights, which is then evaluated (EMA); 0: off
-    config.train.log_every_steps = 100  # a line of metrics.jsonl
+    config.train.accumulation = 1  # micro-batches of a batch, to save memory; BatchNorm sees each separately
+    config.train.ema_decay = 0.0  # of a moving average of the weights (EMA), which is then evaluated; 0: off
+    config.train.log_every_steps = 100  # steps between lines of metrics.jsonl
     config.train.keep_checkpoints = 2  # newest ones kept, besides the best by robust validation accuracy
     config.train.on_nonfinite = "stop"  # or "halve": back to the last validated checkpoint at half the learning rate
 
@@ -181,7 +181,7 @@ def cifar10() -> Config:
 
 
 def speedrun() -> Config:
-    """What robust training in minutes on one GPU shares: bfloat16, large batches, one cycle, averaged weights."""
+    """Robust CIFAR-10 in minutes on one GPU: bfloat16, large batches, one cycle, averaged weights."""
     config = cifar10()
     config.model.name = "preact_resnet18"
     config.model.mean = (0.4914, 0.4822, 0.4465)

@@ -1,4 +1,4 @@
-"""Names such as "trades_fsr", which config files take after a colon: an objective, and a defense that it trains."""
+"""Names such as "trades_fsr", which config files take after a colon: an objective and a defense."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def apply_recipe(config: Config, name: str, *, file: str, defenses: Collection[s
 
 
 def renamed(argument: str) -> str:
-    """What stands for a --config whose file an earlier version had; any other as it is.
+    """Today's spelling of a --config whose file an earlier version had; any other unchanged.
 
     Example:
         >>> renamed("cifar10_trades_fsr"), renamed("configs/cifar10_mart.py"), renamed("quickstart")

@@ -8,8 +8,8 @@ seen; augmentation (``robustjax.data.augment``) happens on the device, inside th
 The embedded data set ``digits`` needs nothing. The others are tfds data sets in ArrayRecord form, read without
 TensorFlow; ``python -m robustjax.data prepare NAME`` makes the usual ones from their original archives.
 
-``read_images`` reads what is to be evaluated, also from a folder of class folders or an ``.npz`` file; ``save_images``
-and ``read_saved`` are for adversarial images.
+``read_images`` reads images to evaluate on, also from a folder of class folders or an ``.npz`` file; ``save_images``
+and ``read_saved`` write and read adversarial images. ``known.py`` lists the data sets that can be prepared.
 """
 
 from robustjax.data.extra import Mixture, joined, open_extra

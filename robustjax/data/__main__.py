@@ -35,7 +35,7 @@ SHA256 = flags.DEFINE_list(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
+    """Returns the exit status: 0, or 2 after one line on stderr for a mistake of the user."""
     return cli.call(_prepare, arguments, options=OPTIONS, positional=["command", "NAME"])
 
 

@@ -1,4 +1,4 @@
-"""Splits as they were decoded once, kept in the user's cache folder: a second start does not decode again."""
+"""Decoded splits, kept in the user's cache folder so that a second start need not decode them again."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def remembered(
     scaled: Any,
     decode: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels that ``decode`` gives, or gave before from the same files.
+    """The images and labels of ``decode``, or those that it returned earlier for the same files.
 
     What was kept is found by the files' places, sizes and times of change, the indices, how images are scaled and the
-    version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. A folder that
-    cannot be written to, or is full, keeps nothing and troubles nobody.
+    version of Pillow, and read with a checksum: what does not fit, or is damaged, is decoded again. If the
+    folder is full or cannot be written to, nothing is kept.
 
     Args:
         files: that the examples are read from.

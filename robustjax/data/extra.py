@@ -1,4 +1,4 @@
-"""Further images beside a training set: where they lie, and which of them are in which batch."""
+"""Further training images, such as generated ones: how they are read, and which of them are in which batch."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Files(NamedTuple):
 def find(folder: Path) -> Files:
     """Lists the images of a folder of class folders, without opening them.
 
-    Hidden files and folders do not count, nor do files beside the class folders that are no images.
+    Hidden files and folders do not count, nor do files beside the class folders that are not images.
 
     Raises:
         InputError: no class folders, images outside of them, a class folder without images, or one that holds
@@ -108,8 +108,8 @@ def reader(
         channels: 1 or 3 to read every image in grey or in colour; None: all are of one kind.
 
     Raises:
-        InputError: by the function: a file that is no whole JPEG or PNG, or that differs from the first one in its size
-            or channels; each names the file.
+        InputError: raised by the function, with the name of a file that is not a whole JPEG or PNG, or differs from the
+            first one in size or channels.
     """
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,12 +131,13 @@ def reader(
                 kinds = {1: "grey", 3: "colour"}
                 raise InputError(
                     f"images must have the channels of the first ({kinds[first.shape[2]]}), got "
-                    f"{kinds[pixels.shape[2]]} in {path}; give channels, 3 to read every image in colour or 1 in grey"
+                    f"{kinds[pixels.shape[2]]} in {path}; give channels to data.read_images, 3 to read every image in "
+                    "colour or 1 in grey"
                 )
             if pixels.shape != first.shape:
                 raise InputError(
-                    f"images must be of one size, {_by(first)} as the first, got {_by(pixels)} in {path}; give size, "
-                    "to which all are scaled"
+                    f"images must be of one size, {_by(first)} as the first, got {_by(pixels)} in {path}; give size "
+                    "(--image_size), to which all are scaled"
                 )
             images[position] = pixels
         return images, np.zeros(len(paths), np.int32)

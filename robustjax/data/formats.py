@@ -122,7 +122,7 @@ def shape_of(images: Any) -> tuple[int, ...]:
     """(N, H, W, C) of a column of images; of encoded ones, which count as colour, all have to be of one size.
 
     Raises:
-        InputError: one is no image, or of another size than the first.
+        InputError: one is not an image, or of another size than the first.
     """
     if isinstance(images, np.ndarray):
         return images.shape

@@ -1,4 +1,4 @@
-"""Images to evaluate on, wherever they lie: a prepared data set, a folder of class folders, or an ``.npz`` file."""
+"""Images to evaluate on, from a prepared data set, a folder of class folders, or an ``.npz`` file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The data sets that ``python -m robustjax.data prepare`` can make: where they come from and what they hold.
 
-Names and versions are those of tfds, which lacks Tiny ImageNet alone. The SHA-256 digests are those that tfds lists for
-the same archives, and of Tiny ImageNet that which those who use it publish, so that they come from another hand than
-the archives' own servers.
+Names and versions are those of tfds, which has all of them but Tiny ImageNet. The SHA-256 digests do not come from the
+archives' own servers: they are those that tfds lists for the same archives, and for Tiny ImageNet the one that its
+users publish. To add a data set, add an entry to ``KNOWN`` and, for a new format, a reader to ``formats.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Archive(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A data set that we can prepare.
+    """A data set that can be prepared.
 
     Attributes:
         title, homepage: for people.

@@ -1,4 +1,4 @@
-"""Permutations that never change: pure functions of their key, the same on every platform and with every NumPy."""
+"""Permutations that are pure functions of their key, the same on every platform and with every version of NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustjax.types import InputError
 
 
 def check_integers(**values: Any) -> None:
-    """Refuses what is neither an integer nor None.
+    """Refuses values that are neither an integer nor None.
 
     Example:
         >>> check_integers(num_examples="5")

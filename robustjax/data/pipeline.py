@@ -49,7 +49,7 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator
 
 
 def to_float(images: AnyArray) -> Array:
-    """Images as networks and attacks take them: x / 255, to the last bit.
+    """uint8 images as the floats in [0, 1] that networks and attacks take, exactly x / 255.
 
     Args:
         images: uint8 in 0..255, of any shape.

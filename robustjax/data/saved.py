@@ -1,4 +1,4 @@
-"""Adversarial images on disk: those that an evaluation found, for others to check, and those that others found."""
+"""Adversarial images on disk: written by an evaluation, or found by another program and read for verification."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_images(
     robust: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
 ) -> None:
-    """Writes adversarial images and what the network makes of them to an .npz file; it is there whole or not at all.
+    """Writes adversarial images and the network's predictions to an .npz file, whole or not at all.
 
     The file holds the arrays below under their names, but for ``robust``: ``attacks``, the A names, strings [A];
     ``robust_by_attack``, bool [A, N]; and ``robust``, bool [N], whether the image withstood all of them. ``about`` is a
@@ -103,7 +103,7 @@ def checked_path(path: str | Path) -> Path:
 
 
 def read_saved(path: str | Path, clean_images: np.ndarray, *, bounds: tuple[Any, Any] = (0.0, 1.0)) -> np.ndarray:
-    """Reads adversarial images that somebody found: of :func:`save_images`, or of another program.
+    """Reads adversarial images written by :func:`save_images` or by another program.
 
     They may lie further from the clean images than a threat allows: that is for whoever evaluates them to verify.
 

@@ -1,4 +1,4 @@
-"""Images of any kind and size as 8-bit images of one kind and size, on the host: pure functions of a Pillow image."""
+"""Converts Pillow images of any mode and size to 8-bit arrays of one mode and size, on the host."""
 
 from __future__ import annotations
 

@@ -180,6 +180,8 @@ def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> 
         hint = nearest(split, stored)
         if split == "validation":
             hint = "; to cut it from the training split, give validation_examples"
+        elif not hint and _as_folder(name, data_dir) is not None:
+            hint = "; put the folders of the classes into a folder for each split"
         raise InputError(f"split must be one of {', '.join(stored)} of {name!r}, got {split!r}{hint}")
     return split
 

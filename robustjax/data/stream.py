@@ -1,8 +1,8 @@
 """A training split that is read from disk while the run trains, through Grain: for data that do not fit on devices.
 
-Which examples make the batch of a step is a function of (seed, step), the one that the pipeline in memory has too:
-``epoch_order``. So a run goes on exactly where it was without any iterator in its checkpoint, also with another number
-of processes, and both pipelines train on the same batches.
+The examples in the batch of a step are a function of (seed, step), ``epoch_order``, as in the pipeline in memory. So a
+run resumes exactly where it was without an iterator in its checkpoint, also with another number of processes, and both
+pipelines train on the same batches.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def _check_classes(features: Any) -> None:
 
 @contextlib.contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turns whatever tfds, ArrayRecord or Pillow raise on files that are not what they should be into an InputError."""
+    """Turns the errors of tfds, ArrayRecord and Pillow on damaged or foreign files into an InputError."""
     try:
         yield
     except Exception as error:

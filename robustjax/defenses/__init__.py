@@ -1,5 +1,4 @@
-"""Defenses: pure functions on anyone's feature maps, and guards that attach them to the networks of
-``robustjax.models``.
+"""Defenses: pure functions on feature maps, and guards that attach them to the networks of ``robustjax.models``.
 
 ``sap.prune``, ``cas.suppress``, ``cifs.select``, ``fsr.separate``, ``sns.stabilizing_loss``, ``kwta.k_winners`` and
 ``meansparse.sparsify`` need nothing but arrays. ``create`` returns a ``Defense``, which a network takes as

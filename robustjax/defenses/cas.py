@@ -41,7 +41,7 @@ def suppress(
         Features like those given, and the logits a, float32 [B, K].
 
     Raises:
-        InputError: weights and biases do not fit the features or each other, features are no floats, or labels no
+        InputError: weights and biases do not fit the features or each other, features are not floats, or labels not
             classes.
 
     Example:

@@ -67,7 +67,7 @@ def importance(
         g, float32 [B, C].
 
     Raises:
-        InputError: ``top_k`` is out of range, features are no floats, or labels no classes.
+        InputError: ``top_k`` is out of range, features are not floats, or labels are not classes.
 
     Example:
         >>> import jax.numpy as jnp

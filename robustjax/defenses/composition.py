@@ -1,4 +1,4 @@
-"""Several defenses as one: guards of each at its own sites, and what each adds to the loss."""
+"""Several defenses as one, each with guards at its own sites and its own terms of the loss."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def compose(*parts: Defense) -> Defense:
 
 
 def trained(defense: Defense | None) -> Defense | None:
-    """What takes part in training: of several defenses those that do, or None.
+    """The defenses that take part in training, as one; None if there is none.
 
     Example:
         >>> from robustjax import defenses
@@ -88,7 +88,7 @@ def trained(defense: Defense | None) -> Defense | None:
 
 
 def deterministic(defense: Defense | None) -> Defense | None:
-    """What makes no draws in inference: of several defenses those that make none, or None.
+    """The defenses that make no draws in inference, as one; None if there is none.
 
     Example:
         >>> from robustjax import defenses

@@ -1,7 +1,8 @@
-"""What every defense says of itself, as data: where it guards, what it trains, and what an adversary should know.
+"""The description of a defense as data: where it stands, what it trains, and what an adversary should know.
 
 A defense is a :class:`Defense`; its guards are modules with the call of :class:`robustjax.types.Guard`. Networks know
-sites and call whatever guards them; they know no defense.
+their sites and call the guards there, whatever the defense. What the judge is told about a defense follows from its
+``Defense``, in ``robustjax/evaluation/verdict/hints.py``.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def joint_loss(views: Views, labels: Array, *, term: Term, kind: str, beta: floa
 
 
 class Tracker(NamedTuple):
-    """What a defense carries from one update to the next.
+    """State that a defense carries from one update to the next.
 
     Attributes:
         initial: (site -> features, of which only the shapes count) -> arrays, before the first update.
@@ -205,7 +206,7 @@ def _initial_at(defense: Defense, places: tuple[str, ...], features: Mapping[str
 
 
 def with_statistics(module: Any, variables: Mapping[str, Any], batches: Iterable[Array]) -> dict[str, Any]:
-    """A network's variables with what its guards hold of the training set: one pass over it in inference mode.
+    """A network's variables with the statistics of its guards, measured in one pass over the training set.
 
     Guards let everything pass meanwhile, and each statistic is the mean of those of the batches, weighted by their
     sizes. Runs on the host and compiles by itself, once for each size of batch.

@@ -55,7 +55,7 @@ def separate(
         Robust and non-robust part, like features, and the mask m, float32.
 
     Raises:
-        InputError: a temperature is not above 0, the shapes differ, or features are no floats.
+        InputError: a temperature is not above 0, the shapes differ, or features are not floats.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""k-winners-take-all, kWTA (Xiao et al., ICLR 2020, arXiv 1905.10510), the baseline among deactivations."""
+"""k-winners-take-all, kWTA (Xiao et al., ICLR 2020, arXiv 1905.10510)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         An array like activations.
 
     Raises:
-        InputError: ``fraction`` is out of range, or activations are no floats.
+        InputError: ``fraction`` is out of range, or activations are not floats.
 
     Example:
         >>> import jax.numpy as jnp

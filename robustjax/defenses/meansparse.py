@@ -33,7 +33,7 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
         An array like activations.
 
     Raises:
-        InputError: ``alpha`` is out of range, activations are no floats, or mean or deviation is not one a channel.
+        InputError: ``alpha`` is out of range, activations are not floats, or mean or deviation is not one a channel.
 
     Example:
         >>> import jax.numpy as jnp

@@ -43,7 +43,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
         An array like ``activations``, of which draws with another key are different.
 
     Raises:
-        InputError: ``fraction`` or ``sampler`` is out of range, or activations are no floats.
+        InputError: ``fraction`` or ``sampler`` is out of range, or activations are not floats.
 
     Example:
         >>> import jax, jax.numpy as jnp

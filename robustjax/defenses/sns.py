@@ -1,4 +1,4 @@
-"""Neuron sensitivity, and its stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
+"""Sensitive-neuron stabilizing in training, SNS (Zhang, Liu et al., IEEE TIP 2021, arXiv 1909.06978).
 
 A neuron is a channel of a feature map, or a unit of a dense layer. The paper's weight, layers and schedule are not
 public, so training with ``stabilizing_loss`` is SNS-style. There is no guard: inference is the plain network.
@@ -21,7 +21,7 @@ Norm = Literal["l1", "l2", "linf"]
 
 
 def sensitivity(benign: Array, adversarial: Array, *, norm: Norm = "l1") -> Array:
-    r"""How far each neuron moves between benign and adversarial examples.
+    r"""How much each neuron changes between benign and adversarial examples.
 
     .. math:: \sigma_c = \frac{1}{BHW} \sum_{i,h,w} |F_{ihwc} - F'_{ihwc}|
 

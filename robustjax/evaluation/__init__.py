@@ -1,4 +1,4 @@
-"""How robust is this network really: attacks over images, verdicts, and records that say under which conditions."""
+"""Evaluations of networks under attack (:func:`evaluate`) and verdicts on their robustness (:func:`judge`)."""
 
 from robustjax.evaluation._evaluate import evaluate
 from robustjax.evaluation._evaluate_run import evaluate_run

@@ -1,4 +1,4 @@
-"""Attacks on any network, a record each, in one call from Python; ``evaluate_run`` is that of a command line."""
+"""Evaluates any network under several attacks, from Python. ``evaluate_run`` does what the command line does."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def evaluate(
     quicken: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Runs attacks on a network and reports what is left of its accuracy, with intervals and all settings.
+    """Runs attacks on a network and returns its accuracy under each, with intervals and all settings.
 
     Every adversarial image is checked against ball and box, and classified again in float32 by a forward pass apart
-    from the attack's. Every device takes part.
+    from the attack's. All devices are used.
 
     An attack is a name, or a name and options as its function takes them: ``"apgd:loss=dlr,num_steps=50"``. There are
 
@@ -64,12 +64,12 @@ def evaluate(
       ``cw_l2`` and ``deepfool``, whose images count where they are inside the ball. Lengths may be given as
       ``step_size=epsilon/4``;
     - the same aimed at a class, ``"apgd:toward=random"``, or ``next``, ``likeliest``, ``least_likely``, ``all`` (one
-      after the other), or a class's number. Records then say how often the prediction arrives at the class beside how
-      often it leaves the label;
+      after the other), or a class's number. Records then hold how often the prediction becomes that class, besides
+      how often it leaves the label;
     - ``"transfer:NAME"`` or ``"transfer:pgd100@NAME"``, the attack (``apgd`` unless said) on another network, one of
       ``sources``, whose images this one is evaluated on;
     - ``"adaptive"``, which is :func:`judge`;
-    - ``"saved:FILE.npz"``, others' adversarial images, verified like those of an attack;
+    - ``"saved:FILE.npz"``, adversarial images from a file, verified like those of an attack;
     - ``"corruption:cifar10_corrupted/brightness_1"``, as many test images of another data set, classified as they are.
 
     Args:
@@ -77,10 +77,11 @@ def evaluate(
         key: a typed key; each attack draws from it by its name, whichever others run.
         images: float [N, H, W, C] inside the threat's bounds, or uint8 in 0..255 for bounds of (0, 1).
         labels: integers [N].
-        threat: what the network is to withstand; of several, every attack runs under each, and the worst case is over
-            all, their union.
+        threat: a :class:`Threat`, or several: every attack then runs under each, and the worst case is over their
+            union.
         attacks: see above.
-        hints: what the network's author declares; used by ``"adaptive"``, but for ``stochastic``.
+        hints: what the network's author declares about it. ``stochastic`` concerns every attack, the rest only
+            ``"adaptive"``.
         budget: of ``"adaptive"``, ``"quick"`` or ``"full"``.
         batch_size: images at a time, over all devices, which have to divide it.
         eot_samples: draws over which attacks average a stochastic network.
@@ -91,7 +92,7 @@ def evaluate(
         keep_images: keep the images that decide the worst case, for ``Evaluation.save_images``.
         quicken: run the network by :func:`robustjax.transforms.quicken`: the same outputs and gradients to rounding, in
             less time on a CPU if it is not of this library.
-        progress: show how far it is and how long it takes.
+        progress: show a progress bar with the remaining time.
 
     Returns:
         An :class:`Evaluation`.
@@ -196,7 +197,7 @@ def evaluate_subject(
     progress: bool,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Evaluation:
-    """Runs the attacks under each threat; ``on_record`` is given each record as soon as it is there.
+    """Runs the attacks under each threat; calls ``on_record`` with each record as soon as it is complete.
 
     Raises:
         InputError: an attack refuses its options, or images that it names are not there or do not fit; before anything

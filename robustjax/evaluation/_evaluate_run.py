@@ -1,4 +1,4 @@
-"""An evaluation as a command line describes it, as one call: what ``python -m robustjax.evaluate`` does."""
+"""What ``python -m robustjax.evaluate`` does, as one call."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACES = ("workdir", "output", "data_dir", "weights", "card", "save_images")
 
 
 def evaluate_run(options: Options) -> Evaluation | dict[str, Any]:
-    """Evaluates the network of a run, or somebody's ``model``, and prints a table; goes on where it was stopped.
+    """Evaluates the network of a run or a ``model`` and prints a table; for a run it resumes where it was stopped.
 
     The results of a run are written to ``workdir/evaluation`` (with a ``defense``, other ``data`` or another ``split``
     to a folder of it below), those of a model to ``output`` if it is given: ``<attack>.json``, ``worst_case.json``,

@@ -1,4 +1,4 @@
-"""What options name, as an evaluation takes it: the network of a run or somebody's model, and images."""
+"""Loads what the options of an evaluation name: the network of a run or a model, and images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from robustjax.types import InputError, LogitsFn
 
 
 def of_run(options: Options) -> tuple[Subject, Threat, Path]:
-    """A run's network on the images that are asked for, the threat it was trained for, and the folder of its results.
+    """A run's network with the chosen images, the threat it was trained for, and the folder of its results.
 
     Raises:
         InputError: no such run, checkpoint or data, or the network does not fit the images or the options.
@@ -100,7 +100,7 @@ def of_run(options: Options) -> tuple[Subject, Threat, Path]:
 
 
 def of_model(options: Options) -> Subject:
-    """Somebody's network on the images that are asked for.
+    """The network of ``model`` with the chosen images.
 
     Raises:
         InputError: no such model or data, or the network does not take the images.

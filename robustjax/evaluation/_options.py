@@ -1,4 +1,4 @@
-"""What ``python -m robustjax.evaluate`` asks for, as one value; what contradicts itself is refused all at once.
+"""The options of ``python -m robustjax.evaluate`` as one value, and their check, which reports all mistakes at once.
 
 :func:`threats_of` reads --epsilon, --norm and --threat (as ``linf:8/255``, in ``protocol/threats.py``).
 """
@@ -21,20 +21,20 @@ LARGEST_SEED = 2**31 - 1
 
 
 class Options(NamedTuple):
-    """What is evaluated, against what, and where the results go; each is a flag of ``python -m robustjax.evaluate``.
+    """What is evaluated, under which threat, and where results go; each field is a flag of ``robustjax.evaluate``.
 
     Numbers may be written as a command line has them: ``epsilon="8/255"``.
 
     Attributes:
         workdir: of the run whose network is evaluated; or None, and a ``model``.
-        model: somebody's network: ``package.module:function``, ``file.py:function``, ``robustbench:NAME`` or
+        model: another network: ``package.module:function``, ``file.py:function``, ``robustbench:NAME`` or
             ``onnx:FILE``, see :func:`robustjax.interop.networks.load_network`.
         weights, mean, std: of the model, see there.
         data: images to evaluate on: a data set, a folder of class folders, or an .npz, see
             :func:`robustjax.data.read_images`. None: the data set of the run.
         split: of the data set.
         num_examples: only the first so many images; None: all.
-        subset_seed: so many at random instead of the first, of the data set as it is stored; None: the first.
+        subset_seed: take that many images at random from the stored data set; None: the first.
         image_size: side that images are scaled to; None: as they are.
         data_dir: where prepared data sets lie; None: where the run's lie, or else TFDS_DATA_DIR.
         norm, epsilon: of the threat; None: those that the run was trained for.
@@ -58,7 +58,7 @@ class Options(NamedTuple):
         per_class: also print accuracy by class.
         card: file of a leaderboard card in RobustBench's form.
         save_images: file of the images that decide the worst case, an .npz.
-        require: what accuracies must be, as ``["autoattack>=0.5"]``; see ``Evaluation.unmet``.
+        require: bounds on accuracies, as ``["autoattack>=0.5"]``; see ``Evaluation.unmet``.
     """
 
     workdir: str | None = None

@@ -1,4 +1,4 @@
-"""What comes of an evaluation, and the files and tables that it makes."""
+"""The result of an evaluation, with its tables and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustjax.types import InputError
 
 
 class Evaluation(NamedTuple):
-    """What attacks did to a network.
+    """The result of :func:`evaluate`.
 
     Attributes:
         records: one for each attack and threat, as they are written to disk: ``attack``, ``norm``, ``epsilon``,
@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
             image as it is where that is misclassified already.
         worst_case: the record of an adversary who picks the best of all attacks for each image; of several threats
             under any of them: its ``norm`` is then ``"union"``, its ``epsilon`` None, and ``threats`` lists them.
-            Images of other data sets (``corruption:``) are no part of it.
+            Images of other data sets (``corruption:``) are not part of it.
         outcomes: of each record, the predictions and the first adversarial images.
         conditions: what all records share.
         verdict: of the adaptive attacks under the last threat, where they were asked for.
@@ -80,7 +80,7 @@ class Evaluation(NamedTuple):
         return tables.html_of_records(self.rows)
 
     def class_table(self) -> Table:
-        """A row for each class: accuracy under each attack, and what its images are mostly taken for."""
+        """A row for each class: accuracy under each attack, and the most frequent wrong prediction."""
         return tables.of_classes([record for record in self.rows if record["norm"] != NO_BALL])
 
     def unmet(self, expressions: Sequence[str]) -> list[str]:

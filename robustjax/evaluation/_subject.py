@@ -1,4 +1,4 @@
-"""A network on images, ready for attacks: of a run, of a model that a command line names, or of a caller's own."""
+"""A network and images, ready to be attacked: of a run, of a model that a command line names, or of a caller."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EOT_SAMPLES, NUM_DRAWS = 20, 10
 
 
 class Subject(NamedTuple):
-    """A network and the images it is evaluated on, with all that its records say of them.
+    """A network and the images it is evaluated on, with what its records hold about both.
 
     Attributes:
         network: images -> logits, or (images, key) -> logits.
@@ -193,7 +193,7 @@ def of_function(
     keep_images: bool = False,
     quicken: bool = True,
 ) -> Subject:
-    """Anyone's network on images that are checked; nothing is stored, as a function has no name to store under.
+    """A caller's network on checked images; nothing is stored, as a function has no name to store results under.
 
     Raises:
         InputError: the devices cannot share a batch, or arguments or outputs of the network are not as declared.

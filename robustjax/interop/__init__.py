@@ -1,6 +1,6 @@
-"""Networks from elsewhere: :func:`load_network`, :func:`from_torch`, :func:`to_torch`; a command makes runs of them.
+"""Networks from other libraries: :func:`load_network`, :func:`from_torch` and :func:`to_torch`.
 
-Networks in ONNX files are read by :func:`robustjax.interop.onnx.read`.
+:func:`robustjax.interop.onnx.read` reads ONNX files, and ``python -m robustjax.interop`` makes a run of a checkpoint.
 """
 
 from robustjax.interop.convert import from_torch, to_torch

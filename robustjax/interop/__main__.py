@@ -64,7 +64,7 @@ class Options(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after one line on stderr when it is the user who can mend it."""
+    """Returns the exit status: 0, or 2 after one line on stderr for a mistake of the user."""
     return cli.call(_import, arguments, options=OPTIONS, positional=["CHECKPOINT"], required=["source", "workdir"])
 
 

@@ -1,4 +1,4 @@
-"""State dicts of published PyTorch networks to our variables, and back."""
+"""Converts state dicts of published PyTorch networks to variables of ``robustjax.models``, and back."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def to_torch(module: Network, variables: Mapping[str, Any], source: str) -> dict
 
 
 def read(state_dict: Mapping[str, Any], name: str) -> Published:
-    """``from_torch``, with what else is found out on the way."""
+    """``from_torch``, with everything else that is read off the state dict."""
     source = source_of(name)
     everything = unwrapped(state_dict)
     prefix, layout = recognise(everything, name)

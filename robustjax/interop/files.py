@@ -30,7 +30,7 @@ DTYPES = {
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a checkpoint holds: a state dict of NumPy arrays of .safetensors and .npz, else whatever PyTorch unpickles.
+    """The content of a checkpoint: NumPy arrays by name from .safetensors and .npz, else what PyTorch unpickles.
 
     Raises:
         InputError: the file is not there, damaged, or holds more than weights; or PyTorch is needed and missing.

@@ -1,8 +1,7 @@
-"""How published PyTorch networks name what ours hold: one table of correspondences, read in both directions.
+"""Tables that pair the parameters of published PyTorch networks with ours, read in both directions.
 
-A ``ParameterLayout`` is one kind of network as one code base wrote it down. Its rows pair our layers with theirs; what
-a layer holds follows from our variables, so that a row stands for a weight, for weight and bias, or for a BatchNorm's
-four.
+A ``ParameterLayout`` is one kind of network in one code base. Its rows pair our layers with theirs. What a layer holds
+follows from our variables, so a row stands for a weight, for weight and bias, or for the four arrays of a BatchNorm.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class ParameterLayout(NamedTuple):
 
 
 def vote(shapes: Shapes, layers: list[str], default: int) -> int:
-    """The leading size on which most entries of their layers agree: one misshapen entry then stands out."""
+    """The leading size on which most entries of a layer agree, so that one misshapen entry stands out."""
     sizes = [
         shape[0]
         for layer in layers
@@ -271,7 +270,7 @@ def guards_a_projection(network: Network) -> bool:
 
 
 def recognise(entries: Collection[str], name: str) -> tuple[str, ParameterLayout]:
-    """What wrappers put before the names of a network, and the layout of a source to which most names belong.
+    """The prefix that wrappers add to the names of a network, and the layout to which most names belong.
 
     Of two prefixes with as many such names, as where a wrapper holds the network twice, the shorter one counts.
 

@@ -1,4 +1,4 @@
-"""Anyone's network by a name on the command line: :func:`load_network`."""
+"""Loads a network by the name that a command line gives: :func:`load_network`."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _imported(spec: str, source: str, path: Path | None) -> ModuleType:
         raise InputError(
             f"model {spec} must find what it imports, got no module {missing}; install the package that has it"
         ) from error
-    except Exception as error:  # anyone's code
+    except Exception as error:  # the user's code
         raise InputError(f"model {spec} must be importable, got {reason(error)}; mend {source}") from error
 
 
@@ -220,7 +220,7 @@ def _called(function: Callable[..., Any], spec: str, weights: str | Path | None)
         return function(**given), None if takes else weights
     except InputError:
         raise
-    except Exception as error:  # anyone's code
+    except Exception as error:  # the user's code
         raise InputError(f"model {spec} must return a network, got {reason(error)}; mend it") from error
 
 

@@ -1,4 +1,4 @@
-"""Weights into PyTorch modules, from files of which nothing but arrays is read."""
+"""Loads weights into PyTorch modules, from files of which nothing but arrays is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around a published network: checkpoints that hold it, modules around it or that normalise."""
+"""Removes what is around a published network: checkpoint dictionaries, wrapping modules, normalising layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unwrapped(state_dict: Any) -> dict[str, Any]:
     """The state dict that a checkpoint holds, without counters of batches.
 
     Raises:
-        InputError: it is no mapping, or its arrays lie under a key that we do not know.
+        InputError: it is not a mapping, or its arrays are under an unknown key.
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(entry, str) for entry in state_dict):
         raise InputError(f"state dict must be a mapping from names to arrays, got {type(state_dict).__name__}")

@@ -1,9 +1,9 @@
-"""Convolution that is quick on a CPU, its gradients too, also inside compiled loops, where attacks and training live.
+"""Convolution that is fast on a CPU, with its gradients, also inside compiled loops such as those of attacks.
 
-XLA's CPU backend has one quick convolution: images NHWC, kernel HWIO. It brings every other to that form, but not in
-the body of a loop, and gradients come in others: there, that of the images takes five times as long and more, that of
-the kernel a hundred times. So on that backend every convolution is brought to that form here, and where a matrix
-product is quicker still, it stands for the convolution.
+XLA's CPU backend has one fast convolution: images NHWC, kernel HWIO. It converts others to that form, but not in the
+body of a loop. There the gradient of the images takes five times as long or more, and that of the kernel a hundred
+times. So for that backend every convolution is converted to that form here, or replaced by a matrix product where that
+is faster still.
 """
 
 from __future__ import annotations

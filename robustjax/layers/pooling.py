@@ -1,7 +1,7 @@
-"""Pooling that is quick on a CPU: windows as slices of the whole array, in place of a loop over each window.
+"""Pooling that is fast on a CPU: by slices of the whole array instead of a loop over windows.
 
-XLA's CPU backend visits a window's pixels one by one, and scatters a maximum's gradient one by one. Slices that start
-at each place of the window, compared or summed whole, do the same in a few vectorized passes.
+XLA's CPU backend visits the pixels of a window one by one, and scatters the gradient of a maximum one by one. Slices of
+the whole array, one for each place in the window, are compared or summed in a few vectorized passes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Primitives that are JAX's own in all but how a CPU computes them.
+"""Primitives that equal JAX's own except for the program that computes them on a CPU.
 
-A quick primitive has the parameters, results and derivatives of the slow one that it stands for. Its rules of
-differentiation, transposition and batching are JAX's own with quick primitives in place of slow ones, so that
-derivatives of every order are quick as well. Which program computes it is decided where it is lowered: for any other
-backend than a CPU it is JAX's own.
+A quick primitive has the parameters, results and derivatives of the JAX primitive that it replaces. Its rules of
+differentiation, transposition and batching are JAX's own with quick primitives in place of the originals, so that
+derivatives of every order are fast as well. The program is chosen when the primitive is lowered: for any backend but a
+CPU it is JAX's own.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def register(
 
 
 def quickened(equation: JaxprEqn) -> JaxprEqn | None:
-    """The equation with the quick primitive in place of its slow one, or None where there is none that pays."""
+    """The equation with a quick primitive in place of its own, or None where that is not faster."""
     quick, pays = QUICK.get(equation.primitive, (None, None))
     return equation.replace(primitive=quick) if pays and pays(**equation.params) else None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, computed by quick primitives wherever it binds a slow one itself.
+    """Calls a function with quick primitives in place of the originals that it binds itself.
 
     For functions of a few operations; :func:`robustjax.transforms.quicken` takes whole networks.
     """

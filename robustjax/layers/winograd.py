@@ -4,8 +4,8 @@ F(4 x 4, 3 x 3): a tile of 6 x 6 pixels d and the kernel g give 4 x 4 outputs
 
     y = A^T [(G g G^T) * (D^T d D)] A,
 
-whose product * is 36 multiplications for each pair of channels instead of 144. Summed over channels it is 36 matrix
-products, and the transforms around them are matrix products as well.
+where * is the elementwise product: 36 multiplications for each pair of channels instead of 144. Summed over channels
+these are 36 matrix products, and the transforms around them are matrix products as well.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def convolve(images: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def is_quicker(images: Array, kernel: Array, padding: Padding) -> bool:
-    """Whether it pays, at stride 1: with many channels, enough tiles, and little of them beyond the outputs' edge."""
+    """Whether Winograd's algorithm is faster at stride 1: with many channels and tiles, few of them beyond the edge."""
     height, width = _output_sizes(images.shape, padding)
     tiles = -(-height // TILE) * -(-width // TILE)
     fits = kernel.shape[:2] == (3, 3) and images.dtype == kernel.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""What the networks are built from: one ``Pass`` per forward pass offers layers by name and keeps what sites yield."""
+"""Building blocks of the networks: a ``Pass`` makes the layers of a forward pass and calls the guards at its sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al.
 
 
 class Network(nn.Module):
-    """What all networks have in common.
+    """The base class of all networks.
 
     Attributes:
         num_classes: K, at least 2.
@@ -63,7 +63,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def least_side(self) -> int:
-        """What height and width of the images must be at least for the strides to leave something."""
+        """The least height and width of images for which the strides leave a pixel."""
         return 1
 
 
@@ -91,7 +91,7 @@ def with_inputs(
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
-    """``mean`` or ``std`` of a network as a tuple: of one number, or of one number per channel.
+    """``mean`` or ``std`` of a network as a tuple of one number, or of one number per channel.
 
     Raises:
         InputError: there is no number, or one that is not finite, or a std that is not above 0.
@@ -185,7 +185,7 @@ class Pass:
         return features
 
     def site(self, name: str, features: Array) -> Array:
-        """A named place: its guard, if there is one, may change what the network goes on with."""
+        """A named site: its guard, if there is one, may change the features that are passed on."""
         self._features[name] = features = self._guarded(name, features)
         return features
 

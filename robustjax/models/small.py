@@ -1,4 +1,4 @@
-"""Networks for small images, without BatchNorm unless it is asked for."""
+"""Networks for small images, by default without BatchNorm."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A run's training step compiled for TPUs that are not there: whether it fits, and how long a step takes at least.
+"""Compiles the training step of a run for a TPU slice without having one: does it fit, and how long is a step at least?
 
-:func:`plan` needs libtpu, which compiles for a TPU on any machine, and no TPU. ``python -m robustjax.train
---plan=v5e-16`` prints what it returns.
+:func:`plan` needs libtpu, which compiles on any machine, but no TPU. ``python -m robustjax.train --plan=v5e-16`` prints
+its result. ``programs.py`` compiles, ``counts.py`` counts where nothing is compiled, and ``page.py`` turns both into
+the figures that are printed.
 """
 
 from robustjax.planning._plan import plan

@@ -1,4 +1,4 @@
-"""One training step compiled for a slice of TPUs, and what follows for memory and time."""
+"""The plan of a run: one training step compiled or counted for a TPU slice, with its memory and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustjax.types import Config, InputError
 
 
 def plan(config: Config, target: chips.Slice | str, *, minutes: float = 30.0) -> Plan:
-    """Compiles the training step of a config for TPUs that are not there, and says what it needs of them.
+    """Compiles the training step of a config for a TPU slice without having one, and says what it needs.
 
     The step is the one that ``train`` would run there: attack, update, averaging and collectives, in the same loop over
     the steps of a dispatch.

@@ -42,7 +42,7 @@ MOST = {"v4": 4096, "v5e": 256, "v5p": 8192, "v6e": 256}
 
 
 class Slice(NamedTuple):
-    """So many chips of a kind.
+    """A number of chips of one kind.
 
     Attributes:
         kind: a key of ``CHIPS``.
@@ -119,7 +119,7 @@ def parse(text: str) -> Slice:
 
 
 def devices(target: Slice) -> list[Any]:
-    """Devices of a slice that is not there, which programs can be compiled for and not run on.
+    """Abstract devices of a slice, for which programs can be compiled but not run.
 
     Raises:
         InputError: libtpu is not installed, or it does not know such a slice.

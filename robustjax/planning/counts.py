@@ -1,7 +1,7 @@
-"""What a program costs by our own count: FLOPs, bytes that pass through memory, and bytes that it holds at once.
+"""Estimates the cost of a program from its jaxpr: FLOPs, bytes that pass through memory, and bytes held at once.
 
-XLA's count has the body of a loop once, however often it runs. Here it counts as often, and the program is the one that
-JAX traced, before any compiler has seen it.
+XLA's own count includes the body of a loop once, however often it runs; here it is counted as often as it runs. The
+program is the one that JAX traced, before any compiler has changed it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 
 class Counts(NamedTuple):
-    """Of one call of a program.
+    """The counts of one call of a program.
 
     Attributes:
         flops: of convolutions and matrix products, two for a multiplication and an addition.

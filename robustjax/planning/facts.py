@@ -1,4 +1,4 @@
-"""What a plan has to know of a data set, which need not be there if it is one of the usual ones."""
+"""The size of a data set, which a plan needs; the usual data sets need not be prepared for that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_CLASSES = {"imagenet2012": 1000, "tiny_imagenet": 200}
 
 
 class Facts(NamedTuple):
-    """What a plan has to know of a data set."""
+    """The facts of a data set that a plan needs."""
 
     num_examples: int
     image_shape: tuple[int, int, int]
@@ -28,7 +28,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(config: Config) -> Facts:
-    """Size, shape and classes of a config's training data, which of the usual data sets need not be there."""
+    """Size, shape and classes of a config's training data; the usual data sets need not be prepared."""
     if config.data.extra is not None and config.data.pipeline == "memory":
         train, _ = build.datasets(config)
         extra = build.extra_dataset(config, train)

@@ -1,4 +1,4 @@
-"""What chips say to each other in a step, read off the text of a compiled program."""
+"""The collectives of a compiled program, read off its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan found out, and the page that says so."""
+"""The result of a plan: ``Plan.needed`` is the memory per chip, ``page`` the lines that ``train --plan`` prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Memory(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What :func:`plan` found out; ``str(plan)`` is the page that ``train --plan`` prints.
+    """The result of :func:`plan`; ``str(plan)`` is the page that ``train --plan`` prints.
 
     Attributes:
         target: the slice.
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
     @property
     def needed(self) -> float:
-        """Bytes a chip: the compiled program's, or else by our own count."""
+        """Bytes per chip: those of the compiled program, or else those counted by :mod:`counts`."""
         if self.memory is not None:
             return self.memory.total
         return reported(self.not_compiled) or self.state_bytes + self.data_bytes + self.counted.held
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What a step takes at least, by what limits it: "compute", "state" (read and written once), "interconnect".
+        """Lower bounds of a step's time by resource: "compute", "state" (read and written once), "interconnect".
 
         The last is known of a compiled program only.
         """
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 def reported(reason: str) -> float:
-    """The bytes that the compiler asked for in vain, 0 where it says nothing of them."""
+    """The bytes that the compiler needed and did not get, read off its message; 0 where it does not say."""
     found = _EXHAUSTED.search(reason)
     return float(found[1]) * 1024 ** "KMG".index(found[2]) * 1024 if found else 0.0
 

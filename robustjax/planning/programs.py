@@ -1,4 +1,4 @@
-"""The training step of a config for chips that are not there: counted, lowered, and compiled."""
+"""Counts, lowers and compiles the training step of a config for a TPU slice."""
 
 from __future__ import annotations
 

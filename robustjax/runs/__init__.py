@@ -1,7 +1,7 @@
-"""A run on disk: its config, its checkpoints, and who may write to it.
+"""A run on disk: its config, its checkpoints, and the lock that allows one process to write to it.
 
-:func:`load` reads the network of a checkpoint; checkpoints are read and written by ``checkpoint.py`` alone, also where
-a run goes on (``training/loop.py``) or begins with the weights of another (``warm_start.py``).
+:func:`train` trains a run and :func:`load` reads its network. Only ``checkpoint.py`` reads and writes checkpoints, also
+when a run resumes (``training/loop.py``) or starts from the weights of another (``warm_start.py``).
 """
 
 from robustjax.runs._load import Run, load

@@ -1,4 +1,4 @@
-"""The trained network of a run, for whoever wants to use, attack or evaluate it."""
+"""Loads the trained network of a run."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from robustjax.types import Config, InputError
 
 
 def train(config: Config, workdir: str | Path) -> loop.Stopped:
-    """Trains the network of a config until its last epoch or a signal; goes on where ``workdir`` holds a run of it.
+    """Trains the network of a config until its last epoch or a signal; resumes a run that is in ``workdir``.
 
     Args:
         config: of :func:`robustjax.config.base`, or of a file in ``configs/``.

@@ -1,6 +1,6 @@
-"""Checkpoints of a run, through Orbax: the newest ones to go on from, and the best one to evaluate.
+"""Checkpoints of a run, through Orbax: the newest ones to resume from, and the best one to evaluate.
 
-Beside the arrays lies a manifest with the checksum of each, so that damage is noticed whatever the storage makes of it.
+A manifest beside the arrays holds the checksum of each, so that damage is noticed whatever the storage does.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             host = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
-        except Exception as error:  # there is no telling what a reader makes of damaged files
+        except Exception as error:  # readers raise anything on damaged files
             raise DamagedError(self._damaged(step, f"{type(error).__name__}: {error}")) from None
         differing = [name for name, text in _checksums(host).items() if text != written[name]]
         if differing:
@@ -212,7 +212,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return int(name)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax's question which checkpoints to keep: one that a signal caused must not push out one to go back to."""
+        """Called by Orbax: a checkpoint that a signal caused must not displace one that the run may return to."""
         steps = [info.step for info in checkpoints]
         validated = [step for step in steps if self._metrics[step] is not None]
         kept = {steps[-1], *validated[-self._keep :], self._best(steps)}

@@ -23,7 +23,7 @@ from robustjax.types import InputError
 
 @contextlib.contextmanager
 def claim(workdir: str | Path, config: dict[str, Any], data: dict[str, Any] | None = None) -> Iterator[None]:
-    """Makes workdir this run's, or finds that it is already, and holds it until the end.
+    """Claims workdir for this run, unless it already is this run's, and holds its lock until the end.
 
     The lock is the operating system's, on ``run.lock``: the death of a process frees it, however it dies.
 

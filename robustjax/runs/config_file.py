@@ -1,4 +1,4 @@
-"""The config.json of a run: every key it was started with."""
+"""The config.json of a run: all keys that it was started with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(workdir: str | Path) -> Config:
 
 def _instead(folder: Path) -> str:
     """What is there in place of a run, and where there are runs nearby."""
-    kind = f"{folder}, which is not there, nor a config.json in it"
+    kind = f"{folder}, which does not exist"
     if folder.exists():
         kind = f"{folder}, which has no config.json" if folder.is_dir() else f"{folder}, which is a file"
     near = folder if folder.is_dir() else folder.parent

@@ -1,4 +1,4 @@
-"""Beginning a run with the weights of another one."""
+"""Starts a run from the weights of another one."""
 
 from __future__ import annotations
 

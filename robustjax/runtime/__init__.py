@@ -1,1 +1,1 @@
-"""What a process needs: other hosts, devices, durable files, progress, signals, compiled programs and memory."""
+"""Process-level services: hosts, device layout, durable files, progress, signals, the compilation cache and memory."""

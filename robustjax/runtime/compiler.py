@@ -1,4 +1,4 @@
-"""Does the compiler compute right numbers? Some releases of jaxlib do not, and nothing else would say so."""
+"""Checks that the compiler computes right numbers, because some releases of jaxlib silently do not."""
 
 from __future__ import annotations
 

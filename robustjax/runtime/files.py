@@ -1,4 +1,4 @@
-"""Writing so that a crash, a full disk or another process cannot spoil what was there before."""
+"""Durable writes: after a crash or on a full disk the old file is still whole."""
 
 from __future__ import annotations
 

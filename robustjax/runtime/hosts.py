@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, agree, and end together.
+"""Several processes as one run: how they join, agree, and end together.
 
-Without ``join`` there is one process, every function here is trivial, and ``jax.distributed`` is never touched.
+Without ``join`` there is one process, every function here is trivial, and ``jax.distributed`` is not used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KEPT: list[object] = []  # handlers that the C library holds, which Python must
 
 
 class NotTogetherError(RuntimeError):
-    """The processes of a run did not find each other, which another attempt may mend."""
+    """The processes of a run did not find each other; another attempt may succeed."""
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, *, detect: bool = False) -> None:
@@ -116,7 +116,7 @@ def several() -> bool:
 
 
 def abandon(status: int) -> int:
-    """Ends a process of several at once, so that the others notice; a process by itself ends as it likes.
+    """Ends one of several processes at once, so that the others notice; a single process returns normally.
 
     At an ordinary end it would wait for the others, and they, in the middle of a step, for it.
     """
@@ -144,7 +144,7 @@ def gather(*values: int) -> np.ndarray:
 
 
 def agree(given: Mapping[str, Any]) -> None:
-    """Refuses what the processes of one run were given differently, as each would compute something else, or wait.
+    """Refuses values in which the processes of one run differ, as each would compute something else, or wait.
 
     Args:
         given: name -> value, as JSON can hold it, or a mapping of the same kind; the same names in all processes.
@@ -178,7 +178,7 @@ def _digest(value: Any) -> int:
 
 
 def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T:
-    """Does work that may fail in one process and not in another; failing in one, it fails in all.
+    """Does work that may fail in some processes only; if it fails in one, it fails in all.
 
     Args:
         work: raises ``error`` where it fails.
@@ -202,5 +202,5 @@ def together(work: Callable[[], T], *, error: type[Exception] = InputError) -> T
 
 
 def first_only(work: Callable[[], object], *, error: type[Exception] = InputError) -> None:
-    """Does work in the first process, and goes on in all of them when it is done, or fails in all with ``error``."""
+    """Does work in the first process while the others wait; if it fails, it fails in all with ``error``."""
     together(work if is_first() else lambda: None, error=error)

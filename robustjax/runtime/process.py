@@ -1,4 +1,4 @@
-"""Process-wide settings: the persistent compilation cache, malloc, and what a command does not print."""
+"""Process-wide settings: the persistent compilation cache, malloc tuning, and which messages are silenced."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def keep_compiled() -> None:
 
 
 def keep_memory() -> None:
-    """Lets the C library keep what the process frees, for the next time; before jax computes anything.
+    """Has the C library keep freed memory for reuse; call it before jax computes anything.
 
     XLA's CPU backend asks for all the memory of a compiled program whenever it runs and gives it back afterwards. glibc
     maps so large a piece anew each time, and the first touch of each of its pages costs a fault: a tenth of the time of
@@ -88,7 +88,7 @@ def keep_memory() -> None:
 
 
 def silence_orbax() -> None:
-    """Says nothing of the other reads and writes when one fails, which Orbax leaves behind unfinished.
+    """Silences messages about the unfinished reads and writes that Orbax leaves behind when one fails.
 
     Python would tell of each on stderr, with a traceback, at whatever later time it comes upon it. This concerns the
     whole process: commands call it, the library does not.

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar with the time to go on a terminal, plain lines anywhere else."""
+"""Progress: a bar with the remaining time on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS_PER_LINE = 30.0
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """A duration in words.
 
     Example:
         >>> duration(0.4), duration(75), duration(7500)
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress(contextlib.AbstractContextManager):
-    """How far some work is, how long it still takes, and lines that stay.
+    """Progress of some work, its remaining time, and lines that stay on the screen.
 
     Args:
         title: what is going on.
@@ -75,7 +75,7 @@ class Progress(contextlib.AbstractContextManager):
             self._bar.stop()
 
     def update(self, done: float, status: str = "", *, total: float | None = None, title: str | None = None) -> None:
-        """Moves on to ``done`` units, of another ``total`` and under another title where they are given."""
+        """Sets the number of units ``done`` and, where given, another ``total`` and another title."""
         self._done, self._status = done, status
         self._total = self._total if total is None else total
         self._title = self._title if title is None else title

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices, weights on each, batches split between them.
+"""Placement of arrays: one mesh over all devices, weights replicated, batches split between devices.
 
 jit + NamedSharding runs the same program on one device and on many; BatchNorm then sees the global batch.
 """

@@ -1,7 +1,7 @@
-"""Being asked to stop: schedulers send SIGTERM before they take a machine away, people press Ctrl-C.
+"""Requests to stop: schedulers send SIGTERM before they preempt a machine, and people press Ctrl-C.
 
-That is also how jax and Orbax hear of a preemption. Of several processes it is enough that one is told: the loop has
-them agree after every dispatch.
+jax and Orbax learn of a preemption in the same way. It is enough that one of several processes receives the signal: the
+training loop has them agree after every dispatch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def interrupted(*_: Any) -> NoReturn:
-    """Ends the process at once, with one line: interpreter and libraries would wait for their threads."""
+    """Ends the process at once with one line; a regular exit would wait for threads of libraries."""
     if sys.stderr is not None:  # it may be closed
         print("interrupted", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)

@@ -1,1 +1,1 @@
-"""Training: one compiled step of attack and update, the loop around it, and what it keeps."""
+"""Training: a compiled step of attack and update, and the loop around it with metrics and checkpoints."""

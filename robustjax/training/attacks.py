@@ -1,7 +1,7 @@
-"""Attacks that only training uses: they stop early, start where an earlier epoch ended, or step once from noise.
+"""Attacks that only training uses: they stop early, start where the last epoch ended, or take one step from noise.
 
-Each is ``(outputs_fn, key, images, labels, *, loss, ...) -> images``. The outputs are a network's ``Outputs``, and the
-images are right already: nothing is checked here.
+Each is ``(outputs_fn, key, images, labels, *, loss, ...) -> images``, where ``outputs_fn`` returns a network's
+``Outputs``. Arguments are not checked: the training step has made them.
 """
 
 from __future__ import annotations

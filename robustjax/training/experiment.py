@@ -1,4 +1,4 @@
-"""A run before it starts: its functions and data, and what keeps its states."""
+"""A run before it starts: its functions, its data, and its checkpoints."""
 
 from __future__ import annotations
 

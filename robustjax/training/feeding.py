@@ -1,4 +1,4 @@
-"""How examples reach the compiled step: from a data set that lies on the devices, or from one read on the way."""
+"""Feeds examples to the compiled step: from a data set that lies on the devices, or streamed from disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop around the compiled step: order of examples in, metrics and checkpoints out."""
+"""The loop around the compiled step: it orders the examples and writes metrics and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: ``metrics.jsonl``, one object a line, and TensorBoard event files."""
+"""Writes the metrics of a run: ``metrics.jsonl``, one object a line, and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._event(step=after_step + 1, session_log=session)  # hides what an earlier process wrote past this step
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line, on the disk when this returns."""
+        """Writes one line, which is on the disk when this returns."""
         with files.writing(self.path):
             self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n")
             self._file.flush()
@@ -55,7 +55,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self.plot(split, step, values)
 
     def plot(self, split: str, step: int, values: dict[str, float]) -> None:
-        """To TensorBoard only."""
+        """Writes to TensorBoard only."""
         for name, value in values.items():
             self._event(step=step, summary=summary.scalar(f"{split}/{name}", value))
 
@@ -78,7 +78,7 @@ def read(workdir: str | Path) -> list[dict]:
     """The lines of ``metrics.jsonl``, none where there is no file. A last line cut short by a crash is left out.
 
     Raises:
-        InputError: the file cannot be read, or a line of it is none of a run.
+        InputError: the file cannot be read, or a line of it is not of a run.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():

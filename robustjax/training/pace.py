@@ -1,4 +1,4 @@
-"""How fast a run goes, which decides how many steps one dispatch makes and how long the rest will take."""
+"""The speed of a run, from which the number of steps per dispatch and the remaining time follow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pace:
             self._steps += count
 
     def seconds(self, steps: int) -> float:
-        """What so many steps will take, with validation and checkpoints, going by those so far; 0 if there were none.
+        """The estimated time of more steps, with validation and checkpoints, from those so far; 0 if there were none.
 
         The first validation compiles, so early in a run this is too long rather than too short.
         """

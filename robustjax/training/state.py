@@ -1,4 +1,4 @@
-"""Everything that a run carries from one step to the next, and so everything that a checkpoint holds."""
+"""The training state: everything that a run carries from one step to the next, and that a checkpoint holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean, FGSM and PGD accuracy during training, and what their comparison says of the run."""
+"""Clean, FGSM and PGD accuracy during training, and warnings that follow from them."""
 
 from __future__ import annotations
 

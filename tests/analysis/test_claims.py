@@ -68,3 +68,19 @@ def test_gains_are_those_of_the_tables_records(program, tmp_path):
     found = program.gains(tmp_path, 0)
     assert found["at_cas"]["pgd20"].value == pytest.approx(0.3) and found["at_cas"]["pgd20"].low > 0.2
     assert list(found) == ["at_cas"] and "worst_case" not in found["at_cas"]  # which no verdict has measured
+
+
+def test_what_fsr_adds_is_what_its_paper_says(program):
+    # As Kim et al. 2023 report: 3.6 % of the multiply-adds of ResNet-18.
+    assert program.added_by_fsr().value == pytest.approx(0.036, abs=5e-4)
+
+
+def test_fsr_is_compared_with_what_deactivates(program, tmp_path):
+    bits = {"at_fsr": [True] * 40, "at_kwta": [False] * 40, "at_cas": [True] * 40}
+    for name, robust in bits.items():
+        packed = program.cells.packed(robust)
+        record = {"protocol": {"n": 40, "robust": {"pgd20": packed}}, "judge_with_hints": {"n": 40, "robust": packed}}
+        program.cells.write(tmp_path, "digits", program.cells.Cell(name, "", 0), record)
+    gains = program.gains(tmp_path, 0)["at_fsr"]
+    assert gains["worst_case over at_kwta"].value == 1.0 and gains["worst_case over at_cas"].value == 0.0
+    assert "worst_case" not in gains  # `at` has no record

@@ -125,6 +125,23 @@ def test_seven_runs_are_small_and_every_section_is_there(made):
     assert all('role="img" aria-label=' in chart for chart in re.findall(r"<svg viewBox[^>]*>", made))
 
 
+def test_a_stochastic_network_has_two_kinds_of_figures_and_each_is_named(tmp_path):
+    drawn, alone = evaluated(tmp_path / "drawn", attacks=("clean", "pgd20")), tmp_path / "alone"
+    for path in (drawn / "evaluation").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_draws": 10}))
+    trust = {"verdict": "70 % are robust.", "flags": {}, "acceptance": {"clean": {}}}
+    (drawn / "evaluation" / "trust.json").write_text(json.dumps(trust))
+    alone.mkdir()
+    accuracies = {"clean": 0.9, "worst_case": 0.7, "num_examples": 10, "norm": "linf", "epsilon": 0.1, "robust": [True]}
+    (alone / "trust.json").write_text(json.dumps(trust | accuracies))
+    made = page.page(summary.summarise([drawn, alone, evaluated(tmp_path / "fixed", attack__tau=1)]))
+    # Of three rows, in the leaderboard and in the table of every attack.
+    assert made.count("stochastic: expected accuracy of one draw") == 2
+    assert made.count("stochastic: majority of draws") == 2
+    assert made.count("by the majority of draws; the leaderboard shows the expected accuracy of one draw") == 1
+    assert made.count("by the majority of draws.") == 1
+
+
 def test_a_damaged_file_is_named(tmp_path):
     workdir = evaluated(tmp_path / "run")
     for name, content in (("trust.json", "{"), ("trust.json", "{}"), ("sweep_epsilon.json", "[]"), ("a.npz", "PK")):

@@ -49,6 +49,10 @@ WRONG = [
     # Shapes that would be broadcast.
     ("mean must be [4]", lambda: meansparse.sparsify(FEATURES, jnp.zeros(1), jnp.ones(4), alpha=0.1)),
     ("of one shape", lambda: objectives.trades(LOGITS, LOGITS[:1], jnp.array([0, 1]), beta=1.0)),
+    ("labels must be integers", lambda: objectives.trades(LOGITS, LOGITS, jnp.array([0, -1]), beta=1.0)),
+    ("labels must be integers", lambda: objectives.mart(LOGITS, LOGITS, jnp.array([0.0, 1.0]), beta=1.0)),
+    ("labels must be integers", lambda: objectives.nuat(LOGITS, LOGITS, jnp.array([0, LOGITS.shape[1]]), beta=1.0)),
+    ("labels must be integers", lambda: objectives.pgi(LOGITS, LOGITS, jnp.array([0]), beta=1.0)),
     ("of one shape", lambda: objectives.mart(LOGITS, LOGITS[:1], jnp.array([0, 1]), beta=1.0)),
     ("of one shape", lambda: statistics.paired_difference(np.ones(10, bool), np.ones(1, bool))),
     ("of one shape", lambda: statistics.paired_difference(np.ones((2, 10), bool), np.ones(10, bool))),

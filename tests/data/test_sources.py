@@ -425,5 +425,7 @@ def test_a_folder_whose_splits_differ_in_classes_or_are_missing_is_one_line(phot
         data.load(str(photos), "test")
     with pytest.raises(InputError, match=r"split must be one of test, train of .*, got 'val'"):
         data.load(str(photos), "val")
+    with pytest.raises(InputError, match=r"got 'train'; put the folders of the classes into a folder for each split"):
+        data.load(str(photos / "train"), "train")  # whose folders are classes
     with pytest.raises(InputError, match="not found in"):
         data.load(str(photos / "none"), "train")

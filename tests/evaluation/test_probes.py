@@ -513,7 +513,7 @@ def test_a_finding_hides_what_turns_alone_or_beside_all_others(groups, turning, 
         return np.broadcast_to(np.eye(2, dtype=np.float32)[int(axis)], (len(images), 2))
 
     monkeypatch.setattr(relaxations, "_gradient", gradient)
-    found = relaxations._hidden(trial_of(), lambda strengths: strengths, groups, ROWS)
+    found = relaxations._hidden(trial_of(num_tried=8), lambda strengths: strengths, groups, ROWS)
     np.testing.assert_array_equal(found, np.broadcast_to(np.array(hidden)[:, None], (len(groups), 8)))
 
 
@@ -522,13 +522,21 @@ def test_budgets_are_those_that_are_documented():
     assert {
         "quick": Budget(
             autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
-            pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
+            pgd_steps=80, num_measured=512, num_measured_by_draws=128, num_tried=64, eot_samples=4, num_draws=20,
             curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
         ),
         "full": Budget(
             autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
-            pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
+            pgd_steps=160, num_measured=512, num_measured_by_draws=256, num_tried=64, eot_samples=20, num_draws=100,
             curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=40, num_choosing=300,
         ),
     } == BUDGETS  # fmt: skip
     assert max(budget.pgd_steps for budget in BUDGETS.values()) <= probes.MAX_STEPS
+
+
+@pytest.mark.parametrize(("budget", "expected"), [("quick", 16), ("full", 16)])
+def test_a_mean_over_draws_takes_fewer_images_at_a_time(budget, expected, monkeypatch):
+    assert _judge._batch_size(BUDGETS[budget], stochastic=False) == 64  # on a CPU
+    assert _judge._batch_size(BUDGETS[budget], stochastic=True) == expected
+    monkeypatch.setattr(_judge, "default_batch_size", lambda: 512)  # as on other devices
+    assert _judge._batch_size(BUDGETS[budget], stochastic=True) == {"quick": 128, "full": 25}[budget]

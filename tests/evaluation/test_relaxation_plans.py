@@ -132,7 +132,7 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     hiding = goals.as_logits_fn(lambda images: toys.linear(jax.lax.stop_gradient(jnp.round(3.0 * images) / 3.0)))
     trial = Trial(
         goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
-        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+        stochastic=False, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
     )  # fmt: skip
     findings = relaxations.find(hiding, images[:2], ())
     assert {finding.kind for finding in findings} == {"step", "detached"}
@@ -173,7 +173,7 @@ def test_a_remedy_starts_anew_as_long_as_that_finds_more(finds, passes, monkeypa
     hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
     trial = Trial(
         goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
-        stochastic=False, budget=BUDGETS["quick"], batch_size=8, report=print,
+        stochastic=False, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
     )  # fmt: skip
     findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(32)
 
@@ -202,7 +202,7 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     network = goals.as_logits_fn(masked)
     trial = Trial(
         goals.Networks(network), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
-        stochastic=True, budget=BUDGETS["quick"], batch_size=8, report=print,
+        stochastic=True, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
     )  # fmt: skip
     findings = relaxations.find(network, images[:2], (toys.KEY,))
     assert {finding.kind for finding in findings} == {"step", "random"}

@@ -1,1 +1,1 @@
-"""What attacks share: runs in steps, the best point so far, batches that stay full, hyperplanes, verification."""
+"""What attacks share: the loop over steps, the best point so far, batches that stay full, verification of success."""

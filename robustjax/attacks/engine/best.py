@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
     @classmethod
     def none(cls, images: Array) -> Best:
-        """Images that anything beats."""
+        """A start value that any image is stronger than."""
         per_example = jnp.zeros_like(images[(slice(None),) + (0,) * (images.ndim - 1)], dtype=jnp.float32)
         return cls(images, jnp.full_like(per_example, -1.0), jnp.full_like(per_example, -jnp.inf))
 

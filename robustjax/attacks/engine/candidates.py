@@ -1,4 +1,4 @@
-"""The strongest points that several attacks have found, a few for each image."""
+"""The strongest points that an ensemble has found, a few for each image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Candidates:
     A stochastic network misclassifies something by chance if it is asked often enough, so that the more attacks there
     are, the worse the network looks by the draws on which they were checked. So only a few points are kept,
     :meth:`choose` ranks them on draws of which no attack has seen any, and :meth:`strongest` names one point of each
-    image, which other draws, common to all, then decide on. More attacks are no more chances.
+    image, which other draws, common to all, then decide on. More attacks do not mean more chances.
 
     Attributes:
         images: [N, ...], as they were.

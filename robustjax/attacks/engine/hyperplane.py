@@ -1,4 +1,4 @@
-"""Decision boundaries as hyperplanes, and the shortest way onto them inside a box."""
+"""Decision boundaries as hyperplanes, and projection onto them inside a box."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def nearest_wrong(logits_fn: Callable[[Array], Array], images: Array, labels: Ar
         norm: "linf", "l2" or "l1", of the ball; the box is left aside.
 
     Returns:
-        Integers [min(count, K - 1), B]. A class that is masked by a logit of -inf is no target: where fewer classes are
-        left than are asked for, the likeliest one is repeated.
+        Integers [min(count, K - 1), B]. A class that is masked by a logit of -inf is not a target; if fewer classes are
+        left than ``count``, the likeliest one is repeated.
 
     Example:
         >>> import jax.numpy as jnp

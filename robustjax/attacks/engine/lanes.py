@@ -1,8 +1,8 @@
-"""Runs an attack over many images in batches whose slots are refilled, on a CPU several batches at the same time.
+"""Runs an attack over many images in batches whose slots are refilled; on a CPU several batches at the same time.
 
-A batch has a slot for each image. As soon as an image is misclassified, or its attack is over, the next one, or the
-image's next target or restart, takes its slot. What decides the shapes of batches is counted in images and steps: no
-result depends on the clock or on how busy the machine is.
+A batch has a slot for each image. As soon as an image is misclassified, or its attack is over, another image, or the
+same image's next target or restart, takes its slot. The shapes of batches are decided by counts of images and steps
+alone, so no result depends on the clock or on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Stage(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of some images since the last report.
+    """The progress of some images since the last report.
 
     Attributes:
         indices: of images, [n], for which a point was found that is valid and misclassified in some draw.
@@ -88,7 +88,7 @@ class Report(NamedTuple):
 
 
 class Driver(NamedTuple):
-    """What all stages share. Arrays are on the host; only what is worked on is on the device.
+    """What all stages share. Arrays stay on the host; only the current batches are on the device.
 
     Attributes:
         network, key, images, labels, epsilon, norm, bounds, eot_samples: as :func:`robustjax.attacks.autoattack` was
@@ -115,7 +115,7 @@ class Driver(NamedTuple):
     attacked_fn: Any
 
     def decide(self, points: np.ndarray, purpose: str = "decide") -> Verified[np.ndarray]:
-        """What the network makes of one point for each image, in the end: to "decide" on it, or to "choose" it before.
+        """Classifies one point for each image: to "choose" among candidates, or finally to "decide".
 
         Every call for a purpose has the same draws, none of which an attack has seen. So points that differ from the
         images by nothing have exactly the images' outcome.

@@ -1,4 +1,4 @@
-"""A network that only knows whether an image is of one class: how attacks without targets reach one."""
+"""A network reduced to the question whether an image is of one class, so that untargeted attacks can aim at a class."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a driver warns of: outputs that make its figures mean something else than they seem to.
+"""Warnings of a driver about outputs that would make its accuracies misleading, such as probabilities.
 
-Outputs are compared on a few images and coarsely: a warning where nothing is wrong would teach users to ignore it. What
-is not finite is counted among all.
+Outputs are compared on a few images and with wide tolerances, because false warnings teach users to ignore them. Only
+outputs that are not finite are counted over all images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def output_warnings(
     size: int,
     split: Callable[[Any], Any],
 ) -> Iterator[str]:
-    """One sentence for each thing that is wrong.
+    """One sentence for each fault of the outputs.
 
     Args:
         network: a ``jax.tree_util.Partial``: images -> logits, or (images, key) -> logits where it is stochastic.

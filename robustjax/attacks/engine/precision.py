@@ -1,4 +1,4 @@
-"""Gradients in half precision at float32 logits: what attacks may save where a device has it."""
+"""Gradients in half precision with float32 logits, which are faster on some devices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""An attack in steps: the same code runs as a whole inside ``jit``, or is stopped between steps by a driver.
+"""Attacks as loops over steps, which run as a whole inside ``jit`` or are interrupted between steps by a driver.
 
 A :class:`Search` holds what is particular to an attack; :func:`solve` runs it from start to end. Every row of a batch
-has a state of its own, including the count of its steps, so a driver may exchange rows between steps: one example
-leaves, the next one takes its place, and the batch stays full.
+has a state of its own, including the count of its steps, so a driver may replace a row between steps by the next
+example, and the batch stays full. :func:`likeliest_wrong` orders the classes that targeted attacks aim at.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def run_keys(keys: Key, run: Array) -> Key:
 def likeliest_wrong(logits: Array, labels: Array, count: int) -> Array:
     """The ``count`` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
 
-    Classes that the network masks by a logit of -inf are no targets: where fewer classes are left than are asked for,
+    Classes that the network masks by a logit of -inf are not targets: where fewer classes are left than are asked for,
     the likeliest one is repeated.
 
     Example:

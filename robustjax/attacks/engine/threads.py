@@ -1,8 +1,8 @@
 """Threads that drive several batches at the same time, for CPUs only.
 
-Most operations of a small network use one core of a CPU, so that threads with a batch each keep the others busy, and
-compile later attacks meanwhile. An accelerator works on one large batch at a time and gains nothing by this:
-:func:`most_lanes` is the only place that decides, and answers 1 there. With one lane there is no thread.
+Most operations of a small network use one core of a CPU, so threads with a batch each keep the others busy and compile
+later attacks meanwhile. An accelerator works on one large batch at a time and gains nothing: there :func:`most_lanes`,
+which alone decides on the number of lanes, returns 1. With one lane no thread is started.
 """
 
 from __future__ import annotations

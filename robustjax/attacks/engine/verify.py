@@ -24,7 +24,7 @@ from robustjax.types import Array, ArrayT, Attack, Key, LogitsFn
 
 
 class Verified(NamedTuple, Generic[ArrayT]):
-    """What a network makes of an attack's images.
+    """The verified result of an attack's images.
 
     Attributes:
         valid: bool [B], by :func:`is_valid`.
@@ -268,8 +268,8 @@ def is_correct(logits: Array, labels: Array) -> Array:
 def has_no_maximum(logits: Array) -> Array:
     """Rows without a finite largest logit, bool [B]: those with NaN or infinity, or with -inf for every class.
 
-    A figure that rests on them is none of the network's. Logits of -inf beside finite ones, as of masked classes, are
-    like any other.
+    A figure that rests on them does not measure the network. Logits of -inf beside finite ones, as of masked classes,
+    are allowed.
 
     Args:
         logits: [B, K].

@@ -1,6 +1,7 @@
-"""Attacks over a data set: what runs, where results are stored, and the records that say under which conditions.
+"""Attacks over a data set: how they are named, run and stored, and the records of their results.
 
-What a user writes is read by ``specs.py`` (``apgd:loss=dlr``), ``threats.py`` (``linf:8/255``), ``requirements.py``
-(``autoattack>=0.5``) and ``sweeps.py``. ``runner.py`` runs and verifies, ``session.py`` and ``store.py`` go on where a
-command was stopped, and ``records.py``, ``folder.py``, ``tables.py``, ``card.py`` and ``pictures.py`` write it down.
+``specs.py`` (``apgd:loss=dlr``), ``threats.py`` (``linf:8/255``), ``requirements.py`` (``autoattack>=0.5``) and
+``sweeps.py`` read what a user writes. ``runner.py`` runs attacks and verifies their images, ``session.py`` and
+``store.py`` resume a command that was stopped, and ``records.py``, ``folder.py``, ``tables.py``, ``card.py`` and
+``pictures.py`` write the results.
 """

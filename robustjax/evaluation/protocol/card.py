@@ -17,7 +17,7 @@ NORMS = ("linf", "l2")
 
 
 def check(names: Sequence[str], threats: Sequence[Threat]) -> None:
-    """Refuses what no card can be made of, before anything runs.
+    """Refuses attacks and threats of which no card can be made, before anything runs.
 
     Raises:
         InputError: clean or AutoAttack in the leaderboard's version, without options, does not run; or there are
@@ -25,7 +25,10 @@ def check(names: Sequence[str], threats: Sequence[Threat]) -> None:
     """
     missing = [name for name in ("clean", "autoattack") if name not in names]
     if missing:
-        raise InputError(f"card must be made of clean and autoattack, got attacks without {' and '.join(missing)}")
+        raise InputError(
+            f"card must be made of clean and autoattack, got attacks without {' and '.join(missing)}; add "
+            f"{'it' if len(missing) == 1 else 'them'} to --attacks"
+        )
     if len(threats) != 1 or threats[0].norm not in NORMS:
         got = ", ".join(f"{threat.norm}:{threat.epsilon:.4g}" for threat in threats)
         raise InputError(f"card must be of one threat in {' or '.join(NORMS)}, got {got}; evaluate one for each card")

@@ -1,4 +1,4 @@
-"""Of each example the image that decides the worst case over attacks, for others to check."""
+"""The image of each example that decides the worst case over attacks, kept for others to check."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Deciding:
         self._right = np.full(len(clean_images), np.iinfo(np.int32).max)
 
     def add(self, name: str, outcome: Outcome) -> None:
-        """Takes in what an attack did, whose outcome holds all of its images."""
+        """Adds the outcome of an attack, which holds all of its images."""
         if not self.robust:
             self.predictions = self.clean_predictions = outcome.clean_predictions
         fewer = outcome.right < self._right

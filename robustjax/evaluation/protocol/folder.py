@@ -1,6 +1,6 @@
 """The folder of an evaluation: at any time it holds records of one set of conditions, and the worst case over them.
 
-Records of other conditions, such as of fewer images or another threat, are put aside below it, in ``earlier/``, and
+Records of other conditions, such as of fewer images or another threat, are moved to its subfolder ``earlier/``, and
 come back when these conditions are evaluated again.
 """
 
@@ -46,7 +46,7 @@ def mark(conditions: Mapping[str, Any], threats: Sequence[Threat], num_examples:
 
 
 def file_name(name: str) -> str:
-    """A record's name as that of a file: no folders in it, and not too long for any disk.
+    """A record's name as a file name: without folders, and not too long for any file system.
 
     Example:
         >>> file_name("pgd:step_size=2/255")

@@ -1,4 +1,4 @@
-"""What an attack did to images, batch by batch and as a whole."""
+"""The outcome of an attack on images, of a batch and as a whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustjax.attacks.engine import verify
 
 
 class Unit(NamedTuple):
-    """What a protocol did to a batch, or a driver to a chunk of several.
+    """The outcome of a protocol on a batch, or of a driver on a chunk of several.
 
     Attributes:
         arrays: by name, all but ``adversarial`` with the examples leading: ``right`` and ``clean_right``, in how many
@@ -26,7 +26,7 @@ class Unit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an attack did to a data set.
+    """The outcome of an attack on a data set.
 
     Attributes:
         right: int [N], in how many draws the network is right on the image as it is and after the attack, whichever

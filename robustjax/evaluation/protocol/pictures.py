@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, for looking rather than reading."""
+"""Pictures of an evaluation: adversarial examples, and curves of a sweep."""
 
 from __future__ import annotations
 

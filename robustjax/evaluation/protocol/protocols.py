@@ -1,4 +1,4 @@
-"""The attacks of an evaluation as data: what runs, what it costs, and what may change without compiling it again."""
+"""The attacks of an evaluation as data: the function, its cost, and the options that are traced arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation writes down: the figure, per-example flags, and everything needed to question or repeat it."""
+"""Records: the accuracy under an attack, the result for each example, and all that is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
-    """What follows from how often a network was right: accuracy, interval, and a flag for each example.
+    """Accuracy, interval and the result of each example, from how often the network was right.
 
     The network of ``num_draws`` > 1 is stochastic. Its accuracy is the expected one, the mean share of draws in which
-    it is right. Draws of one example are no further examples, so the interval is Wilson's for so many examples: the
+    it is right. Draws of one example are not further examples, so the interval is Wilson's for so many examples: the
     variance of a share is at most that of a coin with the same mean, hence it holds with 95 % at least. Beside it stand
     the accuracies of the majority vote (``robust``: right in more than half of the draws) and of the worst draw.
 
@@ -69,7 +69,7 @@ def figures(right: np.ndarray, num_draws: int) -> dict[str, Any]:
 def classified(
     labels: np.ndarray, predictions: np.ndarray, robust: np.ndarray, *, num_classes: int, class_names: Any = None
 ) -> dict[str, Any]:
-    """What follows from the class of each example's deciding image: accuracy by class, and which is taken for which.
+    """Accuracy by class and confusion, from the prediction on each example's deciding image.
 
     Args:
         labels: integers [N].
@@ -160,14 +160,14 @@ def record(
 
 
 def _towards(protocol: Protocol, outcome: Outcome) -> dict[str, Any]:
-    """How often an attack arrives at the class that it aims at; images of that very class are no try."""
+    """How often an attack reaches the class that it aims at; images of that very class are left out."""
     assert outcome.tries is not None and outcome.hits is not None and outcome.targets is not None
     tried = int((outcome.tries > 0).sum())
     share = float(outcome.hits.sum() / max(outcome.tries.sum(), 1))
     return {
         "toward": protocol.toward,
         "target_hit": share if tried else None,
-        # Several classes of one example are no further examples.
+        # Several classes of one example are not further examples.
         "target_hit_interval_95": wilson_interval(share * tried, tried) if tried else None,
         "target_tries": outcome.tries.tolist(),
         "target_hits": outcome.hits.tolist(),
@@ -276,7 +276,7 @@ def write(folder: str | Path, name: str, record: dict[str, Any]) -> None:
 
 @functools.cache
 def source_digest() -> str:
-    """A checksum of this package's source: results of other code are other results, whatever its version says."""
+    """A checksum of this package's source, so that results of changed code are told apart whatever the version."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())
@@ -293,7 +293,7 @@ def _commit() -> str | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # installed into somebody else's repository
+            return None  # installed into another repository
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""What a figure must be for a build to pass: ``autoattack>=0.5``."""
+"""Requirements such as ``autoattack>=0.5``; ``python -m robustjax.evaluate`` exits with 1 where one does not hold."""
 
 from __future__ import annotations
 

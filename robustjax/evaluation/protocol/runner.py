@@ -1,4 +1,4 @@
-"""Runs attacks over images, batch by batch, and verifies them: every image is checked and classified by itself."""
+"""Runs attacks over images, batch by batch, and verifies every image that they return."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Runner:
         return protocol.passes + 2 * max(self._num_draws, 1)
 
     def run_unit(self, protocol: Protocol, key: Key, index: int, progress: Callable[[float, str], None]) -> Unit:
-        """Attacks the examples of a unit; ``progress(share, status)`` is told how far a driver is."""
+        """Attacks the examples of a unit; a driver reports by ``progress(share, status)``."""
         rows = self.examples(protocol)[index]
         key_attack, _ = self._keys(key, index)
         images, labels = self._floats(rows), self.labels[rows]

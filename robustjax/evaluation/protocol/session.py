@@ -1,6 +1,6 @@
-"""An evaluation from start to end: what is stored is read, what is missing is run and stored, a bar says how far it is.
+"""An evaluation from start to end: stored batches are read, missing ones are run and stored, with a progress bar.
 
-Killed at any moment and started again, it goes on with the next batch and ends with the same figures.
+Killed at any moment and started again, it continues with the next batch and ends with the same figures.
 """
 
 from __future__ import annotations

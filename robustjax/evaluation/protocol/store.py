@@ -1,7 +1,7 @@
-"""Results on disk, a small durable file for each batch: what is there is never computed again.
+"""Results on disk, a small durable file for each batch, which is never computed again.
 
-A folder holds the batches of one attack under one set of settings; its name ends in a digest of them, so that what was
-computed under other settings is never taken for this. A file is written whole, reaches the disk and only then takes
+A folder holds the batches of one attack under one set of settings. Its name ends in a digest of the settings, so that
+results of other settings are never mistaken for these. A file is written whole, reaches the disk and only then takes
 its name; it begins with the checksum of the rest, and holds arrays, never pickled objects.
 """
 

@@ -1,4 +1,4 @@
-"""Accuracy against epsilon and against steps: whether more of either keeps helping an attack, as it should.
+"""Accuracy against epsilon and against the number of steps.
 
 All points of an attack are one compiled program: epsilon, step size and number of steps are its arguments.
 """
@@ -112,7 +112,7 @@ def points(
 
 
 def grey_radius(threat: Threat, image_shape: Sequence[int]) -> float:
-    """The epsilon within which every image inside the bounds has the same grey one, in their middle.
+    """The radius at which every image in the box can become the same grey image, in the middle of the box.
 
     Example:
         >>> grey_radius(Threat("l2", 0.1), (4, 4, 1))

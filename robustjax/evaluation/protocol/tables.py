@@ -1,4 +1,4 @@
-"""Records as a person reads them first: one table."""
+"""Records as a table, for the terminal and as HTML."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def html_of_records(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_classes(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Accuracy by class under each attack, and the class that the last record's images are mostly taken for."""
+    """Accuracy by class under each attack, and the most frequent wrong prediction in the last record."""
     several = len({(entry["norm"], entry["epsilon"]) for entry in entries}) > 1
     headings = [entry["attack"].replace("worst_case", "worst case") + (f" {_threat(entry)}" if several else "")
                 for entry in entries]  # fmt: skip
@@ -120,7 +120,7 @@ def html_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def show(table: RenderableType) -> None:
-    """Prints the whole of it, as wide as its figures need, whatever the terminal."""
+    """Prints the whole table, as wide as its figures need, whatever the width of the terminal."""
     console = Console()
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)
@@ -160,7 +160,7 @@ def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str
 
 
 def network_name(conditions: Mapping[str, Any]) -> str:
-    """What a record calls the network; empty where it does not say."""
+    """The name of a record's network; empty where the record does not say."""
     config = conditions.get("config")
     return config["model"]["name"] if config else conditions.get("network", {}).get("model", "")
 

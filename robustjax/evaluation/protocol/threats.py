@@ -1,4 +1,4 @@
-"""What an adversary may do to an image, and how a user writes it: ``linf:8/255``."""
+"""Threats: norm, radius and box of an adversary, and how a user writes them, ``linf:8/255``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_BALL, UNION = "none", "union"
 
 
 class Threat(NamedTuple):
-    """What an adversary may do to an image: anything within a ball around it and inside the box of valid pixels.
+    """A threat: an adversary may choose any image in a ball around the original and inside the box of valid pixels.
 
     Attributes:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
@@ -74,7 +74,7 @@ def radius(name: str, value: str | float) -> float:
 
 
 def check_width(threat: Threat) -> None:
-    """Refuses an l-infinity ball that is larger than the box: what was meant is most likely a 255th of it.
+    """Refuses an l-infinity ball larger than the box; most likely epsilon / 255 was meant.
 
     Example:
         >>> check_width(Threat("linf", 8.0))
@@ -95,7 +95,7 @@ def check_width(threat: Threat) -> None:
 
 
 def of_record(record: Mapping[str, Any]) -> list[str]:
-    """The threats that a record is of, in words: several of a union, none of images within no ball.
+    """The threats of a record in words: several for a union, none for images without a ball.
 
     Example:
         >>> of_record({"norm": "linf", "epsilon": 0.1})

@@ -1,4 +1,4 @@
-"""Attacks made of attacks: one that aims at a class, one that keeps to a ball, one whose optimizer has a name."""
+"""Attacks around other attacks: aimed at a class, restricted to a ball, or with an optimizer given by name."""
 
 from __future__ import annotations
 

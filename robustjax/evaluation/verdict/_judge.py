@@ -19,7 +19,7 @@ from robustjax.attacks.engine.verify import Acceptance, is_misclassified
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.threats import Threat, check_width
 from robustjax.evaluation.verdict import active, batteries, diagnostics, goals, notebook, red_flags, relaxations, trust
-from robustjax.evaluation.verdict.budgets import BUDGETS
+from robustjax.evaluation.verdict.budgets import BUDGETS, Budget
 from robustjax.evaluation.verdict.examples import Decision
 from robustjax.evaluation.verdict.goals import Networks
 from robustjax.evaluation.verdict.hints import Hints
@@ -219,7 +219,7 @@ def _examined(
         bounds=threat.bounds,
         stochastic=hints.stochastic,
         budget=BUDGETS[budget],
-        batch_size=default_batch_size(),
+        batch_size=_batch_size(BUDGETS[budget], stochastic=hints.stochastic),
         report=report,
     )
     seconds = {"clean": time.perf_counter() - started}
@@ -283,6 +283,11 @@ def _examined(
         findings=findings,
         remedies=relaxed.remedies,
     )
+
+
+def _batch_size(budget: Budget, *, stochastic: bool) -> int:
+    """Images at a time: fewer where each gradient is a mean over draws, all of which are computed at once."""
+    return max(default_batch_size() // budget.eot_samples, 16) if stochastic else default_batch_size()
 
 
 def checked_hints(hints: Hints) -> Hints:

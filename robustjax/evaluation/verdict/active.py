@@ -107,10 +107,10 @@ def test(trial: Trial, planted: Planted, relaxations: Relaxations) -> np.ndarray
 
 
 def flag(trial: Trial, rows: np.ndarray, relaxations: Relaxations) -> Flag:
-    """The flag of planted adversarial examples, of one batch of the examples ``rows``."""
+    """The flag of planted adversarial examples, of the first of the examples ``rows``."""
     if not len(rows):
         return Flag.not_applicable("no example is classified correctly")
-    planted = plant(trial, rows[: trial.batch_size])
+    planted = plant(trial, rows[: trial.budget.num_tried])
     if not len(planted.rows):
         return Flag.not_applicable("the outputs do not change at random points of the ball, so nothing can be planted")
     return red_flags.planted_examples_missed(test(trial, planted, relaxations))

@@ -162,7 +162,7 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """Attacks without gradients, on what all others left, and for comparison on what direct gradient-based ones did.
 
     Of a stochastic network Square, which AutoAttack's version for these does not hold, and which costs more than all
-    gradients: on a batch of the measured examples, and on the others only if it finds what everything else missed
+    gradients: on the first of the measured examples, and on the others only if it finds what everything else missed
     there. With the full budget HopSkipJump, which sees labels only.
 
     Args:
@@ -174,7 +174,7 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
     """
     missed, left = measured[~trial.certainly_misclassified(by_gradient(trial)[measured])], trial.remaining()
     if trial.stochastic:
-        missed = missed[: trial.batch_size]
+        missed = missed[: trial.budget.num_tried]
         share = trial.square("square", missed)
         if trial.certainly_misclassified(share[np.intersect1d(missed, left)]).any():
             trial.square("square", np.setdiff1d(left, missed))

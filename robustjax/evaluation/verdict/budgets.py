@@ -20,6 +20,8 @@ class Budget(NamedTuple):
         num_measured: examples on which the costlier red flags are measured.
         num_measured_by_draws: the same of a stochastic network, whose every gradient costs ``eot_samples`` times as
             much.
+        num_tried: examples on which remedies, planted examples and, of a stochastic network, Square are tried before
+            all others.
         eot_samples: draws in a gradient, of a stochastic network.
         num_draws: draws on which an image is classified, of a stochastic network.
         curve: draws in a gradient at which the convergence of EOT is measured.
@@ -37,6 +39,7 @@ class Budget(NamedTuple):
     pgd_steps: int
     num_measured: int
     num_measured_by_draws: int
+    num_tried: int
     eot_samples: int
     num_draws: int
     curve: tuple[int, ...]
@@ -48,12 +51,12 @@ class Budget(NamedTuple):
 BUDGETS = {
     "quick": Budget(
         autoattack=False, num_steps=50, num_targets=3, num_queries=1000, num_decisions=0, num_random=200,
-        pgd_steps=80, num_measured=512, num_measured_by_draws=128, eot_samples=4, num_draws=20,
+        pgd_steps=80, num_measured=512, num_measured_by_draws=128, num_tried=64, eot_samples=4, num_draws=20,
         curve=(1, 2, 4, 8, 16), close_steps=100, close_draws=10, num_choosing=100,
     ),
     "full": Budget(
         autoattack=True, num_steps=100, num_targets=9, num_queries=5000, num_decisions=5000, num_random=10000,
-        pgd_steps=160, num_measured=512, num_measured_by_draws=256, eot_samples=20, num_draws=100,
+        pgd_steps=160, num_measured=512, num_measured_by_draws=256, num_tried=64, eot_samples=20, num_draws=100,
         curve=(1, 2, 4, 8, 16, 32, 64), close_steps=100, close_draws=40, num_choosing=300,
     ),
 }  # fmt: skip

@@ -111,10 +111,6 @@ class Examples:
     def num_classes(self) -> int:
         return self.logits.shape[1]
 
-    @property
-    def batch_size(self) -> int:
-        return self._batch_size
-
     def key(self) -> Key:
         """Returns a new PRNG key."""
         self._num_keys += 1

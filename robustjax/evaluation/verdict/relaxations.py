@@ -124,7 +124,7 @@ def attack(
     some = measured if len(measured) else rows
     hidden = _hidden(trial, lambda strengths: relaxing.networks(every._replace(strengths=strengths)), groups, some)
     replaces = has_replacements(candidates, network, jnp.asarray(trial.images[:2]), *trial.network_keys())
-    plans, sample = list(_plans(candidates, groups, replaces=replaces)), rows[: trial.batch_size]
+    plans, sample = list(_plans(candidates, groups, replaces=replaces)), rows[: trial.budget.num_tried]
     on_sample = [relaxing.run(plan, sample, "ce") for plan in plans]
     found = [int((is_misclassified(share) & ~is_misclassified(before)).sum()) for share in on_sample]
     helps = any(found)
@@ -282,7 +282,7 @@ def _hidden(
         groups: of findings.
         rows: examples.
     """
-    rows, keys = rows[: trial.batch_size], trial.network_keys()
+    rows, keys = rows[: trial.budget.num_tried], trial.network_keys()
 
     def gradient(strengths: np.ndarray) -> np.ndarray:
         given = networks(strengths)

@@ -1,4 +1,4 @@
-"""The function that an ONNX file describes, of images as this library has them."""
+"""An ONNX file as a function of images [B, H, W, C] in [0, 1]."""
 
 from __future__ import annotations
 

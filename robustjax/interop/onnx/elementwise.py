@@ -1,4 +1,4 @@
-"""Operators on values one by one, softmax among them."""
+"""Elementwise operators, and softmax."""
 
 from __future__ import annotations
 

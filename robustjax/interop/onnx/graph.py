@@ -59,8 +59,8 @@ def load(path: str | Path) -> Graph:
     """Reads a file and refuses what it cannot compute.
 
     Raises:
-        InputError: there is no such file, it is no ONNX file or a damaged one, or it holds other operators, several
-            inputs or outputs, or inputs that are no floats.
+        InputError: there is no such file, it is not an ONNX file, or damaged, or it holds other operators, several
+            inputs or outputs, or inputs that are not floats.
     """
     path = files.place(path)
     if not path.is_file():

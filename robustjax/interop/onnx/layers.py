@@ -1,4 +1,4 @@
-"""Convolution, pooling, normalisation and products of matrices."""
+"""Operators of layers: convolution, pooling, normalisation and matrix products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operators of ONNX share: a node, and values that may be known before a program is traced."""
+"""What the ONNX operators share: a node, and values that may be known before a program is traced."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def known(value: Value, what: str) -> np.ndarray:
 
 
 def option(node: Node, given: Sequence[Value], name: str, default: Any = None) -> Any:
-    """A list or number that older sets have as an attribute and newer ones as an input, ``given`` where it is."""
+    """A list or number that is an attribute in older operator sets and the input ``given`` in newer ones."""
     if given and given[0] is not None:
         return known(given[0], name).tolist()
     return node.attributes.get(name, default)

@@ -1,4 +1,4 @@
-"""Operators on axes: reductions, and what moves values or computes with shapes."""
+"""Operators on axes and shapes: reductions, transposition, slicing, and computations with shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of single arguments, each of which raises an :class:`robustjax.types.InputError` of one line."""
+"""Checks of single arguments; each raises an :class:`robustjax.types.InputError` of one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGEST_RADIUS = 1e18
 
 
 def at_least(least: int, **counts: Any) -> None:
-    """Refuses counts that are no integers or too small; traced ones pass.
+    """Refuses counts that are not integers or too small; traced ones pass.
 
     Example:
         >>> at_least(1, num_steps=0)
@@ -43,7 +43,7 @@ def at_least(least: int, **counts: Any) -> None:
 
 
 def static(least: int, **counts: Any) -> None:
-    """Like :func:`at_least`, of counts that decide what is compiled: no arrays, traced ones least of all.
+    """Like :func:`at_least`, for counts that decide what is compiled, which must not be arrays or traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,7 +60,7 @@ def static(least: int, **counts: Any) -> None:
 
 
 def are_flags(**flags: Any) -> None:
-    """Refuses what is neither True nor False, such as text, which would always count as True.
+    """Refuses values other than True and False, such as text, which would always count as True.
 
     Example:
         >>> are_flags(targeted="no")
@@ -128,7 +128,7 @@ def check_network(logits_fn: LogitsFn, images: AnyArray, draw: tuple[Key, ...], 
 
 
 def check_loss(loss: Any) -> None:
-    """Refuses a loss that is no function, such as the name of one."""
+    """Refuses a loss that is not a function, such as the name of one."""
     if not callable(loss):
         known = ", ".join(f"losses.{function.__name__}" for function in LIBRARY_LOSSES)
         raise InputError(f"loss must be a function of (outputs, labels), got {loss!r}; give for example one of {known}")

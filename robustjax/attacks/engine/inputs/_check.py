@@ -1,4 +1,4 @@
-"""What attacks and drivers are given, checked as a whole."""
+"""The check of all arguments of an attack or a driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between what users give and what is computed with: the images' dtype and float32, functions and pytrees."""
+"""Conversions between what users pass and what is computed with: dtypes and float32, functions and pytrees."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def as_pytree(function: Callable[..., Any] | None) -> jax.tree_util.Partial | No
 
 
 class _Bound(NamedTuple):
-    """A function with keywords that are no arrays; equal to another of the same."""
+    """A function with keyword arguments that are not arrays; equal to another of the same."""
 
     function: Callable[..., Any]
     keywords: tuple[tuple[str, Any], ...]

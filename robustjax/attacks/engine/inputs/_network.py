@@ -1,4 +1,4 @@
-"""What a network does wrong: one abstract evaluation says it in a line, with the user's own line."""
+"""Checks of a network by abstract evaluation; errors name the line of the user's own code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def traced(name: str, function: Callable[..., Any], images: Shaped, *rest: Any, 
         return shapes
     except InputError:
         raise
-    except Exception as error:  # anyone's code
+    except Exception as error:  # the user's code
         text = " ".join((str(error).splitlines() or [""])[0].split())
         if isinstance(error, jax.errors.JAXTypeError):
             mend = "compute with jax.numpy, whatever the values are; or declare what computes otherwise as a callback"
@@ -85,7 +85,7 @@ def gradient_trouble(function: Callable[..., Any], images: Shaped, *rest: Any) -
 
 @contextlib.contextmanager
 def blaming(name: str, network: Callable[..., Any], images: Shaped, *rest: Any) -> Iterator[None]:
-    """Says so where an attack fails as its network cannot be traced again, raises in a callback, or has no gradient.
+    """Explains errors of an attack whose network cannot be traced again, raises in a callback, or has no gradient.
 
     Raises:
         InputError: the network is at fault; whatever else is raised within passes.

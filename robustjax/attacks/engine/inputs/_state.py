@@ -1,4 +1,4 @@
-"""What a function reads besides its arguments: what was compiled for it holds as long as that is the same."""
+"""What a function reads besides its arguments. A program compiled for it is valid as long as that has not changed."""
 
 from __future__ import annotations
 
