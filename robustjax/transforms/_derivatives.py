@@ -106,7 +106,9 @@ def _while(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], first:
     def turn(state: list[Any], _: None) -> tuple[list[Any], None]:
         goes_on = evaluator.plain(params["cond_jaxpr"], *of_cond, *state, place=place)[0]
         moved = in_dtypes_of(state, evaluator.plain(params["body_jaxpr"], *of_body, *state, place=place))
-        return [jnp.where(goes_on, new, old) for new, old in zip(moved, state, strict=True)], None
+        # Under vmap each example goes on for itself.
+        lasting = [jax.lax.broadcast_in_dim(goes_on, new.shape, range(goes_on.ndim)) for new in moved]
+        return [jnp.where(*each) for each in zip(lasting, moved, state, strict=True)], None
 
     # Reverse differentiation needs a fixed number of turns: those after the loop's end change nothing.
     again, _ = jax.lax.scan(jax.checkpoint(turn), list(start), None, length=MAX_TURNS)
@@ -217,6 +219,10 @@ def _cast(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], result:
 def _select(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], result: Array, strength: Strength) -> Any:
     predicate, *cases = operands
     if not is_float(result):
+        # Two indices that move both are one and the same, counted from either end.
+        alike = any(isinstance(case, Real) for case in cases) or all(isinstance(case, Choice) for case in cases)
+        if len(cases) == 2 and isinstance(predicate, Soft) and not alike:
+            return _gated(_soft.either(predicate, cases, result), strength)
         return evaluator.carried(equation, operands, result)
     if len(cases) != 2 or not isinstance(predicate, Soft):
         # What is selected by says nothing of how near the other case is: all of them count.
@@ -237,8 +243,7 @@ def _saturation(
 
 def as_choice(boolean: Soft, result: Array) -> Choice:
     """A boolean as the integer 0 or 1."""
-    options = jnp.stack([jnp.zeros_like(result), jnp.ones_like(result)])
-    return Choice(result, jnp.stack([1.0 - boolean.share, boolean.share]), options)
+    return _soft.either(boolean, [jnp.zeros_like(result), jnp.ones_like(result)], result)
 
 
 def _gated(choice: Choice, strength: Strength) -> Choice:

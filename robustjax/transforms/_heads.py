@@ -7,6 +7,8 @@ the head changes the network, which the gradient of the logits does not show.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -55,12 +57,20 @@ def find(network: Any, images: Array, *key: Key) -> Heads | None:
         The heads; None where there are none that JAX can differentiate.
     """
     sites: list[SiteKey] = []
-    jax.eval_shape(lambda *operands: _scores(*operands, sites=sites), network, images, *key)
-    if not sites:
+    # In a batch of another size, what only happens to be as long as the first is not.
+    shapes = [
+        jax.eval_shape(functools.partial(_scores, sites=some), network, points, *key)[1]
+        for points, some in ((images, sites), (jnp.concatenate([images, images]), []))
+    ]
+    fit = [None not in both for both in itertools.zip_longest(*shapes)]
+    if not any(fit):
         return None
-    logits, every = jax.jit(lambda *operands: _scores(*operands, sites=[]))(network, images, *key)
+    logits, every = jax.jit(functools.partial(_scores, sites=[]))(network, images, *key)
     logits = np.asarray(logits)
-    signs = tuple(_sign(name, np.asarray(scores), logits) for (_, name, _), scores in zip(sites, every, strict=True))
+    signs = tuple(
+        _sign(name, np.asarray(scores), logits) if fits else 0
+        for (_, name, _), scores, fits in zip(sites, every, fit, strict=True)
+    )
     kept = [f"{name} at {line}" for (_, name, line), sign in zip(sites, signs, strict=True) if sign]
     if not kept:
         return None
@@ -73,21 +83,21 @@ def find(network: Any, images: Array, *key: Key) -> Heads | None:
 
 
 class _Signed(NamedTuple):
-    """Static part of ``Heads.scores``: the factor of each of the scores; 0 leaves them out."""
+    """Static part of ``Heads.scores``: the factor of what each choice is made by; 0 leaves it out."""
 
     signs: tuple[int, ...]
 
     def __call__(self, network: Any, images: Array, *key: Key) -> Array:
         _, every = _scores(network, images, *key, sites=[])
-        chosen = [sign * scores.astype(jnp.float32) for sign, scores in zip(self.signs, every, strict=True) if sign]
-        return jnp.stack(chosen)
+        pairs = zip(self.signs, every, strict=True)
+        return jnp.stack([sign * scores.astype(jnp.float32) for sign, scores in pairs if sign and scores is not None])
 
 
-def _scores(network: Any, images: Array, *key: Key, sites: list[SiteKey]) -> tuple[Array, list[Array]]:
-    """Logits, and all scores of their shape; what chooses by them is appended to ``sites``."""
+def _scores(network: Any, images: Array, *key: Key, sites: list[SiteKey]) -> tuple[Array, list[Array | None]]:
+    """Logits, and of each choice, which is appended to ``sites``, what it is made by; None if that is not like them."""
     program = jax.make_jaxpr(network)(images, *key)
     (shape,) = (aval.shape for aval in program.out_avals)
-    found: list[Array] = []
+    found: list[Array | None] = []
     depth = get_opaque_trace_state()
 
     def observe(site: SiteKey, equation: JaxprEqn, operands: list[Any]) -> None:
@@ -95,9 +105,9 @@ def _scores(network: Any, images: Array, *key: Key, sites: list[SiteKey]) -> tup
         if name not in CHOICES or get_opaque_trace_state() != depth:
             return
         scores, axis = value_of(operands[0]), equation.params.get(CHOICES[name], 1)
-        if scores.shape == shape and axis in (1, -1, (1,)) and jnp.issubdtype(scores.dtype, jnp.floating):
-            found.append(scores)
-            sites.append(site)
+        fits = scores.shape == shape and axis in (1, -1, (1,)) and jnp.issubdtype(scores.dtype, jnp.floating)
+        found.append(scores if fits else None)
+        sites.append(site)
 
     interpreter = Interpreter(lambda site: True if site[0] in RELAXABLE else None, 1.0, observe=observe)
     (logits,) = interpreter.plain(program, images, *key)
@@ -106,9 +116,10 @@ def _scores(network: Any, images: Array, *key: Key, sites: list[SiteKey]) -> tup
 
 def _sign(name: str, scores: np.ndarray, logits: np.ndarray) -> int:
     """The factor under which the largest scores are the likeliest classes; 0 of the logits themselves."""
-    with np.errstate(invalid="ignore"):
-        if any(np.max(np.abs(each - logits)) <= SAME_SCORES * np.max(np.abs(logits)) for each in (scores, -scores)):
-            return 0
+    finite = np.isfinite(scores) & np.isfinite(logits)  # masked classes are not
+    scale = np.max(np.abs(logits[finite]), initial=0.0)
+    if any(np.max(np.abs(each - logits)[finite], initial=0.0) <= SAME_SCORES * scale for each in (scores, -scores)):
+        return 0
     if name != "sort":
         return -1 if name == "argmin" else 1
     likeliest = logits.argmax(axis=1)

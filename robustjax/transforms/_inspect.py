@@ -163,7 +163,7 @@ def _without_honest_rules(sites: Sequence[_kinds.Site]) -> list[_kinds.Site]:
     def disagrees(site: _kinds.Site) -> bool:
         name = _rules.name_of(site.equation)
         if name not in verdicts:
-            verdicts[name] = _rules.disagrees(site.equation)
+            verdicts[name] = _rules.disagrees(site.equation, site.closed_over)
         return verdicts[name]
 
     return [site for site in sites if site.kind != "custom_rule" or disagrees(site)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
@@ -166,13 +167,14 @@ class Interpreter:
         if name in _kinds.CUSTOM:
             key = ("custom_rule", name, line)
             strength = self.strength_of(key)
-            if strength is not None and self._check_rules and not self._rule_disagrees(equation):
+            if strength is not None and self._check_rules and not self._rule_disagrees(equation, plain):
                 strength = None
-            if self._observe is not None:
-                self.evaluate(jaxpr, consts, operands, inner, origins)
-            if strength is None and (self._check_rules or not self.touches(jaxpr, inner)):
+            as_it_is = strength is None and (self._check_rules or not self.touches(jaxpr, inner))
+            if as_it_is and self._observe is None:
                 return _program.bind(equation, *plain)
             own = self.evaluate(jaxpr, consts, operands, inner, origins)
+            if as_it_is:
+                return _program.bind(equation, *plain)
             if strength is None or strength is True:
                 return own
             ruled = _program.bind(equation, *plain)
@@ -189,10 +191,12 @@ class Interpreter:
             return again(*plain)
         return self.evaluate(jaxpr, consts, operands, inner, origins)
 
-    def _rule_disagrees(self, equation: JaxprEqn) -> bool:
+    def _rule_disagrees(self, equation: JaxprEqn, operands: list[Any]) -> bool:
         name = _rules.name_of(equation)
         if name not in self._disagrees:
-            self._disagrees[name] = _rules.disagrees(equation)
+            closed_over = operands[: _rules.num_closed_over(equation)]
+            known = [None if isinstance(each, Tracer) else each for each in closed_over]
+            self._disagrees[name] = _rules.disagrees(equation, known)
         return self._disagrees[name]
 
     def touches(self, jaxpr: Jaxpr, place: Place | None) -> bool:

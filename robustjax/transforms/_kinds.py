@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import partial_eval
 
 from robustjax.layers import quick
 from robustjax.ops import chosen
-from robustjax.transforms import _program, _source
+from robustjax.transforms import _program, _rules, _source
 from robustjax.transforms._finite import FINITE
 from robustjax.transforms._source import Place
 
@@ -50,6 +49,7 @@ class Site(NamedTuple):
         where: the user's line.
         equation: itself.
         depends: bits of what it depends on.
+        closed_over: of a rule of derivatives the arrays that its function closes over, None where they are computed.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class Site(NamedTuple):
     where: str
     equation: JaxprEqn
     depends: int
+    closed_over: tuple[Any, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -80,7 +81,8 @@ def kind_of(equation: JaxprEqn) -> str | None:
     if name in (*INDEX_OF_LARGEST, "cond"):
         return "selection"
     if name in ("select_n", "clamp"):
-        return "selection" if jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating) else None
+        numbers = jnp.number if name == "select_n" else jnp.floating
+        return "selection" if jnp.issubdtype(_aval(equation.outvars[0]).dtype, numbers) else None
     if name in ("sort", "top_k", "approx_top_k") and any(_is_integer(var) for var in equation.outvars):
         return "selection"
     if name in SATURATING:
@@ -116,8 +118,8 @@ def _kind_of_cast(given: Any, new: Any) -> str | None:
     floating = [jnp.issubdtype(dtype, jnp.floating) for dtype in (old, new)]
     if all(floating):
         return "precision" if jnp.finfo(new).bits < jnp.finfo(old).bits else None
-    if floating[0]:
-        return "integer"
+    if floating[0]:  # a complex number keeps the whole of a real one
+        return None if jnp.issubdtype(new, jnp.complexfloating) else "integer"
     # An integer that is no array is what a conditional is given, which is a site itself.
     return "selection" if old == jnp.bool_ and (given.ndim or jnp.issubdtype(new, jnp.floating)) else None
 
@@ -158,16 +160,27 @@ class _Reader:
     def __init__(self, add: Callable[[Site], None], num_images: int):
         self._add, self._num_images = add, num_images
         self._silent = 0
-        # Integers and booleans that are the same in every call: they say which branch of a conditional is taken.
+        # What is the same in every call: it says which branch of a conditional is taken, and what a rule closes over.
         self._known: dict[Any, Any] = {}
 
     def know(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         """Sets what is known; a program that JAX keeps is read again for each call, so that other calls' goes."""
         for var, value in zip(variables, values, strict=True):
-            if value is not None and np.ndim(value) == 0 and _is_whole(var):
+            if value is not None:
                 self._known[var] = value
             else:
                 self._known.pop(var, None)
+
+    def _entered(self, program: Jaxpr | ClosedJaxpr, atoms: Sequence[Any]) -> Jaxpr:
+        """A program within the program, its constants known, and its first arguments as they are where it is called.
+
+        Of the others nothing is known, as of what changes from turn to turn of a loop.
+        """
+        jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+        values = [self._value_of(atom) for atom in atoms]
+        self.know(jaxpr.constvars, consts)
+        self.know(jaxpr.invars, values + [None] * (len(jaxpr.invars) - len(values)))
+        return jaxpr
 
     def _value_of(self, atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else self._known.get(atom)
@@ -190,22 +203,17 @@ class _Reader:
         name, params = equation.primitive.name, equation.params
         if name in CALLS:
             key = next(each for each in ("jaxpr", "call_jaxpr") if each in params)
-            within = getattr(params[key], "jaxpr", params[key])
-            inner = _source.within(equation, place, key)
-            self.know(within.invars, [self._value_of(atom) for atom in equation.invars])
-            return self.read(within, given, inner)
+            within = self._entered(params[key], equation.invars)
+            return self.read(within, given, _source.within(equation, place, key))
         if name == "scan":
-            return self._scan(params, given, _source.within(equation, place))
+            return self._scan(equation, given, _source.within(equation, place))
         if name == "while":
-            return self._while(params, given, _source.within(equation, place))
+            return self._while(equation, given, _source.within(equation, place))
         if name == "cond":
             inner = _source.within(equation, place)
             taken = self._value_of(equation.invars[0])
             branches = params["branches"] if taken is None else [params["branches"][int(taken)]]
-            results = []
-            for branch in branches:
-                self.know(branch.jaxpr.invars, [self._value_of(atom) for atom in equation.invars[1:]])
-                results.append(self.read(branch.jaxpr, given[1:], inner))
+            results = [self.read(self._entered(each, equation.invars[1:]), given[1:], inner) for each in branches]
             return [given[0] | _union(each) for each in zip(*results, strict=True)]
         return [every | (RANDOM if name in DRAWS else 0)] * len(equation.outvars)
 
@@ -218,15 +226,21 @@ class _Reader:
             with jax.ensure_compile_time_eval():
                 self.know(equation.outvars, [_program.bind(equation, *map(jnp.asarray, values))])
 
-    def _scan(self, params: dict[str, Any], given: list[int], place: Place | None) -> list[int]:
+    def _scan(self, equation: JaxprEqn, given: list[int], place: Place | None) -> list[int]:
+        params = equation.params
         num_consts, count = _program.scan_counts(params)
         consts, carry, inputs = _split(given, num_consts, count)
-        turn = lambda carry: self.read(params["jaxpr"].jaxpr, [*consts, *carry, *inputs], place)  # noqa: E731
+        body = self._entered(params["jaxpr"], equation.invars[:num_consts])
+        turn = lambda carry: self.read(body, [*consts, *carry, *inputs], place)  # noqa: E731
         return turn(self._settled(lambda carry: turn(carry)[:count], carry))
 
-    def _while(self, params: dict[str, Any], given: list[int], place: Place | None) -> list[int]:
-        of_cond, of_body, carry = _split(given, params["cond_nconsts"], params["body_nconsts"])
-        cond, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+    def _while(self, equation: JaxprEqn, given: list[int], place: Place | None) -> list[int]:
+        params = equation.params
+        counts = params["cond_nconsts"], params["body_nconsts"]
+        of_cond, of_body, carry = _split(given, *counts)
+        cond_consts, body_consts, _ = _split(equation.invars, *counts)
+        cond = self._entered(params["cond_jaxpr"], cond_consts)
+        body = self._entered(params["body_jaxpr"], body_consts)
 
         def step(carry: list[int]) -> list[int]:
             (goes_on,) = self.read(cond, [*of_cond, *carry], place)
@@ -252,13 +266,17 @@ class _Reader:
         name = equation.primitive.name
         if name in ("select_n", "cond") and not given[0] & IMAGE:
             return  # what is selected does not depend on the image
+        if name == "select_n" and _is_integer(equation.outvars[0]) and all(bits & IMAGE for bits in given[1:]):
+            return  # an index from the end in place of a negative one
         if name == "clamp" and not given[1] & IMAGE:
             return
         if name == "while" and not any(jnp.issubdtype(_aval(var).dtype, jnp.floating) for var in equation.outvars):
             return
         if name == "scan" and not _takes_gradients(equation.params["jaxpr"].jaxpr):
             return
-        self._add(Site(kind, name, _source.line_of(equation, place), equation, every))
+        closed_over = equation.invars[: _rules.num_closed_over(equation)]
+        known = tuple(map(self._value_of, closed_over))
+        self._add(Site(kind, name, _source.line_of(equation, place), equation, every, known))
 
 
 def _is_over(equation: JaxprEqn, count: int) -> bool:
@@ -289,5 +307,5 @@ def _union(values: Sequence[int]) -> int:
     return total
 
 
-def _split(values: list[int], first: int, second: int) -> tuple[list[int], list[int], list[int]]:
+def _split(values: list[Any], first: int, second: int) -> tuple[list[Any], list[Any], list[Any]]:
     return values[:first], values[first : first + second], values[first + second :]

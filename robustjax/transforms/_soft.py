@@ -7,7 +7,8 @@ of every index. Where it becomes a float again, the derivative goes on through t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from robustjax.types import Array
 LARGEST = 1 << 24
 _STRUCTURAL = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy", "copy_p")
 _ARITHMETIC = ("add", "sub", "mul", "neg", "max", "min", "div", "reduce_sum", "reduce_max", "reduce_min", "cumsum")
+# Bits that are cut off are rounded away -> by how many powers of two the second operand moves the first.
+_BITWISE = {"and": 0.0, "or": 0.0, "shift_left": 1.0, "shift_right_logical": -1.0, "shift_right_arithmetic": -1.0}
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 
 
@@ -104,6 +107,17 @@ def certain(value: Array) -> Soft:
     return Soft(value, value.astype(jnp.float32), jnp.full(value.shape, jnp.inf, jnp.float32))
 
 
+def either(boolean: Soft, cases: Sequence[Any], value: Array) -> Choice:
+    """An integer that a boolean selects: what it is if that is False, and if it is True."""
+    share = jnp.broadcast_to(boolean.share, value.shape)[None]
+    parts = [
+        (weight * case.weights, case.options) if isinstance(case, Choice) else (weight, jnp.asarray(case)[None])
+        for weight, case in zip((1.0 - share, share), cases, strict=True)
+    ]
+    weights, options = (jnp.concatenate(some) for some in zip(*parts, strict=True))
+    return Choice(value, weights, options)
+
+
 def largest(scores: Array, axis: int, value: Array, temperature: Any, *, lowest: bool = False) -> Choice | None:
     """The index of the largest entry as a softmax of the same scores."""
     count = scores.shape[axis]
@@ -153,7 +167,11 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
     bind = lambda *some: equation.primitive.bind(*some, **equation.params)  # noqa: E731
     choice = next((each for each in operands if isinstance(each, Choice)), None)
     if choice is not None:
-        return _of_choice(equation, operands, value, choice, bind)
+        found = _of_choice(equation, operands, value, choice, bind)
+        if found is not None:
+            return found
+        # What depends on several indices is followed by their means.
+        operands = [_mean(each) if isinstance(each, Choice) else each for each in operands]
     if value.dtype == jnp.bool_:
         return _of_booleans(name, operands, value, bind, equation.params)
     if name == "select_n":
@@ -165,6 +183,9 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
         return None
     if name in (*_STRUCTURAL, *_ARITHMETIC, "concatenate"):
         return Real(value, bind(*map(_as_float, operands)))
+    if name in _BITWISE and not all(isinstance(each, Real) for each in operands):
+        moved = next(each.real for each in operands if isinstance(each, Real))
+        return Real(value, moved * jnp.exp2(_BITWISE[name] * _as_float(operands[1])))
     if name == "convert_element_type":
         return Real(value, operands[0].real)
     return None
@@ -185,8 +206,11 @@ def _of_booleans(name: str, operands: list[Any], value: Array, bind: Callable, p
         "and": lambda a, b: a * b,
         "or": lambda a, b: a + b - a * b,
         "xor": lambda a, b: a + b - 2.0 * a * b,
+        "select_n": lambda which, a, b: (1.0 - which) * a + which * b,
     }.get(name)
-    return None if joined is None else Soft(value, joined(*shares), jnp.minimum(*margins))
+    if joined is None:
+        return None
+    return Soft(value, joined(*shares), functools.reduce(jnp.minimum, margins))
 
 
 def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Choice, bind: Callable) -> Any:
@@ -223,6 +247,10 @@ def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Ch
     if jnp.issubdtype(value.dtype, jnp.floating):
         return jnp.sum(weights * jnp.where(jnp.isfinite(results), results, 0.0), axis=0)
     return Choice(value, weights, results)
+
+
+def _mean(choice: Choice) -> Real:
+    return Real(choice.value, jnp.sum(choice.weights * choice.options.astype(jnp.float32), axis=0))
 
 
 def looked_up(equation: JaxprEqn, operands: list[Any], result: Array) -> Array | None:

@@ -176,5 +176,5 @@ def _short(file: str) -> str:
     """Relative to the working folder where it lies below it."""
     try:
         return str(Path(file).relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # elsewhere, or the folder was deleted
         return file

@@ -164,9 +164,20 @@ def test_what_cannot_be_differentiated_or_repeated_is_attacked_and_flagged():
     assert verdict.worst_case < verdict.clean
 
 
+def out_of_order(images):
+    def host(images):
+        raise ValueError("the sensor is off")
+
+    return toys.linear(jax.pure_callback(host, jax.ShapeDtypeStruct(images.shape, jnp.float32), images))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"logits_fn": out_of_order},
+            r"calls back, got ValueError: the sensor is off in tests.*test_judge.py:\d+ \(host",
+        ),
         ({"budget": "huge"}, "budget must be one of quick, full, got 'huge'"),
         ({"budget": ["quick"]}, "budget must be one of quick, full, got"),
         ({"norm": "l3"}, "norm.*linf, l2, l1.*'l3'"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import verdict_toys as toys
 
+from robustjax.attacks.engine import inputs
 from robustjax.evaluation.verdict import goals, relaxations
 from robustjax.evaluation.verdict.budgets import BUDGETS
 from robustjax.evaluation.verdict.trial import Trial
@@ -99,6 +100,30 @@ def test_a_gradient_has_turned_by_more_than_sixty_degrees_or_is_there_on_one_sid
     nothing, something = np.zeros((1, 2)), np.ones((1, 2))
     assert relaxations._turned(nothing, something) and relaxations._turned(something, nothing)
     assert not relaxations._turned(nothing, nothing)
+
+
+@jax.custom_jvp
+def raising(images):
+    return jnp.square(images)
+
+
+@raising.defjvp
+def _raising_jvp(primals, tangents):
+    raise RuntimeError("no gradient of this")
+
+
+def test_a_rule_that_raises_is_no_error_of_a_verdict():
+    images, labels, _ = toys.linear_examples(2, "linf")
+    assert inputs.gradient_trouble(lambda images: toys.linear(raising(images)), images) == "no gradient of this"
+    network = goals.as_logits_fn(lambda images: toys.linear(raising(jnp.round(images))))
+    trial = Trial(
+        goals.Networks(network), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=2, report=print,
+    )  # fmt: skip
+    findings = relaxations.find(network, images, ())
+    assert {finding.kind for finding in findings} == {"custom_rule", "step"}
+    found = relaxations.attack(trial, network, findings, np.arange(2), np.arange(2), before=np.zeros(2), quicken=True)
+    assert found.share is None
 
 
 @pytest.mark.parametrize("num_found", [0, 1])
@@ -212,3 +237,6 @@ def test_a_network_of_means_takes_one_draw_and_is_aimed_at_classes_beside_the_be
     run.clear()
     found = relaxations.attack(trial, network, findings, rows, rows[:8], before=np.full(16, 0.6), quicken=False)
     assert not found.helped and [one[:2] for one in run[4:]] == [("relaxed:all", 0), ("relaxed:all", 8)]
+    # Where none is correct by majority, those under attack are looked at.
+    found = relaxations.attack(trial, network, findings, rows, rows[:0], before=np.full(16, 0.6), quicken=False)
+    assert [(remedy.num_images, remedy.hidden) for remedy in found.remedies] == [(8, 0), (8, 8)]

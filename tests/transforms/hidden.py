@@ -115,6 +115,46 @@ def lying_vjp(x):
 
 lying_vjp.defvjp(lambda x: (jnp.square(x), None), lambda kept, slope: (jnp.zeros_like(slope),))
 
+CLOSED_OVER = 2.0 * jnp.asarray(WEIGHTS)
+
+
+@jax.custom_jvp
+def closed_over(x):
+    return x.reshape(x.shape[0], -1) @ CLOSED_OVER
+
+
+closed_over.defjvp(lambda primals, tangents: (closed_over(*primals), 2.0 * linear(tangents[0])))
+
+
+@jax.custom_vjp
+def closed_over_vjp(x):
+    return x.reshape(x.shape[0], -1) @ CLOSED_OVER
+
+
+closed_over_vjp.defvjp(
+    lambda x: (closed_over_vjp(x), None), lambda kept, slope: ((slope @ CLOSED_OVER.T).reshape(-1, 4, 4, 1),)
+)
+
+
+@jax.custom_vjp
+def lying_closed_over(x):
+    return x.reshape(x.shape[0], -1) @ CLOSED_OVER
+
+
+lying_closed_over.defvjp(
+    lambda x: (lying_closed_over(x), None), lambda kept, slope: (jnp.zeros((len(slope), 4, 4, 1)),)
+)
+
+
+@jax.custom_jvp
+def raising(x):
+    return jnp.square(x)
+
+
+@raising.defjvp
+def _raising_jvp(primals, tangents):
+    raise RuntimeError("no gradient of this")
+
 
 def largest(scores):
     return jnp.argmax(scores, axis=1)
@@ -126,6 +166,20 @@ def python(x):
 
 def descended(x):
     return jax.lax.fori_loop(0, 3, lambda i, c: c - 0.1 * jax.grad(lambda y: jnp.sum(linear(y) ** 2))(c), x)
+
+
+def grown_each(x):
+    """Every image as far as it needs."""
+    return jax.vmap(lambda one: jax.lax.while_loop(lambda c: jnp.sum(c) < 15.0, lambda c: 1.1 * c, one))(x)
+
+
+def counted(x):
+    """How many of four levels a pixel is above."""
+    return jnp.sum(x[..., 0, None] > jnp.arange(1.0, 5.0)[None, None, None] / 5.0, axis=3).astype(jnp.float32)
+
+
+def levels(x):
+    return jnp.where(x > 0.6, 2, jnp.where(x > 0.3, 1, 0)).astype(jnp.float32)
 
 
 def grown(x):
@@ -165,6 +219,17 @@ HIDES = {
     "detached twice": (lambda x: linear(jax.lax.stop_gradient(jax.lax.stop_gradient(x) ** 2)), {"detached"}),
     "lying rule": (lambda x: linear(lying(x)), {"custom_rule"}),
     "lying vjp": (lambda x: linear(jax.jit(lying_vjp)(x)), {"custom_rule"}),
+    "lying rule of what closes over weights": (lambda x: lying_closed_over(x), {"custom_rule"}),
+    "bits": (lambda x: linear(((255.0 * x).astype(jnp.uint8) >> 4 << 4).astype(jnp.float32)), {"integer"}),
+    "masked bits": (lambda x: linear(((255.0 * x).astype(jnp.int32) & 0xF0).astype(jnp.float32)), {"integer"}),
+    "counted": (lambda x: linear(counted(x)), {"selection"}),
+    "integers": (lambda x: linear(jnp.where(x > 0.4, 1, 0).astype(jnp.float32)), {"selection"}),
+    "levels": (lambda x: linear(levels(x)), {"selection"}),
+    "booleans": (lambda x: linear(jnp.where(x > 0.4, True, x > 0.2).astype(jnp.float32)), {"selection"}),
+    "sum of choices": (
+        lambda x: linear(x) * (largest(linear(x)) + largest(-linear(x))).astype(jnp.float32)[:, None],
+        {"selection"},
+    ),
     "threshold": (lambda x: linear(jnp.where(x > 0.4, x, 0.0)), {"selection"}),
     "mask": (lambda x: linear(x * (x > 0.4).astype(jnp.float32)), {"selection"}),
     "winners": (lambda x: linear(winners(x)), {"selection"}),
@@ -181,6 +246,7 @@ HIDES = {
     "python": (lambda x: linear(python(x)), {"callback"}),
     "descent": (lambda x: linear(descended(x)), {"inner_optimisation"}),
     "while": (lambda x: linear(grown(x)), {"inner_optimisation", "batch_dependent"}),
+    "while of each": (lambda x: linear(grown_each(x)), {"inner_optimisation"}),
     "bfloat16": (lambda x: linear(x.astype(jnp.bfloat16).astype(jnp.float32)), {"precision"}),
     "batch statistics": (lambda x: linear(x - jnp.mean(x, axis=0, keepdims=True)), {"batch_dependent"}),
     "own key": (lambda x: linear(x + jax.random.normal(jax.random.key(0), x.shape)), {"random"}),
@@ -206,6 +272,12 @@ HONEST = {
     "sum over another first axis": lambda x: jnp.sum(jnp.stack([linear(x), 2.0 * linear(x)]), axis=0),
     "not a number": lambda x: jnp.nan_to_num(linear(x)),
     "honest rule": lambda x: linear(honest(x)),
+    "rule of what closes over weights": lambda x: jax.jit(closed_over)(x),
+    "rule in a loop of what closes over weights": lambda x: jax.lax.scan(
+        lambda c, _: (c, closed_over(c)), x, None, length=2
+    )[1].sum(0),
+    "vjp of what closes over weights": closed_over_vjp,
+    "Fourier": lambda x: linear(jnp.abs(jnp.fft.fft2(x, axes=(1, 2)))),
     "loop": lambda x: linear(jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c), x)),
     "of the weights": lambda x: linear(x) @ jnp.round(jnp.asarray(WEIGHTS[:3])),
 }

@@ -134,7 +134,7 @@ def of_another_number(images):
 
 def over_the_batch(images):
     scores = scores_of(images)
-    return masked_by(jax.nn.one_hot(jnp.argmax(scores, axis=0), B).T, images)
+    return masked_by(jax.nn.one_hot(jnp.argmax(scores, axis=0), len(images)).T, images)
 
 
 def in_a_loop(images):
@@ -144,9 +144,30 @@ def in_a_loop(images):
     return jax.lax.scan(turn, images, length=2)[1][-1]
 
 
-@pytest.mark.parametrize("network", [its_own_logits, of_another_number, over_the_batch, in_a_loop])
+def by_a_table(images):
+    """As many rows as there are images, which do not depend on them."""
+    return masked_by(jax.nn.one_hot(jnp.argmax(HEAD[:B], axis=1), K)[:1], images)
+
+
+def with_masked_classes(images):
+    return jnp.where(jnp.arange(K)[None] < 2, its_own_logits(images), -jnp.inf)
+
+
+@pytest.mark.parametrize(
+    "network", [its_own_logits, of_another_number, over_the_batch, in_a_loop, by_a_table, with_masked_classes]
+)
 def test_what_is_no_classifier_within_is_not_found(network):
     assert found_in(network, IMAGES) is None
+
+
+def test_a_head_of_a_network_that_masks_classes_serves_batches_of_every_size():
+    def network(images):
+        return jnp.where(jnp.arange(K)[None] < 2, by_argmax(images) + by_a_table(images), -jnp.inf)
+
+    heads = found_in(network, IMAGES)
+    assert heads is not None
+    for images in (IMAGES, IMAGES[:2]):
+        np.testing.assert_allclose(heads.scores(images), scores_of(images)[None], rtol=1e-6)
 
 
 def test_heads_of_a_stochastic_network_take_its_key():
@@ -162,7 +183,7 @@ def test_heads_of_a_stochastic_network_take_its_key():
 
 def test_a_head_that_cannot_be_differentiated_is_left():
     def network(images):
-        scores = jax.lax.linalg.hessenberg(images.reshape(B, D)[:, :9].reshape(B, 3, 3))[0].reshape(B, 9)[:, :K]
+        scores = jax.lax.linalg.hessenberg(images.reshape(-1, D)[:, :9].reshape(-1, 3, 3))[0].reshape(-1, 9)[:, :K]
         return masked_by(jax.nn.one_hot(jnp.argmax(scores, axis=1), K), images)
 
     with pytest.raises(NotImplementedError):

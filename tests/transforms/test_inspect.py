@@ -53,6 +53,20 @@ def test_what_only_looks_like_it_is_not(name):
     assert inspect(hidden.HONEST[name], hidden.IMAGES) == ()
 
 
+def test_a_working_folder_that_was_deleted_shortens_no_path(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    (found,) = inspect(lambda x: hidden.linear(jnp.round(x)), hidden.IMAGES)
+    assert found.where.startswith("/") and "test_inspect.py:" in found.where
+
+
+def test_a_rule_that_raises_is_none_of_its_function():
+    (found,) = inspect(lambda x: hidden.linear(hidden.raising(x)), hidden.IMAGES)
+    assert found.kind == "custom_rule" and "(<lambda>)" in found.where
+
+
 def test_only_what_depends_on_the_image_and_reaches_the_logits_counts():
     def network(images, key, scale):
         noise = jax.random.uniform(key, images.shape)

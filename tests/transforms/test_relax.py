@@ -66,6 +66,9 @@ def test_an_honest_function_keeps_its_values_and_finite_gradients(name):
         ("detached in part", lambda x: hidden.linear(x * x)),
         ("lying rule", lambda x: hidden.linear(x**2)),
         ("lying vjp", lambda x: hidden.linear(x**2)),
+        ("lying rule of what closes over weights", lambda x: hidden.linear(2.0 * x)),
+        ("bits", lambda x: hidden.linear(255.0 * x)),
+        ("masked bits", lambda x: hidden.linear(255.0 * x)),
         ("clamped", hidden.linear),
         ("python", hidden.linear),
         ("round in scan", hidden.linear),
@@ -94,6 +97,24 @@ def test_a_threshold_is_mixed_by_the_sigmoid_of_its_margin(temperature):
     np.testing.assert_allclose(found, gradient(lambda x: hidden.linear(mixed(x))), rtol=1e-4, atol=1e-6)
     traced = jax.jit(lambda t: gradient(relax(hidden.HIDES["threshold"][0], temperature=t)))
     np.testing.assert_allclose(traced(temperature), found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["integers", "levels", "counted"])
+def test_integers_are_mixed_by_the_sigmoids_of_the_margins(name):
+    def above(level, x):
+        margin = x - level
+        width = jnp.mean(jnp.abs(jax.lax.stop_gradient(margin)), axis=tuple(range(1, x.ndim)), keepdims=True)
+        return jax.nn.sigmoid(margin / width)
+
+    def soft(x):
+        if name == "integers":
+            return above(0.4, x)
+        if name == "levels":
+            return 2.0 * above(0.6, x) + (1.0 - above(0.6, x)) * above(0.3, x)
+        return jnp.sum(above(jnp.arange(1.0, 5.0)[None, None, None] / 5.0, jnp.broadcast_to(x, (*x.shape[:3], 4))), 3)
+
+    found = gradient(relax(hidden.HIDES[name][0]))
+    np.testing.assert_allclose(found, gradient(lambda x: hidden.linear(soft(x))), rtol=1e-4, atol=1e-6)
 
 
 def test_the_largest_is_chosen_by_a_softmax_of_the_same_scores():
@@ -132,6 +153,14 @@ def test_a_loop_is_differentiated_through_its_turns_or_around_it():
     turns = int(np.sum(np.sum(x) * 1.1 ** np.arange(64) < 30.0))
     through, around = (gradient(relax(hidden.grown, loops=loops), x) for loops in ("through", "around"))
     np.testing.assert_allclose(through, 1.1**turns * around, rtol=1e-4)
+    # Each image as many turns as it takes itself.
+    apart = x * jnp.asarray([0.1, 0.3])[:, None, None, None]
+    each = gradient(relax(lambda x: hidden.linear(hidden.grown_each(x))), apart)
+    sums = np.sum(np.asarray(apart), axis=(1, 2, 3))
+    turns = np.sum(sums[:, None] * 1.1 ** np.arange(64)[None] < 15.0, axis=1)
+    assert len(set(turns)) == len(x)
+    expected = 1.1 ** turns[:, None, None, None] * gradient(hidden.linear, x)
+    np.testing.assert_allclose(each, expected, rtol=1e-4)
     function = hidden.HIDES["descent"][0]
     np.testing.assert_allclose(gradient(relax(function)), gradient(function), rtol=1e-4)
     np.testing.assert_allclose(gradient(relax(function, loops="around")), gradient(hidden.linear), rtol=1e-5)

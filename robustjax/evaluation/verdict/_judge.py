@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,9 +170,23 @@ def judge(
     inputs.check_key(key)
     images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
     bounds = inputs.box(bounds, images.shape[-1])
-    check_width(Threat(norm, float(epsilon), bounds))
+    threat = Threat(norm, float(epsilon), bounds)
+    check_width(threat)
     keys = (key,) if checked_hints(hints).stochastic else ()
     outputs = check_functions(hints, logits_fn, images[:2], labels, keys)
+    with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
+        return _examined(
+            logits_fn, key, images, labels, threat, hints, budget, outputs.dtype, started, quicken=quicken,
+            report=print if progress else lambda line: None,
+        )  # fmt: skip
+
+
+def _examined(
+    logits_fn: LogitsFn, key: Key, images: np.ndarray, labels: np.ndarray, threat: Threat, hints: Hints, budget: str,
+    dtype: Any, started: float, *, quicken: bool, report: Callable[[str], None],
+) -> Verdict:  # fmt: skip
+    """The verdict on what :func:`judge` has checked; ``dtype`` is that of the logits."""
+    keys = (key,) if hints.stochastic else ()
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
     findings = relaxations.find(goals.as_logits_fn(logits_fn), images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
@@ -179,7 +194,7 @@ def judge(
     flags["batch_dependent"] = (
         Flag.not_applicable("outputs vary from call to call in any batch")
         if flags["randomness"].status == "fail"
-        else diagnostics.batch_dependence(goals.as_logits_fn(logits_fn), few, bounds, keys)
+        else diagnostics.batch_dependence(goals.as_logits_fn(logits_fn), few, threat.bounds, keys)
     )
     networks = Networks(
         direct,
@@ -199,13 +214,13 @@ def judge(
         key,
         images,
         labels,
-        epsilon=float(epsilon),
-        norm=norm,
-        bounds=bounds,
+        epsilon=threat.epsilon,
+        norm=threat.norm,
+        bounds=threat.bounds,
         stochastic=hints.stochastic,
         budget=BUDGETS[budget],
         batch_size=_batch_size(BUDGETS[budget], stochastic=hints.stochastic),
-        report=print if progress else lambda line: None,
+        report=report,
     )
     seconds = {"clean": time.perf_counter() - started}
 
@@ -243,9 +258,7 @@ def judge(
     decision = trial.decide()
     flags["bfloat16_disagrees"] = diagnostics.bfloat16(trial, hints.bfloat16_fn, decision.adversarial)
     flags["nonfinite_logits"] = red_flags.nonfinite_logits(trial.nonfinite)
-    flags["probabilities"] = red_flags.probabilities(
-        trial.logits, tolerance=1e-2 if outputs.dtype.itemsize < 4 else 1e-3
-    )
+    flags["probabilities"] = red_flags.probabilities(trial.logits, tolerance=1e-2 if dtype.itemsize < 4 else 1e-3)
     flags["invalid_perturbation"] = red_flags.invalid_perturbation(np.concatenate([*trial.valid, np.ones(0, bool)]))
     acceptance = {}
     if hints.stochastic:
@@ -266,7 +279,7 @@ def judge(
         acceptance=acceptance,
         seconds=seconds | {"total": sum(seconds.values())},
         seconds_by_attack=trial.seconds,
-        threat={"epsilon": float(epsilon), "norm": norm, "bounds": bounds, "budget": budget},
+        threat={"epsilon": threat.epsilon, "norm": threat.norm, "bounds": threat.bounds, "budget": budget},
         findings=findings,
         remedies=relaxed.remedies,
     )

@@ -89,7 +89,7 @@ class Goal(NamedTuple):
     loss: Array
     logits_weight: Array
     heads_weight: Array
-    targets: Array
+    targets: AnyArray
     planted: Array
     plant: Plant
 
