@@ -31,14 +31,14 @@ _OF_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.
 flags.disclaim_key_flags()  # what `define_config` defines is a flag of the command that calls it, as --help shows
 
 WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string("workdir", None, "Folder of the run.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several processes make one run.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     None,
     ["auto"],
-    "auto: find out coordinator, number and id of the processes from a TPU pod, Slurm, Open MPI or Kubernetes.",
+    "auto: detect coordinator, number and id of the processes on a TPU pod, Slurm, Open MPI or Kubernetes.",
 )
 
 

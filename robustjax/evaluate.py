@@ -34,8 +34,8 @@ FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_list("std", None, "See --mean."),
     flags.DEFINE_string("data", None, "A data set, a folder of class folders or an .npz; by default the run's."),
     flags.DEFINE_string("split", "test", "Split of the data set."),
-    flags.DEFINE_integer("num_examples", None, "Only the first so many images.", lower_bound=1),
-    flags.DEFINE_integer("subset_seed", None, "So many images at random rather than the first.", lower_bound=0),
+    flags.DEFINE_integer("num_examples", None, "Evaluate only the first N images.", lower_bound=1),
+    flags.DEFINE_integer("subset_seed", None, "Take --num_examples images at random by this seed.", lower_bound=0),
     flags.DEFINE_integer("image_size", None, "Side that images are scaled to.", lower_bound=1),
     flags.DEFINE_string("data_dir", None, "Where prepared data sets lie; by default TFDS_DATA_DIR."),
     flags.DEFINE_string("norm", None, "linf, l2 or l1; by default that of the run, or linf."),
@@ -48,8 +48,8 @@ FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_string(
         "defense",
         None,
-        "Evaluate with sap, kwta, meansparse, dropout or noise, as sap:fraction=0.5, in place of the run's defense, "
-        "or beside it, as +sap:fraction=0.5; or with none.",
+        "Switches on sap, kwta, meansparse, dropout or noise, as sap:fraction=0.5, in place of the run's defense; +sap "
+        "adds it to that; none switches the run's defense off.",
     ),
     flags.DEFINE_string("transfer_from", None, "Folder of another run, from whose network adaptive attacks transfer."),
     flags.DEFINE_integer("batch_size", 500, "Images at a time, over all devices.", lower_bound=1),
@@ -67,7 +67,7 @@ FLAGS: list[flags.FlagHolder[Any]] = [
     flags.DEFINE_bool("quicken", True, "Run a model with this library's fast convolutions on a CPU."),
     cli.define_output("Folder for the results of a --model; by default they are only printed."),
     flags.DEFINE_bool("per_class", False, "Print accuracy by class, too."),
-    flags.DEFINE_string("card", None, "File for a leaderboard card in RobustBench's form."),
+    flags.DEFINE_string("card", None, "File for a leaderboard card in RobustBench's form; needs clean and autoattack."),
     flags.DEFINE_string("save_images", None, "File for the images that decide the worst case, an .npz."),
     flags.DEFINE_multi_string("require", [], "Exit status 1 unless it holds: autoattack>=0.5; may be given again."),
 ]

@@ -22,8 +22,9 @@ OUTPUT = cli.define_output("The page to write, by default report.html.")
 
 def main() -> int:
     """Writes the report that the flags describe."""
-    if not WORKDIRS.value:
-        raise InputError("--workdirs names no folder; give those of runs that were evaluated, separated by commas")
+    if not WORKDIRS.value or "" in WORKDIRS.value:
+        given = ",".join(WORKDIRS.value or ())
+        raise InputError(f"--workdirs must be folders of evaluations, separated by commas, got {given!r}; name each")
     rows = summary.summarise(WORKDIRS.value)
     output = files.place("report.html" if OUTPUT.value is None else OUTPUT.value)
     if not output.parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -39,6 +40,34 @@ def wilson_interval(successes: float, total: int, *, z: float = 1.959964) -> tup
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / scale
     # At 0 and 1 the formula's ends are exact; rounding must move them neither out of [0, 1] nor past the share itself.
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
+def mcnemar(first: int, second: int) -> float:
+    r"""How likely chance alone makes two methods differ so unevenly on the same examples: McNemar's exact test.
+
+    Of the m examples on which only one of the two succeeds, each is as likely the first's as the second's. With k the
+    larger of the two counts,
+
+    .. math:: p = \min\Big(1,\ 2 \sum_{i = k}^{m} \binom{m}{i} 2^{-m}\Big)
+
+    Args:
+        first, second: examples on which only the one or only the other succeeds, at least 0.
+
+    Returns:
+        The two-sided p-value (McNemar 1947).
+
+    Raises:
+        InputError: a count is no integer, or below 0.
+
+    Example:
+        >>> mcnemar(4, 0), mcnemar(6, 0), mcnemar(5, 5)
+        (0.125, 0.03125, 1.0)
+    """
+    if not all(isinstance(count, int | np.integer) and count >= 0 for count in (first, second)):
+        raise InputError(f"first and second must be integers, at least 0, got {first} and {second}; count examples")
+    total = first + second
+    tail = sum(math.comb(total, i) for i in range(max(first, second), total + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**total)))
 
 
 def paired_difference(

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
-from robustjax.statistics import paired_difference, wilson_interval
+from robustjax.statistics import mcnemar, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -48,3 +48,9 @@ def test_the_interval_of_a_difference_ends_at_1():
         difference, (low, high) = paired_difference(first, second, z=9.0)
         assert difference == wanted and low == -1.0 and high == 1.0
     assert paired_difference(won, won)[0] == 0.0
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (6, 0), (3, 12), (40, 22), (700, 800)])
+def test_mcnemars_test_is_scipys_of_a_fair_coin(first, second):
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)

@@ -20,14 +20,14 @@ from robustjax.types import InputError
 
 OPTIONS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=OPTIONS)
-AGAINST = flags.DEFINE_list("against", [], "Folders of runs to set beside it.", flag_values=OPTIONS)
+AGAINST = flags.DEFINE_list("against", [], "Folders of other runs to compare with.", flag_values=OPTIONS)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the figures; by default DIR/analysis.", flag_values=OPTIONS)
 NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", 500, "The first so many test images.", lower_bound=2, flag_values=OPTIONS
+    "num_examples", 500, "Use the first N test images.", lower_bound=2, flag_values=OPTIONS
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step; of each run.", flag_values=OPTIONS)
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Of attacks and draws.", lower_bound=0, upper_bound=2**31 - 1, flag_values=OPTIONS
+    "seed", 0, "Random seed of attacks and draws.", lower_bound=0, upper_bound=2**31 - 1, flag_values=OPTIONS
 )
 
 
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main() -> None:
     compiler.check()
+    if "" in AGAINST.value:
+        raise InputError(f"--against must be folders separated by commas, got {','.join(AGAINST.value)!r}; name each")
     workdirs = [files.place(path) for path in (str(WORKDIR.value), *AGAINST.value)]
     if OUTPUT.value == "":
         raise InputError("--output must be a folder, got ''; give one, or leave it out")

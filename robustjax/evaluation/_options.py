@@ -45,8 +45,8 @@ class Options(NamedTuple):
         sweep: ``"epsilon"`` or ``"steps"``, of chosen values ``"epsilon:0,2/255,4/255"``: accuracy against them in
             place of records.
         checkpoint: of the run: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        defense: evaluate the run's network with a defense switched on, as ``"sap:fraction=0.5"``, or with ``"none"``
-            off, in place of the run's own; with a ``+`` before it, as ``"+sap"``, beside it.
+        defense: a defense to switch on in place of the run's own, as ``"sap:fraction=0.5"``; ``"+sap"`` adds SAP to
+            the run's own, ``"none"`` switches that off.
         transfer_from: folder of another run on the same data, from whose network adaptive attacks transfer.
         batch_size: images at a time, over all devices.
         seed: of attacks that draw.
@@ -135,9 +135,9 @@ def _problems(options: Options) -> Iterator[str]:
     elif options.workdir is not None and options.model is not None:
         yield "--workdir of a run or --model of a network must be given, got both; leave one out"
     elif options.model is not None and (wrong := given(*OF_RUN)):
-        yield f"{wrong} must be left out for a --model, and belong to a run"
+        yield f"{wrong} must be left out for a --model; only a run takes it"
     elif options.workdir is not None and (wrong := given(*OF_MODEL)):
-        yield f"{wrong} must be left out for a run, and belong to a --model"
+        yield f"{wrong} must be left out for a run; only a --model takes it"
     if options.model is not None and options.data is None:
         yield "--data must be given with --model, got none; give a data set, a folder of class folders or an .npz"
     if options.threat is not None and (wrong := given("norm", "epsilon")):

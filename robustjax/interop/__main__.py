@@ -29,24 +29,24 @@ from robustjax.types import Config, InputError
 
 OPTIONS = flags.FlagValues()
 SOURCE: flags.FlagHolder[Any] = flags.DEFINE_string(
-    "source", None, f"Whose layout it is: {', '.join(SOURCES)}.", flag_values=OPTIONS
+    "source", None, f"The code base of the checkpoint: {', '.join(SOURCES)}.", flag_values=OPTIONS
 )
 WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, without one so far.", flag_values=OPTIONS
+    "workdir", None, "Folder of the run to make; it must not hold one.", flag_values=OPTIONS
 )
-DATASET = flags.DEFINE_string("dataset", "cifar10", "To be evaluated on.", flag_values=OPTIONS)
+DATASET = flags.DEFINE_string("dataset", "cifar10", "Data set that the run is evaluated on.", flag_values=OPTIONS)
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
     "Where data sets lie; by default TFDS_DATA_DIR.",
     flag_values=OPTIONS,
 )
-NORM = flags.DEFINE_string("norm", "linf", "Of the threat.", flag_values=OPTIONS)
-EPSILON = flags.DEFINE_string("epsilon", "8/255", "Of the threat.", flag_values=OPTIONS)
+NORM = flags.DEFINE_string("norm", "linf", "Norm of the threat.", flag_values=OPTIONS)
+EPSILON = flags.DEFINE_string("epsilon", "8/255", "Radius of the threat.", flag_values=OPTIONS)
 MEAN = flags.DEFINE_list(
-    "mean", None, "R,G,B: how the network normalises images, where only the published code knows.", flag_values=OPTIONS
+    "mean", None, "R,G,B: mean that the published code subtracts, where the checkpoint lacks it.", flag_values=OPTIONS
 )
-STD = flags.DEFINE_list("std", None, "R,G,B: as --mean.", flag_values=OPTIONS)
+STD = flags.DEFINE_list("std", None, "R,G,B: divisor after --mean.", flag_values=OPTIONS)
 
 
 class Options(NamedTuple):

@@ -71,7 +71,7 @@ def load_network(
         A :class:`Network`.
 
     Raises:
-        InputError: nothing is there under that name; it fails, or returns something else; a package is missing; the
+        InputError: there is nothing of that name; it fails, or returns something else; a package is missing; the
             weights are of another network. See also :func:`robustjax.transforms.from_torch_module`.
 
     Example:

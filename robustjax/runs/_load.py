@@ -17,7 +17,7 @@ from robustjax.types import Config, InputError, LogitsFn
 
 # Training images at a time when statistics of them are measured.
 STATISTICS_BATCH_SIZE = 500
-# How often a checkpoint is looked for in a run that goes on and deletes older ones.
+# How often a checkpoint is looked for while the run trains and deletes older ones.
 ATTEMPTS = 5
 
 
@@ -64,8 +64,8 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
     Args:
         workdir: of a run that :func:`train` or ``python -m robustjax.interop`` made.
         checkpoint: ``"best"`` by robust validation accuracy, ``"last"``, or a step.
-        defense: switches a defense without parameters on, as ``"sap:fraction=0.5"``, or with ``"none"`` off, in place
-            of the run's own; with a ``+`` before it, as ``"+sap"``, beside it. One with statistics of the training
+        defense: a defense without parameters to switch on in place of the run's own, as ``"sap:fraction=0.5"``;
+            ``"+sap"`` adds SAP to the run's own, ``"none"`` switches that off. One with statistics of the training
             images, as ``"meansparse"``, reads all of them.
 
     Returns:
@@ -123,7 +123,7 @@ def load(workdir: str | Path, *, checkpoint: str | int = "best", defense: str | 
 
 
 def _read(workdir: Path, checkpoint: str, abstract: Any, layout: sharding.Layout) -> tuple[int, Any]:
-    """The step of a checkpoint, and its variables; begins anew where a run that goes on has deleted it meanwhile."""
+    """The step of a checkpoint, and its variables; looks again if a run that is training has deleted it meanwhile."""
     attempts = 1 if hosts.several() else ATTEMPTS  # of several processes one might begin anew, and others not
     for attempt in range(1, attempts + 1):
         step = None

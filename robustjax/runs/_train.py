@@ -30,7 +30,7 @@ def train(config: Config, workdir: str | Path) -> loop.Stopped:
 
     Raises:
         InputError: wrong values in the config, the data set is not there, workdir belongs to a run of another config or
-            on other data, or to one that is still going on, none of its checkpoints is intact, or the devices cannot
+            on other data, or to one that is still training, none of its checkpoints is intact, or the devices cannot
             share a batch.
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
         WriteError: the disk is full or gone; what was saved before is intact.

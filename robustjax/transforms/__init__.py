@@ -1,4 +1,4 @@
-"""From a network to a network: read, with other derivatives, from another library, or computed another way."""
+"""Functions of networks: read a program, relax its derivatives, convert it from PyTorch, or compute it faster."""
 
 from robustjax.transforms._inspect import Finding, Findings, inspect
 from robustjax.transforms._quicken import quicken

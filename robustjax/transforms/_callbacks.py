@@ -1,4 +1,4 @@
-"""Derivatives of calls into Python, which JAX has none of: the identity's, or an estimate by differences."""
+"""Derivatives of calls into Python, for which JAX has none: the identity's, or an estimate by differences."""
 
 from __future__ import annotations
 

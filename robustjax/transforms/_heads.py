@@ -1,8 +1,8 @@
 """Classifiers within a network, whose scores choose what becomes of the features.
 
 Channel-wise Activation Suppressing keeps the channels of the class that such a head finds likeliest, and
-Channel-wise Importance-based Feature Selection masks them by its largest scores. Who turns the head turns the network,
-which the gradient of the logits does not say.
+Channel-wise Importance-based Feature Selection masks them by its largest scores. An attack that changes the scores of
+the head changes the network, which the gradient of the logits does not show.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random factors and masks: which of a program's operands come from its random bits alone, and their mean.
 
-Dropout, pruning at random and multiplicative noise take a gradient through the few entries that one draw keeps. The
-mean of many draws has more to say, and for a factor it is near at hand: what an image's entries are multiplied by on
-average.
+Under dropout, pruning at random and multiplicative noise a gradient passes through the few entries that one draw keeps.
+The gradient of the mean of many draws is more useful, and the mean of a factor is simple: what an image's entries are
+multiplied by on average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Booleans and integers that carry what they would be if they could move a little.
+"""Booleans and integers that carry a differentiable counterpart of their value.
 
 A comparison or a cast to integers ends every derivative. Beside its value each such array keeps a float: of a boolean
 the share of True, of an integer the real number that it was cut from, of the index of a largest entry the probability

@@ -1,4 +1,4 @@
-"""Whose line an equation of a program stands for: the user's own, and not that of a library which it calls."""
+"""The source line of an equation: the user's own, not one of a library that it calls."""
 
 from __future__ import annotations
 

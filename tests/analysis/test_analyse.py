@@ -62,3 +62,8 @@ def test_what_is_no_run_or_on_other_data_is_refused(workdirs, tmp_path, capsys):
     assert "got one twice" in capsys.readouterr().err
     with pytest.raises(InputError, match="2 examples"):
         analysis.analyse([workdirs["plain"]], num_examples=1)
+
+
+def test_a_comma_too_many_does_not_mean_the_working_folder(capsys):
+    assert command.main(["--workdir=somewhere", "--against=elsewhere,"]) == 2
+    assert "--against must be folders separated by commas, got 'elsewhere,'" in capsys.readouterr().err

@@ -56,6 +56,8 @@ WRONG = [
     ("of one shape", lambda: objectives.mart(LOGITS, LOGITS[:1], jnp.array([0, 1]), beta=1.0)),
     ("of one shape", lambda: statistics.paired_difference(np.ones(10, bool), np.ones(1, bool))),
     ("of one shape", lambda: statistics.paired_difference(np.ones((2, 10), bool), np.ones(10, bool))),
+    ("must be integers, at least 0, got -1 and 2", lambda: statistics.mcnemar(-1, 2)),
+    ("must be integers, at least 0, got 0.5 and 2", lambda: statistics.mcnemar(0.5, 2)),
     ("one for each of 3 images, got 2", lambda: next(data.batches(np.zeros((3, 1, 1, 1)), np.zeros(2, int), 2))),
     # Nothing to average over.
     ("at least one example", lambda: statistics.wilson_interval(0, 0)),

@@ -102,6 +102,7 @@ def test_evaluating_what_is_not_a_run(refused, tmp_path):
     ("arguments", "cause"),
     [
         (["--workdirs="], "workdirs"),
+        (["--workdirs=somewhere,"], "got 'somewhere,'"),
         (["--workdirs=nowhere"], "nowhere"),
         (["--workdirs=nowhere,elsewhere"], "nowhere"),
         (["--workdirs=.", "--output=x"], "holds no evaluation"),
@@ -263,7 +264,7 @@ def test_wrong_arguments_to_interop(tmp_path, monkeypatch, capsys, arguments, ca
         (["robustjax.train", "--config=configs/quickstart.py", "--config.attack.epsilon=nan"], "attack.epsilon"),
         (["robustjax.train", "--config=setup.cfg"], "--config"),
         (["robustjax.train", "--config=configs/cifar10_at_pod.py:4k"], "'4k'"),
-        (["robustjax.evaluate"], "config.json"),
+        (["robustjax.evaluate"], "does not exist"),
         (["robustjax.evaluate", "--workdirs=x"], "workdirs"),
         (["robustjax.report", "--workdirs=nowhere"], "nowhere"),
     ],

@@ -1,10 +1,10 @@
 """The active test of a verdict: adversarial examples that are known to exist, for its own attacks to find.
 
-Of each example of a sample a head of its own takes the place of the classes (:class:`goals.Plant`), affine in the
-network's logits. Its direction is random, and its boundary lies halfway between the two highest values that were seen
-in the ball without any gradient: one at a point that random points suggest together, the other mostly that of the best
-random point. So the image is classified correctly, one point of its ball is not, and an attack that cannot follow the
-network's gradient hardly gets there. After the active tests of Zimmermann et al. 2022 (arXiv 2206.13991), whose heads
+Each example of a sample gets a head of its own in place of the classes (:class:`goals.Plant`), affine in the network's
+logits. Its direction is random, and its boundary lies halfway between the two highest values that were found in the
+ball without any gradient: one at a point that random points suggest together, the other mostly that of the best random
+point. So the image is classified correctly, one known point of its ball is not, and an attack that cannot follow the
+network's gradient hardly reaches it. After the active tests of Zimmermann et al. 2022 (arXiv 2206.13991), whose heads
 are trained.
 """
 

@@ -1,8 +1,8 @@
-"""What the author of a network declares about it, and the same read off a defense of this library.
+"""What the author of a network declares about it (:class:`Hints`), and the hints of a defense of this library.
 
-A program does not say everything: an author knows where a network is random, what to use instead of a gradient that is
-of no use, which auxiliary heads there are, and what the network is without its defense (Tramer et al. 2020, arXiv
-2002.08347).
+A program does not show everything: an author knows where a network is random, which function replaces a useless
+gradient, which auxiliary heads there are, and what the network is without its defense (Tramer et al. 2020, arXiv
+2002.08347). :func:`hints_of` reads the same off a :class:`robustjax.defenses.Defense`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Each check is a pure function of what an evaluation measured, arrays in, one :class:`Flag` out: here those of a network
 and its gradients, in :mod:`comparisons` those of one attack against another. From Athalye et al. 2018 (arXiv
 1802.00420), Carlini et al. 2019 (arXiv 1902.06705), Croce and Hein 2020 (arXiv 2003.01690), Tramer et al. 2020 (arXiv
-2002.08347) and Pintor et al. 2022 (arXiv 2106.09947). A clean list proves nothing: it only means that none of the known
-mistakes was seen.
+2002.08347) and Pintor et al. 2022 (arXiv 2106.09947). If no flag is raised, nothing is proven: it only means that none
+of the known mistakes was seen.
 """
 
 from __future__ import annotations
