@@ -188,7 +188,8 @@ def _examined(
     """The verdict on what :func:`judge` has checked; ``dtype`` is that of the logits."""
     keys = (key,) if hints.stochastic else ()
     direct, trouble = _differentiable(logits_fn, images[:2], keys)
-    findings = relaxations.find(goals.as_logits_fn(logits_fn), images[:2], keys)
+    # Of the network alone: that its logits are made float32 is not its own.
+    findings = relaxations.find(logits_fn, images[:2], keys)
     few = images[: diagnostics.NUM_REPEATED]
     flags = {"randomness": diagnostics.randomness(logits_fn, key, jnp.asarray(few), stochastic=hints.stochastic)}
     flags["batch_dependent"] = (
