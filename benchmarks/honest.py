@@ -1,14 +1,15 @@
 """Whether `judge` accuses networks that deserve no accusation.
 
-python benchmarks/honest.py [--only=seed_0,linear] [--runs=runs/honest] [--output=results/honest.json]
+python benchmarks/honest.py [--only=seed_0,linear] [--keys=1] [--runs=runs/honest] [--output=results/honest.json]
 
 Networks of configs/quickstart.py, adversarially trained with five seeds, and the same trained on clean images, attacked
 within its radius and within one that leaves some images robust: trained where ``--runs`` lacks them. And a linear
 network, each of whose images is known to be robust or not: over a box a linear score is least pixel by pixel. No flag
-may be raised on any, and of the linear network every image must come out as known. Rows that the output holds are not
-measured again.
+may be raised on any, and of the linear network every image must come out as known. Attacks draw their starts, so that a
+flag raised by chance is seen with ``--keys`` of more than one. Rows that the output holds are not measured again.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from robustjax.types import Array
 
 ONLY = flags.DEFINE_list("only", [], "Networks to judge; empty: all.")
 RUNS = flags.DEFINE_string("runs", "runs/honest", "Folder of the trained networks.")
+KEYS = flags.DEFINE_integer("keys", 1, "With how many keys, from 1 on, each network is judged.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", "results/honest.json", "File of the results, which it goes on with.")
 SEEDS = range(5)
 _ONE: dict[str, Any] = {}
@@ -106,9 +108,9 @@ CASES |= {
 }
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case, seed: int) -> dict[str, Any]:
     """A row: accuracies, and every flag that was raised, which should be none."""
-    verdict = evaluation.judge(case.logits_fn, jax.random.key(1), case.images, case.labels, epsilon=case.epsilon)
+    verdict = evaluation.judge(case.logits_fn, jax.random.key(seed), case.images, case.labels, epsilon=case.epsilon)
     planted = verdict.flags["planted_examples_missed"]
     row: dict[str, Any] = {
         "epsilon": case.epsilon,
@@ -133,13 +135,14 @@ def main() -> int:
     """Judges what the output lacks, and prints what was raised; exit status 1 where anything was."""
     path = Path(OUTPUT.value)
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-    for name in ONLY.value or CASES:
+    for network, seed in itertools.product(ONLY.value or CASES, range(1, KEYS.value + 1)):
+        name = network if seed == 1 else f"{network}, key {seed}"
         if name not in rows:
-            rows[name] = {**measure(CASES[name]()), "commit": records.conditions()["commit"]}
+            rows[name] = {**measure(CASES[network](), seed), "commit": records.conditions()["commit"]}
             files.write(path, json.dumps({**records.conditions(), "rows": rows}, indent=1) + "\n")
             print(f"{name}: {rows[name]}", flush=True)
     accused = {name: row["raised"] for name, row in rows.items() if row["raised"] or row.get("not_as_known")}
-    print(f"{len(rows)} networks, {len(accused)} accused: {accused}")
+    print(f"{len(rows)} verdicts, {len(accused)} accusations: {accused}")
     return int(bool(accused))
 
 
