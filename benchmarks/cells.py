@@ -150,6 +150,17 @@ def write(results: str | Path, scale: str, cell: Cell, record: Mapping[str, Any]
     files.write(path, json.dumps(record, indent=1) + "\n")
 
 
+def commits(record: Mapping[str, Any]) -> set[str]:
+    """The commits at which the parts of a record were measured, in short.
+
+    >>> sorted(commits({"training": {"commit": "c1e92f7706a1"}, "judge": {}, "conditions": {"commit": "0fab31477aa"}}))
+    ['0fab314', 'c1e92f7']
+    """
+    last = record.get("conditions", {}).get("commit")  # at which the last part was measured
+    found = {record[part].get("commit", last) for part in PARTS if part in record}
+    return {str(commit)[:7] for commit in found if commit}
+
+
 def packed(robust: Sequence[bool] | np.ndarray) -> str:
     """One bit for each image, as text.
 

@@ -73,15 +73,21 @@ def main() -> None:
             if ONLY_PARTS.value and part not in ONLY_PARTS.value:
                 continue
             print(f"cell {i + 1} of {len(chosen)}: {cell.name}, seed {cell.seed}: {part}", flush=True)
-            started = time.perf_counter()
-            record[part] = WORK[part](SCALE.value, scale, cell)
-            record[part]["seconds"] = round(time.perf_counter() - started, 1)
-            record["network"] = described(scale, cell)
-            record["conditions"] = {name: value for name, value in records.conditions().items() if name != "source"}
-            cells.write(RESULTS.value, SCALE.value, cell, record)
-            table.write_card(RESULTS.value, SCALE.value, cell)
+            measure(SCALE.value, scale, cell, part)
             jax.clear_caches()
         write_table()
+
+
+def measure(name: str, scale: Scale, cell: Cell, part: str) -> None:
+    """Adds a part to a cell's record, and makes its card."""
+    started = time.perf_counter()
+    done = WORK[part](name, scale, cell)
+    conditions = {key: value for key, value in records.conditions().items() if key != "source"}
+    record = cells.read(RESULTS.value, name, cell)  # another process may have added a part meanwhile
+    record[part] = {**done, "seconds": round(time.perf_counter() - started, 1), "commit": conditions["commit"]}
+    record |= {"network": described(scale, cell), "conditions": conditions}
+    cells.write(RESULTS.value, name, cell, record)
+    table.write_card(RESULTS.value, name, cell)
 
 
 def names_of(cell: Cell) -> set[str]:

@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import PARTS, SCALES, VERDICTS, Cell, Scale, beyond, by_name, pairs, place, read, robust, worst_case
+from cells import (
+    PARTS,
+    SCALES,
+    VERDICTS,
+    Cell,
+    Scale,
+    beyond,
+    by_name,
+    commits,
+    pairs,
+    place,
+    read,
+    robust,
+    worst_case,
+)  # fmt: skip
 
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
@@ -66,7 +80,7 @@ MISSING = "missing"
 
 def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
     """The lines of a table, and the cells that are missing as a whole."""
-    missing, commits, first = [], set(), True
+    missing, at, first = [], set(), True
     for cell_name, of_seeds in by_name(scale).items():
         found = [read(results, name, cell) for cell in of_seeds]
         done = [record for record in found if "protocol" in record]
@@ -77,7 +91,7 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             yield f"| {' | '.join(TITLES)} |"
             yield "|---|---|---|" + "--:|" * (len(TITLES) - 5) + "---|---|"
             first = False
-        commits |= {str(record["conditions"]["commit"])[:7] for record in done if "conditions" in record}
+        at |= set().union(*(commits(record) for record in done))
         fields = [f"`{cell_name}`", f"{len(done)} of {len(of_seeds)}", _images(done)]
         for attack in ATTACKS:
             if attack == "transfer" and of_seeds[0].base is None:
@@ -95,8 +109,8 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             difference = beyond(pairs(results, name, of_seeds))
             fields.append(f"{difference.outcome}: {difference}" if difference else MISSING)
         yield f"| {' | '.join(fields)} |"
-    if commits:
-        yield f"\nMeasured at commit {', '.join(sorted(commits))}."
+    if at:
+        yield f"\nMeasured at commit {', '.join(sorted(at))}."
     if missing:
         yield f"\nMissing: {', '.join(missing)}."
 
@@ -189,7 +203,7 @@ def card(scale: Scale, cell: Cell, record: Mapping[str, Any]) -> str:
                      f"{100 * accuracy:.1f} % of the validation images under PGD")  # fmt: skip
     if conditions:
         versions = ", ".join(f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax", "flax"))
-        lines.append(f"- measured with {versions}, commit `{str(conditions['commit'])[:12]}`")
+        lines.append(f"- measured with {versions}, commit {', '.join(sorted(commits(record)))}")
     lines += ["", "| attack | n | accuracy | 95 % interval |", "|---|--:|--:|---|"]
     measured = {title: robust(record, "protocol", attack) for attack, title in ATTACKS.items()}
     measured |= {"judge": robust(record, "judge"), "judge with hints": robust(record, "judge_with_hints")}

@@ -98,7 +98,7 @@ def test_a_card_says_what_was_measured_and_what_the_network_is_not_for(cells, ta
     assert "- config: `configs/digits.py:at_cas`, seed 0\n" in card and "- threat: linf 0.2\n" in card
     assert "| judge | 200 | 50.0 % | 43.1 to 56.9 % |" in card and "| judge with hints | 200 | 100.0 % |" in card
     assert "- flags that failed, judge: zero_gradients\n" in card and "Intended use: " in card
-    assert "commit `abc`" in card
+    assert "commit abc" in card
     assert "| PGD-20 | | missing | |" in table.card(cells.SCALES["digits"], cell, {})
 
 
@@ -201,6 +201,25 @@ def test_a_cell_of_the_last_checkpoint_evaluates_that(cells, table, tmp_path, mo
     training = {"epochs": 60, "best_validation_pgd": 0.5, "last_validation_pgd": 0.4}
     card = table.card(cells.SCALES["full"], cells.Cell("at", "", 0, "last"), {"training": training})
     assert "- checkpoint: the last of 60 epochs, 40.0 % of the validation images" in card
+
+
+def test_a_part_that_another_process_adds_meanwhile_is_kept(cells, tmp_path, monkeypatch):
+    reproduce = importlib.import_module("reproduce")
+    cell, scale = cells.Cell("at", "", 0), cells.SCALES["digits"]
+    made = record(cells, np.ones(N, bool))
+
+    def protocol(*_):
+        cells.write(tmp_path, "digits", cell, {"judge": made["judge"] | {"commit": "0fab31477"}})
+        return made["protocol"]
+
+    monkeypatch.setitem(reproduce.WORK, "protocol", protocol)
+    monkeypatch.setattr(reproduce, "RESULTS", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(reproduce.records, "conditions", lambda: {"commit": "c1e92f77", "source": "", "versions": {
+        "robustjax": "1", "jax": "2", "flax": "3"}})  # fmt: skip
+    reproduce.measure("digits", scale, cell, "protocol")
+    kept = cells.read(tmp_path, "digits", cell)
+    assert {"protocol", "judge"} <= set(kept) and cells.commits(kept) == {"0fab314", "c1e92f7"}
+    assert "commit 0fab314, c1e92f7" in cells.place(tmp_path, "digits", cell).with_suffix(".md").read_text()
 
 
 def test_differences_of_pairs_against_resampling():
