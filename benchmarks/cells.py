@@ -62,7 +62,7 @@ a schedule does not suit all alike: after 27,000 images 35.9 % of the validation
 ABOUT_MNIST = """\
 Three settings are what this small network asks for, by validation images and by cost: CAS and CIFS guard the last
 convolution only (with all layers CAS stayed at 36 % without an attack), FSR's two networks have 16 channels inside
-(with the paper's 64 they would cost ten times the network that they guard), and SNS has weight 1 (with 10, as on digits,
+(the paper's 64 would cost ten times the network that they guard), and SNS has weight 1 (with 10, as on the digits,
 training falls to chance). Nothing else was tuned. CAS and CIFS lose accuracy even without an attack."""
 ABOUT_FULL = """\
 For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
