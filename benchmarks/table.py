@@ -22,7 +22,7 @@ from cells import (
     read,
     robust,
     worst_case,
-)  # fmt: skip
+)
 
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
