@@ -1,15 +1,19 @@
 """AutoAttack `standard` against the published implementation: same weights and images, flags and seconds by attack.
 
 python benchmarks/autoattack.py --data_dir=DIR [--dataset=mnist] [--norms=linf,l2] [--num_images=256]
-                                [--foreign=nhwc|nchw] [--peer_python=PATH]
+                                [--model=small_cnn|resnet18] [--train_steps=1500] [--foreign=nhwc|nchw]
+                                [--peer_python=PATH]
 
-Trains a small CNN for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
+Trains a network for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
 process of its own, one after the other, on all cores. The published side is `torchattacks` (its APGD, APGDT, FAB and
 Square are the reference's code; 100 steps, 9 targets, 5000 queries, fixed schedule of squares, as in the reference's
 `standard`), which needs `pip install torch && pip install --no-deps torchattacks`. Each attack sees what survived the
 ones before. Ours is timed with compilation, and once more without. The published side runs with two seeds: how many
 flags differ between those two is what to hold the flags that differ between ours and its first against. With --foreign
 the same network is written in `jax.lax` alone, in that layout, as other people's are; `autoattack` quickens it itself.
+
+A ResNet-18 takes two cores some 40 s for an image that withstands everything: train it for a hundred steps or two, and
+attack a dozen images.
 """
 
 import os
@@ -30,11 +34,16 @@ EPSILON = {
     ("cifar10", "l2"): 0.5,
 }
 
+BATCH_SIZES = {"small_cnn": 128, "resnet18": 64}
+
+MODEL = flags.DEFINE_enum("model", "small_cnn", ["small_cnn", "resnet18"], "Network.")
 DATASET = flags.DEFINE_enum("dataset", "mnist", ["mnist", "cifar10"], "What to train and attack on.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds data sets.")
 NORMS = flags.DEFINE_list("norms", "linf,l2", "Threats.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 256, "Test images to attack.", lower_bound=1)
-TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Of adversarial training, 128 images each.", lower_bound=1)
+TRAIN_STEPS = flags.DEFINE_integer(
+    "train_steps", 1500, "Of adversarial training, of 128 images each, or 64 for resnet18.", lower_bound=1
+)
 FOREIGN = flags.DEFINE_enum("foreign", None, ["nhwc", "nchw"], "Attack the network as others write it.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the published side.")
 PART = flags.DEFINE_enum(
@@ -62,7 +71,7 @@ def main(_) -> None:
 def report(norm: str, mine, theirs, again) -> None:
     """One line for each attack and one for all together."""
     epsilon, count = EPSILON[DATASET.value, norm], mine["flags"].shape[1]
-    network = f"small_cnn in lax, {FOREIGN.value}" if FOREIGN.value else "small_cnn"
+    network = f"{MODEL.value} in lax, {FOREIGN.value}" if FOREIGN.value else MODEL.value
     print(f"\n{DATASET.value}, {network}, {count} images, {norm} epsilon {epsilon:.4g}, {os.cpu_count()} cores")
     headings = ("after", "accuracy", "published", "differ", "by seed", "s first", "s again", "s publ.", "ratio")
     print(" ".join(f"{heading:>9}" for heading in headings))
@@ -85,37 +94,65 @@ def line(
 
 
 def train(case: str, norm: str) -> None:
-    """A small CNN by adversarial training with a growing epsilon; writes its weights and test images to the case."""
+    """Adversarial training with a growing epsilon; writes weights, for both sides, and test images to the case."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    from robustjax import data, models
+    from robustjax import data, interop, models
     from robustjax.attacks import losses, pgd
 
     epsilon = EPSILON[DATASET.value, norm]
     dataset = data.load(DATASET.value, "train", data_dir=DATA_DIR.value)
-    module = models.create("small_cnn")
-    params = module.init(jax.random.key(0), data.to_float(dataset.images[:1]))
+    module = models.create(MODEL.value)
+    variables = {"batch_stats": {}} | module.init(jax.random.key(0), data.to_float(dataset.images[:1]))
     steps = TRAIN_STEPS.value
+    num_steps = 2 if MODEL.value == "resnet18" else 10
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
     @jax.jit
-    def step(params, state, key, images, labels, radius):
-        network = lambda images: module.apply(params, images).logits  # noqa: E731
-        adversarial = pgd(network, key, images, labels, epsilon=radius, step_size=radius / 4, num_steps=10, norm=norm)
-        loss = lambda params: jnp.mean(losses.cross_entropy(module.apply(params, adversarial).logits, labels))  # noqa: E731
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
+    def step(variables, state, key, images, labels, radius):
+        def applied(params, images):
+            return module.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
 
-    state, rng = optimizer.init(params), np.random.default_rng(0)
+        network = lambda images: applied(variables["params"], images)[0].logits  # noqa: E731
+        adversarial = pgd(
+            network,
+            key,
+            images,
+            labels,
+            epsilon=radius,
+            step_size=2.5 * radius / num_steps,
+            num_steps=num_steps,
+            norm=norm,
+        )
+
+        def loss(params):
+            outputs, updated = applied(params, adversarial)
+            return jnp.mean(losses.cross_entropy(outputs.logits, labels)), {"batch_stats": {}} | updated
+
+        slope, updated = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = optimizer.update(slope, state)
+        return {"params": optax.apply_updates(variables["params"], updates)} | updated, state
+
+    state, rng = optimizer.init(variables["params"]), np.random.default_rng(0)
     for i in range(steps):
-        rows = rng.integers(len(dataset.labels), size=128)
+        rows = rng.integers(len(dataset.labels), size=BATCH_SIZES[MODEL.value])
         radius = np.float32(epsilon * min(1.0, 2 * i / steps))
         images = data.to_float(dataset.images[rows])
-        params, state = step(params, state, jax.random.key(i), images, dataset.labels[rows], radius)
+        variables, state = step(variables, state, jax.random.key(i), images, dataset.labels[rows], radius)
     test = data.load(DATASET.value, "test", data_dir=DATA_DIR.value)
-    flat = {"/".join(key.key for key in path): value for path, value in jax.tree_util.tree_leaves_with_path(params)}
+    flat = {
+        "ours/" + "/".join(key.key for key in path): value
+        for path, value in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    if MODEL.value == "small_cnn":
+        theirs = {
+            f"{layer}.{name}": value for layer, entry in variables["params"].items() for name, value in entry.items()
+        }
+    else:
+        theirs = interop.to_torch(module, variables, "robustbench")
+    flat |= {f"theirs/{name}": np.asarray(value) for name, value in theirs.items()}
     images = np.asarray(data.to_float(test.images[: NUM_IMAGES.value]))
     np.savez(case, images=images, labels=test.labels[: NUM_IMAGES.value], **flat)
 
@@ -130,13 +167,12 @@ def ours(case: str, norm: str) -> None:
     from robustjax.runtime import process
 
     process.keep_memory()  # as the commands do
-    arrays = dict(np.load(case))
-    images, labels = arrays.pop("images"), arrays.pop("labels")
-    params, module = nested(arrays), models.create("small_cnn")
-    network = lambda images: module.apply(params, images).logits  # noqa: E731
+    variables, images, labels = read(case)
+    module = models.create(MODEL.value)
+    network = lambda images: module.apply(variables, images).logits  # noqa: E731
     if FOREIGN.value:
-        forward = foreign.network("small_cnn", FOREIGN.value)
-        network = lambda images: forward(params, images)  # noqa: E731
+        forward = foreign.network(MODEL.value, FOREIGN.value)
+        network = lambda images: forward(variables, images)  # noqa: E731
     epsilon = EPSILON[DATASET.value, norm]
     seconds = []
     for _ in range(2):
@@ -153,44 +189,34 @@ def ours(case: str, norm: str) -> None:
     np.savez(f"{case}.ours.npz", flags=outcomes, seconds=seconds, cpu=time.process_time() / 2)
 
 
-def nested(arrays: dict[str, np.ndarray]) -> dict:
-    """Weights by module and name."""
-    params = {}
-    for name, value in arrays.items():
-        layer = params
-        *path, leaf = name.split("/")
-        for part in path:
+def read(case: str) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Variables of our network, images and labels."""
+    arrays = np.load(case)
+    variables = {"batch_stats": {}}
+    for name in arrays.files:
+        side, *path = name.split("/")
+        if side != "ours":
+            continue
+        layer = variables
+        for part in path[:-1]:
             layer = layer.setdefault(part, {})
-        layer[leaf] = value
-    return params
+        layer[path[-1]] = arrays[name]
+    return variables, arrays["images"][: NUM_IMAGES.value], arrays["labels"][: NUM_IMAGES.value]
 
 
 def published(case: str, norm: str, *, seed: int = 0) -> None:
     """Runs each attack once on what survived."""
+    import pytorch_networks  # the file beside this one
     import torch
     import torchattacks
 
     arrays = np.load(case)
-    tensor = lambda name: torch.tensor(arrays[f"params/{name}"])  # noqa: E731
-
-    class Network(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = torch.nn.ParameterDict(
-                {f"{layer}_kernel": tensor(f"{layer}/kernel").permute(3, 2, 0, 1) for layer in ("conv1", "conv2")}
-                | {f"{layer}_kernel": tensor(f"{layer}/kernel").T for layer in ("dense", "head")}
-                | {f"{layer}_bias": tensor(f"{layer}/bias") for layer in ("conv1", "conv2", "dense", "head")}
-            )
-
-        def forward(self, images):
-            layers, x = self.layers, images
-            for name in ("conv1", "conv2"):
-                x = torch.nn.functional.conv2d(x, layers[f"{name}_kernel"], layers[f"{name}_bias"], 2, 1).relu()
-            x = x.permute(0, 2, 3, 1).flatten(1)
-            x = torch.nn.functional.linear(x, layers["dense_kernel"], layers["dense_bias"]).relu()
-            return torch.nn.functional.linear(x, layers["head_kernel"], layers["head_bias"])
-
-    network = Network().eval().requires_grad_(False)
+    weights = {name.split("/", 1)[1]: torch.tensor(arrays[name]) for name in arrays.files if name.startswith("theirs/")}
+    if MODEL.value == "small_cnn":
+        network = pytorch_networks.SmallCNN(weights)
+    else:
+        network = pytorch_networks.loaded(pytorch_networks.ResNet18(), weights)
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     images = torch.tensor(arrays["images"][: NUM_IMAGES.value]).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(arrays["labels"][: NUM_IMAGES.value]).long()
     common = {"eps": EPSILON[DATASET.value, norm], "norm": {"linf": "Linf", "l2": "L2"}[norm]}

@@ -1,9 +1,9 @@
 """AutoAttack `fast` beside `standard` and the published AutoAttack: seconds, and what each leaves of the accuracy.
 
-python benchmarks/fast.py --data_dir=DIR [--cases=mnist:linf,cifar10:l2,...] [--workdirs=DIR,...] [--num_images=256]
-                          [--turns=3] [--peer_python=PATH] [--report]
+python benchmarks/fast.py --data_dir=DIR [--cases=mnist:linf,cifar10:l2,...] [--model=resnet18] [--workdirs=DIR,...]
+                          [--num_images=256] [--turns=3] [--peer_python=PATH] [--report]
 
-A case is the small CNN that benchmarks/autoattack.py trains for that data set and norm, here kept in --folder; a
+A case is the network (--model) that benchmarks/autoattack.py trains for that data set and norm, kept in --folder; a
 workdir is a run of a deterministic network, attacked with the epsilon and norm that it was trained for, without a
 published side. In every turn each side runs once in a process of its own, one after the other, so that a busy machine
 slows them alike. Of ours there are the seconds of a first call, whose programs an earlier turn may have left in the
@@ -30,7 +30,7 @@ from absl import app, flags
 from robustjax.runtime import files, process
 
 RECORDS = Path(__file__).resolve().parents[1] / "results" / "fast.json"
-CASES = flags.DEFINE_list("cases", [], "DATASET:NORM of small CNNs to train.")
+CASES = flags.DEFINE_list("cases", [], "DATASET:NORM of networks to train.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "Runs.")
 FOLDER = flags.DEFINE_string("folder", None, "Where trained cases are kept; by default in the user's cache folder.")
 TURNS = flags.DEFINE_integer("turns", 3, "Runs of each side.", lower_bound=1)
@@ -54,7 +54,9 @@ def main(_) -> None:
 
 
 def name_of(network: str) -> str:
-    return network if network in CASES.value else Path(network).name
+    if network not in CASES.value:
+        return Path(network).name
+    return network if flags.FLAGS.model == "small_cnn" else f"{network} {flags.FLAGS.model}"
 
 
 def measured(network: str, turn: int) -> dict:
@@ -86,7 +88,7 @@ def measured(network: str, turn: int) -> dict:
 def case(network: str) -> Path:
     """The file of a case's weights and images, trained if it is not there yet."""
     folder = Path(FOLDER.value) if FOLDER.value else process.cache_folder() / "benchmarks"
-    path = folder / f"{network.replace(':', '_')}.npz"
+    path = folder / f"{flags.FLAGS.model}_{network.replace(':', '_')}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         side(network, "train", path=path)
@@ -97,7 +99,11 @@ def side(network: str, part: str, *, path: Path | None = None, interpreter: str 
     """A part of benchmarks/autoattack.py in a process of its own."""
     dataset, norm = network.split(":")
     options = [f"--part={part}", f"--dataset={dataset}", f"--norms={norm}", f"--case={path or case(network)}"]
-    options += [f"--num_images={flags.FLAGS.num_images}", f"--train_steps={flags.FLAGS.train_steps}"]
+    options += [
+        f"--model={flags.FLAGS.model}",
+        f"--num_images={flags.FLAGS.num_images}",
+        f"--train_steps={flags.FLAGS.train_steps}",
+    ]
     if flags.FLAGS.data_dir:
         options.append(f"--data_dir={flags.FLAGS.data_dir}")
     subprocess.run([interpreter, published_side.__file__, *options], check=True)
@@ -114,12 +120,9 @@ def ours(network: str, out: str) -> None:
     process.keep_memory()  # both as the commands do
     process.keep_compiled()
     if network in CASES.value:
-        arrays = dict(np.load(case(network)))
-        images, labels = (arrays.pop(name)[: flags.FLAGS.num_images] for name in ("images", "labels"))
-        module, (dataset, norm) = models.create("small_cnn"), network.split(":")
-        logits_fn = jax.tree_util.Partial(
-            lambda params, images: module.apply(params, images).logits, published_side.nested(arrays)
-        )
+        variables, images, labels = published_side.read(case(network))
+        module, (dataset, norm) = models.create(flags.FLAGS.model), network.split(":")
+        logits_fn = jax.tree_util.Partial(lambda variables, images: module.apply(variables, images).logits, variables)
         epsilon = published_side.EPSILON[dataset, norm]
     else:
         run = runs.load(network)

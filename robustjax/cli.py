@@ -170,22 +170,24 @@ class _ByName(flags.ArgumentParser):
 def find_config(name: str) -> Path:
     """The file that a --config names: a path, or the bare name of a shipped config.
 
-    Shipped configs lie in robustjax/configs of an installed wheel, and beside robustjax in a checkout. The README calls
-    them configs/NAME.py, which is understood in any folder, unless that file is there.
+    Shipped configs lie in robustjax/configs of an installed wheel, and beside robustjax in a checkout. They are also
+    understood as NAME.py and configs/NAME.py, in any folder, unless that file is there.
 
     Raises:
         InputError: no shipped config has that name.
 
     Example:
-        >>> find_config("quickstart").name, find_config("elsewhere/mine.py").as_posix()
-        ('quickstart.py', 'elsewhere/mine.py')
+        >>> find_config("quickstart").name, find_config("digits.py").parent.name
+        ('quickstart.py', 'configs')
+        >>> find_config("elsewhere/mine.py").as_posix()
+        'elsewhere/mine.py'
     """
     package = Path(__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     shipped = {path.stem: path for path in sorted(folder.glob("*.py"))}
     path = files.place(name)
     if path.suffix == ".py" or path.name != name:
-        ours = path.parent == Path("configs") and path.suffix == ".py" and not path.exists()
+        ours = path.parent in (Path("configs"), Path()) and path.suffix == ".py" and not path.exists()
         return shipped.get(path.stem, path) if ours else path
     if name not in shipped:
         nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)

@@ -111,13 +111,15 @@ def test_a_bare_name_is_a_shipped_config_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in CONFIGS:
         assert cli.find_config(name) == ROOT / "configs" / f"{name}.py"
-        assert cli.find_config(f"configs/{name}.py") == ROOT / "configs" / f"{name}.py"
+        for written in (f"{name}.py", f"configs/{name}.py"):
+            assert cli.find_config(written) == ROOT / "configs" / f"{name}.py"
     (tmp_path / "configs").mkdir()
     for path in ("quickstart.py", "configs/quickstart.py"):  # a file that is here is meant by its path
         (tmp_path / path).write_text("")
         assert cli.find_config(path) == Path(path)
     assert cli.find_config("quickstart") == ROOT / "configs" / "quickstart.py"
     assert cli.find_config("configs/mine.py") == Path("configs/mine.py")
+    assert cli.find_config("other/digits.py") == Path("other/digits.py")
 
 
 @pytest.mark.parametrize(

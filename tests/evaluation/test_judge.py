@@ -102,16 +102,17 @@ def test_a_linear_network_in_closed_form_in_l2():
         __hash__ = None
 
         def __call__(self, images):
-            return Outputs(toys.linear(images), {}, {})
+            return Outputs(toys.linear(images).astype(jnp.float64), {}, {})
 
-    # Lists as bounds, float64 images and a network that returns more than logits are fine.
+    # Lists as bounds, float64 images and logits and a network that returns more than logits are fine.
     images = images.astype(np.float64)
-    verdict = judge(Network(), toys.KEY, images, labels, epsilon=epsilon, norm="l2", bounds=[0, 1])
+    with jax.enable_x64(True):
+        verdict = judge(Network(), toys.KEY, images, labels, epsilon=epsilon, norm="l2", bounds=[0, 1])
     expected = distances > epsilon
     expected[0] = False
     np.testing.assert_array_equal(verdict.robust, expected)
     assert verdict.won_by[0] == "clean" and verdict.clean == 63 / 64
-    assert not fired(verdict)
+    assert not fired(verdict) and not verdict.findings
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
