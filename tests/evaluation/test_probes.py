@@ -336,6 +336,15 @@ def test_pgd_with_its_options_varied_breaks_what_is_in_reach():
     np.testing.assert_array_equal(batteries.by_gradient(trial), inside)
 
 
+def test_of_a_stochastic_network_a_quarter_and_half_of_the_steps_are_runs_of_their_own():
+    drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
+    options = {"pgd_steps": 40, "eot_samples": 2, "num_draws": 3}
+    trial = trial_of(Networks(drawing), stochastic=True, epsilon=BETWEEN, labels=OF_TWO, **options)
+    grid = batteries.pgd_grid(trial, ROWS[2:])
+    assert {"pgd-5:0.25", "pgd-10:0.25", "pgd-20:0.25"} <= set(trial.shares)
+    np.testing.assert_array_equal(grid.by_steps, np.tile((BETWEEN > APART) & (ROWS >= 2), (3, 1)))
+
+
 def test_the_rise_of_the_last_tenth_of_the_steps_is_that_of_the_examples_that_hold():
     steps = np.arange(21.0)
     loss = np.stack([steps, np.minimum(steps, 10.0), 0.0 * steps, steps**2, np.where(steps == 10, 5.0, 0.1 * steps)])
@@ -359,6 +368,23 @@ def test_attacks_go_on_with_what_the_former_left():
     ]
     assert found.auxiliary is found.control is found.frozen is found.curve is None
     assert found.transfer.shape == (16,) and not found.transfer[ROWS % 4 != 0].any()
+
+
+def test_what_the_heads_find_is_held_against_the_same_attack_without_them(monkeypatch):
+    trial = trial_of(Networks(network(), auxiliary=network()))
+    shares = {
+        name: np.full(16, i / 100, np.float32) for i, name in enumerate(("0", "0.1", "2", "10", "100", "only", "1"))
+    }
+    halved = {"ce": 1.0, "margin": 0.5}
+
+    def apgd(name, rows, **options):
+        _, loss, weight = name.split(":")
+        return halved[loss] * (shares[weight] + 0.5)
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    found = batteries.adaptive(trial, trial.measured)
+    np.testing.assert_array_equal(found.control, shares["0"] + 0.5)
+    np.testing.assert_array_equal(found.auxiliary, shares["1"] + 0.5)
 
 
 @pytest.mark.parametrize(("stochastic", "version"), [(False, "standard"), (True, "rand")])
