@@ -230,6 +230,19 @@ def test_derivatives_agree_with_differences_as_the_cosine_of_both_says():
     np.testing.assert_array_equal(agreement(value, np.nan * slope)[0], 0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_derivatives_and_differences_are_compared_at_any_scale(scale):
+    one, other = (
+        np.float32(scale) * np.array([[3.0, 1.0, 0.0], [4.0, 0.0, 0.0]], np.float32),
+        np.ones((2, 3), np.float32),
+    )
+    for pair in ((one, other), (other, one)):
+        np.testing.assert_allclose(diagnostics.agreement(*pair), [1.4 / 2**0.5, 1.0 / 2**0.5, 0.0], rtol=1e-6)
+        np.testing.assert_allclose(
+            diagnostics.agreement(-pair[0], pair[1])[:2], [-1.4 / 2**0.5, -1.0 / 2**0.5], rtol=1e-6
+        )
+
+
 def test_gradients_that_vanish_or_are_not_finite_are_found_example_by_example():
     images = IMAGES.copy()
     images[:, 0, 0, 0] = np.where(ROWS % 2 == 0, 0.3, 0.7)

@@ -112,6 +112,13 @@ def test_a_notebook_shows_figures_and_flags_and_no_markup_of_theirs():
     assert "No flag was raised" in verdict()._repr_html_()
 
 
+def test_a_notebook_names_the_attack_that_succeeded_most_first():
+    found = verdict()
+    found = found._replace(won_by=["apgd-ce", "surrogate:apgd-ce", None, "surrogate:apgd-ce"])
+    page = found._repr_html_()
+    assert page.index("<td>surrogate:apgd-ce</td><td>2</td>") < page.index("<td>apgd-ce</td><td>1</td>")
+
+
 def test_a_verdict_writes_its_own_report(tmp_path):
     found = verdict(**FAILED)
     found.save(tmp_path / "new")

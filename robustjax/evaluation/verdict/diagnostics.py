@@ -128,11 +128,13 @@ def agreement(derivatives: np.ndarray, differences: np.ndarray) -> np.ndarray:
         >>> agreement(np.array([[1.0, 0.0, 1.0]]), np.array([[2.0, 0.0, 0.0]]))
         array([1., 1., 0.])
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        product = np.sum(derivatives * differences, axis=0)
-        first, second = (np.sqrt(np.sum(values**2, axis=0)) for values in (derivatives, differences))
-        cosine = np.nan_to_num(product / (first * second), nan=0.0, posinf=0.0, neginf=0.0)
-    return np.where((first == 0) & (second == 0), 1.0, cosine)
+    with np.errstate(invalid="ignore"):
+        # Of the scale of the largest: the squares of logits that are tiny or huge would be 0 or infinite.
+        sizes = [np.max(np.abs(values), axis=0) for values in (derivatives, differences)]
+        first, second = derivatives / sizes[0], differences / sizes[1]
+        lengths = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+        cosine = np.nan_to_num(np.sum(first * second, axis=0) / lengths)
+    return np.where((sizes[0] == 0) & (sizes[1] == 0), 1.0, cosine)
 
 
 def surroundings(trial: Trial, rows: np.ndarray) -> dict[str, Flag]:
