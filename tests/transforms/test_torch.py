@@ -295,7 +295,7 @@ def test_a_function_around_a_module_is_sent_back_for_the_module():
     kept = module().eval()
     for around in (lambda images: kept(images), lambda images: kept(torch.as_tensor(images))):
         with pytest.raises(InputError, match=r"give the torch\.nn\.Module itself") as caught:
-            attacks.fgsm(around, jax.random.key(0), some_images(1, 2), jnp.zeros(2, jnp.int32), epsilon=0.1)
+            inputs.traced("logits_fn", around, some_images(2, 4))
         assert "\n" not in str(caught.value)
 
 
