@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robustjax.evaluation.protocol import tables
 from robustjax.runtime import files
 from robustjax.statistics import paired_difference
 
@@ -160,12 +161,13 @@ def write(results: str | Path, scale: str, cell: Cell, record: Mapping[str, Any]
 def commits(record: Mapping[str, Any]) -> set[str]:
     """The commits at which the parts of a record were measured, in short.
 
-    >>> sorted(commits({"training": {"commit": "c1e92f7706a1"}, "judge": {}, "conditions": {"commit": "0fab31477aa"}}))
-    ['0fab314', 'c1e92f7']
+    >>> parts = {"training": {"commit": "c1e92f7706a1+changes"}, "judge": {}}
+    >>> sorted(commits(parts | {"conditions": {"commit": "0fab31477aa"}}))
+    ['0fab314', 'c1e92f7 with changes']
     """
     last = record.get("conditions", {}).get("commit")  # at which the last part was measured
     found = {record[part].get("commit", last) for part in PARTS if part in record}
-    return {str(commit)[:7] for commit in found if commit}
+    return {tables.commit_name(commit) for commit in found if commit}
 
 
 def packed(robust: Sequence[bool] | np.ndarray) -> str:

@@ -29,6 +29,7 @@ import cells  # the module beside this one
 import jax
 
 from robustjax import defenses, models
+from robustjax.evaluation.protocol import tables
 from robustjax.planning import counts
 from robustjax.runtime import files
 
@@ -162,8 +163,10 @@ def claims(
                   "accuracy of `standard` under FGSM, pruned (20 draws) minus dense", pruned("accuracy", "standard")),
             Claim("pruning raises the accuracy of an adversarially trained network under FGSM",
                   "the same of `at`", pruned("accuracy", "at")),
-            Claim("pruning preserves calibration under FGSM",
-                  "expected calibration error of `at` under FGSM, pruned minus dense (below 0: better)",
+            Claim("pruning calibrates a standard network better under FGSM",
+                  "expected calibration error of `standard` under FGSM, pruned (20 draws) minus dense",
+                  pruned("ece", "standard"), above=False),
+            Claim("pruning calibrates an adversarially trained network better under FGSM", "the same of `at`",
                   pruned("ece", "at"), above=False),
             *robust("standard_sap", "pruning makes a standard network more robust"),
             *robust("at_sap", "pruning makes an adversarially trained network more robust"),
@@ -174,11 +177,11 @@ def claims(
             Claim("attacks activate channels more uniformly",
                   "entropy of the frequencies of `standard`, adversarial minus natural",
                   attacked("channels", "entropy", "standard")),
-            Claim("adversarial training mends the magnitudes",
+            Claim("adversarial training aligns adversarial with natural magnitudes",
                   "distance of the magnitude ratio from 1, `at` minus `standard`",
                   difference(*(from_one(read("channels", "magnitude_ratio", name)) for name in ("at", "standard"))),
                   above=False),
-            Claim("adversarial training leaves the uniformity",
+            Claim("after adversarial training attacks still activate channels more uniformly",
                   "entropy of the frequencies of `at`, adversarial minus natural",
                   attacked("channels", "entropy", "at")),
             Claim("CAS suppresses what attacks activate", "gap of the frequencies under PGD-20, `at_cas` minus `at`",
@@ -199,8 +202,8 @@ def claims(
             Claim("in robust classes activation and relevance go together more than in others",
                   "rank correlation under attack of `at`, less robust half of the classes minus the other",
                   read("relevance", "rank_correlation_gap", "at"), above=False),
-            Claim("attacks over-activate them most in the least robust classes", "over-activation gap of `at`",
-                  read("relevance", "over_activation_gap", "at")),
+            Claim("attacks over-activate channels that speak against the class most in the least robust classes",
+                  "over-activation gap of `at`", read("relevance", "over_activation_gap", "at")),
             *robust("at_cifs", "CIFS makes adversarial training more robust"),
         ],
         "SNS (Zhang et al. 2021)": [
@@ -215,9 +218,11 @@ def claims(
         ],
         "FSR (Kim et al. 2023)": [
             Claim("under attack robust features name the right class more often",
-                  "difference of accuracies", read("separation", "adversarial_robust_gap", "at_fsr")),
+                  "accuracy of the head of `at_fsr` on robust minus on non-robust features",
+                  read("separation", "adversarial_robust_gap", "at_fsr")),
             Claim("recalibration restores cues in non-robust features",
-                  "gain of accuracy", read("separation", "adversarial_recalibration_gain", "at_fsr")),
+                  "accuracy of the same head on recalibrated minus on non-robust features",
+                  read("separation", "adversarial_recalibration_gain", "at_fsr")),
             *(
                 Claim(f"recalibrating withstands more than deactivating, as {defense} does",
                       f"worst case, adaptive attacks included, `at_fsr` minus `{name}`",
@@ -240,12 +245,12 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
         "",
         "Made by `python benchmarks/claims.py`, on networks that train within minutes (`configs/digits.py`, one seed): "
         f"{analysis['num_examples']} test images of {analysis['dataset']}, {threat}, commit "
-        f"`{str(analysis['commit'])[:12]}`. A claim is confirmed or refuted where the 95 % interval of the scalar that "
-        "decides it lies on one side of no effect, and undecided otherwise. The papers' networks are larger, and their "
-        "images are CIFAR-10 or larger: what is refuted here is refuted of these networks, and the same for what is "
-        "confirmed. Intervals are over test images, not over seeds. Inside the networks, adversarial images are those "
-        "of PGD-20, which fool CAS far less often than adaptive attacks do. The accuracies are those of "
-        "`results/TABLE.md`; [how to read the figures](read_the_figures.md) says what each scalar is.",
+        f"{tables.commit_name(analysis['commit'])}. A claim is confirmed or refuted where the 95 % interval of the "
+        "scalar that decides it lies on one side of no effect, and undecided otherwise. The papers' networks are "
+        "larger, and their images are CIFAR-10 or larger: what is refuted here is refuted of these networks, and the "
+        "same for what is confirmed. Intervals are over test images, not over seeds. Inside the networks, adversarial "
+        "images are those of PGD-20, which fool CAS far less often than adaptive attacks do. The accuracies are those "
+        "of `results/TABLE.md`; [how to read the figures](read_the_figures.md) says what each scalar is.",
         "",
         *(f"- **{paper}**: {summary(own)}" for paper, own in found.items()),
     ]

@@ -69,9 +69,7 @@ for _ in range(200):
 # %%
 logits_fn = jax.tree_util.Partial(network, weights)
 attack = jax.jit(
-    lambda key, images, labels: attacks.pgd(
-        logits_fn, key, images, labels, epsilon=0.15, step_size=0.03, num_steps=20
-    )
+    lambda key, images, labels: attacks.pgd(logits_fn, key, images, labels, epsilon=0.15, step_size=0.03, num_steps=20)
 )
 adversarial = attack(jax.random.key(0), images, labels)
 clean, attacked = (logits_fn(points).argmax(axis=1) for points in (images, adversarial))
@@ -113,10 +111,13 @@ evaluation.evaluate(
 # %% [markdown]
 # ## A PyTorch model
 #
-# With the extra `torch`, one line makes such a function of any `torch.nn.Module`; everything else stays the same:
+# With the extra `torch` (gigabytes, so this is not a cell), one line makes such a function of any `torch.nn.Module`;
+# everything else stays the same, images with the channels last included:
 #
 # ```python
 # from robustjax import transforms
 #
 # logits_fn = transforms.from_torch_module(model.eval())
 # ```
+#
+# "Judge your PyTorch model in three lines" in the documentation leads on to a report page, on the command line as well.

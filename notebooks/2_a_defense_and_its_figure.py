@@ -140,8 +140,8 @@ for name, values in rows.items():
 # %% [markdown]
 # Read the table row by row. The lowest figure of a row, apart from clean, is an upper bound on robustness.
 #
-# - Rounding has a gradient of zero: "direct" is as good as clean. With the identity on the backward pass nothing is
-#   left. The first figure reports the attack's failure, not robustness.
+# - Rounding has a gradient of zero: "direct" is nearly as good as clean. With the identity on the backward pass the
+#   network is as weak as the one without a guard. The first figure reports the attack's failure, not robustness.
 # - SAP, kWTA and MeanSparse hide little in a network as small as this. But they give nothing either: their lowest
 #   figure is that of the network without them, within a few points, and the pruning costs clean accuracy.
 #

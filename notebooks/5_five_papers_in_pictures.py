@@ -77,11 +77,12 @@ found.figures["channels"]
 #
 # CIFS multiplies every channel by a mask, made for the two classes that a probe of its own finds likeliest: few of a
 # hundred channels are left. Of a natural image the largest is of the class. Where an attack fools the probe too, and
-# of this class it mostly does, the mask strengthens channels of the wrong class: the peak behind the line. That is why
-# adaptive attacks, which attack the probe, take back what CIFS gains under PGD (`docs/claims.md`).
+# of this class it mostly does, the mask strengthens channels of the wrong class: the peaks behind the line. That is
+# why adaptive attacks, which attack the probe, take back what CIFS gains under PGD (`docs/claims.md`).
 #
 # In the lower rows all classes, the least robust one first. The paper finds the over-activation worst in those, the red
-# half; with CIFS it is small in the other half.
+# half. So it is in the three networks trained on adversarial images; of the standard one no class is robust, and its
+# halves do not differ.
 
 # %%
 scalars("relevance", "rank_correlation_adversarial", "over_activation", "over_activation_gap")
@@ -123,7 +124,9 @@ found.figures["calibration"]
 # %% [markdown]
 # ## Checks of the attack
 #
-# As the ball grows, accuracy must fall to chance or below it; with more steps it must approach a limit.
+# As the ball grows, accuracy must fall to chance or below it; with more steps it must approach a limit. The second
+# figure is the mean loss around the images, along the attack's direction and a random one: gradients are of use where
+# it is smooth.
 
 # %%
 scalars("curves", "epsilon_half_at", "steps_last_loss")

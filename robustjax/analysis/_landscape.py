@@ -96,7 +96,7 @@ def surface(
         len(rise),
         meanings={
             "linearity_error": "largest error of the loss's linear approximation towards the adversarial image, in "
-            "nats; large beside loss_rise, where gradients mislead",
+            "nats; near loss_rise of confident networks, whose loss is flat at the image",
             "loss_rise": "rise of the loss from the image to the adversarial image, in nats",
         },
     )

@@ -91,7 +91,11 @@ def checked_images(where: str, images: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(images)
     least, most = float(images.min()), float(images.max())
     if not (least >= 0 and most <= 1):  # not a number compares false
-        mend = "divide by 255, or save uint8" if least >= 0 and 1 < most <= 255 else "scale them"
+        mend = "scale them"
+        if least >= 0 and 1 < most <= 255:
+            mend = "divide by 255, or save uint8"
+        elif -np.inf < least < 0:
+            mend = "save them before any normalisation, which belongs to the network (--mean and --std)"
         raise InputError(f"{wanted}, got values from {least:.6g} to {most:.6g}; {mend}")
     return np.ascontiguousarray(images, np.float32)
 

@@ -290,8 +290,8 @@ def _by_torch(
             logits = module(pictures.clone())  # which it may change in place
     except Exception as error:
         raise InputError(
-            f"module must take images [B, {channels}, {height}, {width}], got {reason(error)}; give [B, H, W, C], "
-            "channels last, of the size and channels that it was made for"
+            f"module must take images [B, {channels}, {height}, {width}], got {reason(error)}; give [B, H, W, C] of "
+            "the size and channels that it was made for, or wrap it in a module that brings them into its own shape"
         ) from error
     wanted = "module must return float logits [B, K] with K >= 2"
     if not isinstance(logits, torch.Tensor):

@@ -38,12 +38,13 @@ def test_every_claim_is_on_the_page_measured_or_not(program):
     scalar = {"value": 1.5, "interval_95": [1.4, 1.6], "n": 360}
     networks = {f"{name}_0": {"magnitude_ratio": scalar} for name in ("at", "standard")}
     figure = {"name": "channels", "estimates": networks}
-    about = {"epsilon": 0.2, "norm": "linf", "dataset": "digits", "num_examples": 360, "commit": "abc"}
+    about = {"epsilon": 0.2, "norm": "linf", "dataset": "digits", "num_examples": 360, "commit": "0123456789+changes"}
     analysis = {"figures": [figure], **about}
     gains = {"at_cas": {"pgd20": program.Scalar(0.14, 0.1, 0.18, 360)},
              "at_fsr": {"pgd20": program.Scalar(-0.1, -0.15, -0.05, 360)}}  # fmt: skip
     found = program.claims(analysis, gains, seed=0)
     page = program.markdown(found, analysis)
+    assert "commit 0123456 with changes." in page
     assert len(found) == 5 and page.count(" | **") == sum(map(len, found.values()))
     assert "| 1.5 | 1.4 to 1.6 | 360 | **confirmed** |" in page  # magnitude ratio, against 1
     outcomes = {(paper, claim.measured): claim.outcome for paper, own in found.items() for claim in own}
@@ -54,6 +55,8 @@ def test_every_claim_is_on_the_page_measured_or_not(program):
         == "undecided"
     )
     assert np.isclose(program.difference(*([program.Scalar(1.5, 1.4, 1.6, 9)] * 2)).high, np.hypot(0.1, 0.1))
+    # A claim is read in the sentence as well, without the table: it names what it is about.
+    assert not [claim.says for own in found.values() for claim in own if " them " in claim.says]
     # Each paper's sentence counts its claims, and each figure stands under one paper.
     assert "**: refuted: FSR makes adversarial training more robust (under PGD-20). Not measured: under attack" in page
     assert [name for name in program.SHOWN if f"(claims/{name}.png)" in page] == ["channels"]  # what was drawn

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import sys
 import types
 import warnings
 
@@ -468,9 +469,16 @@ def test_arrays_that_a_partial_holds_are_arguments_of_what_is_compiled(capsys):
         assert isinstance(kept, jax.tree_util.Partial) and not jax.tree.leaves(kept)
 
 
-def test_the_driver_says_in_a_line_what_the_network_does_wrong():
+def test_the_driver_says_in_a_line_what_the_network_does_wrong(monkeypatch):
     with pytest.raises(InputError, match=r"logits_fn must take images .*compute with jax\.numpy"):
         _attacked_as_it_is(lambda images: np.asarray(images).reshape(6, -1)[:, :NUM_CLASSES])
+
+    def calls_torch(images):
+        raise TypeError("conv2d() received an invalid combination of arguments - got (DynamicJaxprTracer, Parameter)")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"give the torch\.nn\.Module itself"):
+        patch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+        _attacked_as_it_is(calls_torch)
 
     def called_back(images):
         shape = jax.ShapeDtypeStruct((images.shape[0], NUM_CLASSES), jnp.float32)

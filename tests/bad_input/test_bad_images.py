@@ -192,7 +192,7 @@ def save(path, **arrays):
         ({"images": PIXELS > 9, "labels": LABELS}, "got bool [4, 6, 5, 3]; convert them"),
         ({"images": PIXELS.transpose(0, 3, 1, 2), "labels": LABELS}, "channels first; save images.transpose("),
         ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "divide by 255, or save uint8"),
-        ({"images": PIXELS / 255 - 0.5, "labels": LABELS}, "got values from -0.5"),
+        ({"images": PIXELS / 255 - 0.5, "labels": LABELS}, "before any normalisation, which belongs to the network"),
         ({"images": PIXELS * np.float32("nan"), "labels": LABELS}, "got values from nan to nan; scale them"),
         ({"images": PIXELS / 1e-9, "labels": LABELS}, "scale them"),
         ({"images": PIXELS, "labels": LABELS, "class_names": np.array(["a", "b"])}, "labels must be 0 to 1, as"),

@@ -236,6 +236,13 @@ def mixing():
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12, track_running_stats=False), nn.Linear(12, 4))
 
 
+class Permuted(nn.Module):
+    """Takes channels last, which PyTorch has first."""
+
+    def forward(self, images):
+        return images.permute(0, 3, 1, 2)
+
+
 def wrong(forward):
     return lambda: Wrong(forward)
 
@@ -254,6 +261,10 @@ REFUSED_WHEN_CALLED = {
     "batch statistics": (mixing, "track_running_stats=True"),
     "fails": (wrong(lambda logits, images: {}["missing"]), "got KeyError: 'missing'"),
     "another size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), "must take images [B, 3, 2, 2], got"),
+    "channels last": (
+        lambda: nn.Sequential(Permuted(), nn.Conv2d(3, 2, 1), nn.Flatten()),
+        "or wrap it in a module that brings them into its own shape",
+    ),
     "another number of channels": (lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), "[B, 3, 2, 2], got"),
     "unknown to torchax": (
         wrong(lambda logits, images: logits + torch.from_numpy(images.detach().numpy().sum((1, 2, 3)))[:, None]),
@@ -278,6 +289,14 @@ REFUSED_AT_ONCE = {
     "half": (lambda: module().half(), "got torch.float16; call module.float()"),
     "double": (lambda: module().double(), "got torch.float64; call module.float()"),
 }
+
+
+def test_a_function_around_a_module_is_sent_back_for_the_module():
+    kept = module().eval()
+    for around in (lambda images: kept(images), lambda images: kept(torch.as_tensor(images))):
+        with pytest.raises(InputError, match=r"give the torch\.nn\.Module itself") as caught:
+            inputs.traced("logits_fn", around, some_images(2, 4))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", REFUSED_AT_ONCE)

@@ -150,6 +150,16 @@ def subject(conditions: Mapping[str, Any], *, several: bool = False) -> str:
     return f"{network}{defended} on {conditions['num_examples']:,} {split}images{dataset}, {threat}{step}"
 
 
+def commit_name(commit: str) -> str:
+    """A record's commit in short.
+
+    >>> commit_name("c1e92f7706a1"), commit_name("c1e92f7706a1+changes")
+    ('c1e92f7', 'c1e92f7 with changes')
+    """
+    digest, _, changed = commit.partition("+")
+    return digest[:7] + (f" with {changed}" if changed else "")
+
+
 def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
     """A record's name; of a worst case also the attacks of earlier calls that it is over besides."""
     if entry["attack"] != "worst_case":

@@ -137,8 +137,8 @@ def _subject(verdict: Any, conditions: Mapping[str, Any]) -> str:
     of = tables.subject({"num_examples": len(verdict.robust), **verdict.threat, **conditions})
     low, high = verdict.threat["bounds"]
     made = [f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax") if "versions" in conditions]
-    digest, _, changed = (conditions.get("commit") or "").partition("+")
-    made += [f"commit {digest[:7]}" + (f" with {changed}" if changed else "")] if digest else []
+    commit = conditions.get("commit")
+    made += [f"commit {tables.commit_name(commit)}"] if commit else []
     by = f"; {', '.join(made)}" if made else ""
     return f"Evaluated: {of}, pixels in [{low}, {high}], budget {verdict.threat['budget']}{by}."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,6 +56,8 @@ def traced(name: str, function: Callable[..., Any], images: Shaped, *rest: Any, 
         elif kind := re.search(r"value of type <class '([^']+)'>.* not a valid JAX type", text):
             text = f"an output of type {kind[1]}"
             mend = "return the logits alone, or a pytree of arrays"
+        elif "torch" in sys.modules and "Tracer" in text:  # a closure that hands JAX's arrays to PyTorch
+            mend = "compute with jax.numpy; of a PyTorch model give the torch.nn.Module itself, not a function of it"
         line = raised_at(error)
         raise InputError(
             f"{name} must take images {list(images.shape[1:])}, got {type(error).__name__}: {text[:200]}"
