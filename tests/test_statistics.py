@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from robustjax.statistics import mcnemar, paired_difference, wilson_interval
+from robustjax.types import InputError
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -48,6 +49,26 @@ def test_the_interval_of_a_difference_ends_at_1():
         difference, (low, high) = paired_difference(first, second, z=9.0)
         assert difference == wanted and low == -1.0 and high == 1.0
     assert paired_difference(won, won)[0] == 0.0
+
+
+def test_one_image_has_a_difference():
+    difference, (low, high) = paired_difference(np.array([True]), np.array([False]))
+    assert difference == 1.0 and low < 0.0 < high <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.ones(0, bool), np.ones(0, bool)),
+        (np.ones((2, 0), bool), np.ones((2, 0), bool)),
+        (np.ones((1, 2, 3), bool), np.ones((1, 2, 3), bool)),
+        (np.ones(3, bool), np.ones(4, bool)),
+        (np.ones(3, bool), np.array([0, 1, 2])),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(first, second):
+    with pytest.raises(InputError, match=r"^first and second must be bool \[n\] or \[seeds, n\] of one shape, got "):
+        paired_difference(first, second)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (6, 0), (3, 12), (40, 22), (700, 800)])
