@@ -260,7 +260,7 @@ def test_walls_that_half_precision_rounds_outwards_hold_its_pixels(dtype):
     """A pixel at such a wall would make an image invalid, and a success none, whatever happens to the others."""
     low, high = bounds = (-2.1179, 2.64)
     scaled = lambda images: network((images.astype(jnp.float32) - low) / (high - low))  # noqa: E731
-    images = jnp.asarray(low + (high - low) * IMAGES, dtype).at[:, 0, 0, 0].set(low).at[:, 0, 0, 1].set(high)
+    images = jnp.asarray(low + (high - low) * IMAGES, dtype).at[:, 0].set(low).at[:, 1].set(high)
     labels = np.asarray(scaled(images)).argmax(1)
     options = {"epsilon": EPSILON * (high - low), "version": ["apgd-ce"], "bounds": bounds}
     result = attacks.autoattack(scaled, jax.random.key(0), images, labels, **options)
