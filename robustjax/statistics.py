@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 
@@ -65,9 +64,11 @@ def mcnemar(first: int, second: int) -> float:
     """
     if not all(isinstance(count, int | np.integer) and count >= 0 for count in (first, second)):
         raise InputError(f"first and second must be integers, at least 0, got {first} and {second}; count examples")
-    total = first + second
-    tail = sum(math.comb(total, i) for i in range(max(first, second), total + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**total)))
+    total, larger = int(first) + int(second), int(max(first, second))  # NumPy's integers would overflow
+    tail, ways = 0, math.comb(total, larger)
+    for i in range(larger, total + 1):
+        tail, ways = tail + ways, ways * (total - i) // (i + 1)
+    return min(1.0, 2 * tail / 2**total)
 
 
 def paired_difference(

@@ -75,3 +75,10 @@ def test_what_cannot_be_paired_is_refused(first, second):
 def test_mcnemars_test_is_scipys_of_a_fair_coin(first, second):
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
     assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+    # NumPy's counts, such as sums of booleans, whose powers of two overflow.
+    assert mcnemar(np.int16(first), np.int64(second)) == mcnemar(first, second)
+
+
+def test_mcnemars_test_of_many_examples_takes_no_time():
+    """Each binomial coefficient made anew takes minutes."""
+    assert mcnemar(10_200, 9_800) == pytest.approx(binomtest(10_200, 20_000).pvalue, rel=1e-9)

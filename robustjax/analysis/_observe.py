@@ -132,7 +132,7 @@ def checked(
         InputError: images that are not floats in [0, 1], labels that are none of the network's classes, or an epsilon
             that is not a radius.
     """
-    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, (0.0, 1.0))
+    images, labels, *_ = inputs.on_host(images, labels, epsilon, norm, (0.0, 1.0))
     logits = inputs.logits_of(inputs.traced("logits_fn", logits_fn, images[:1], *keys), 1)
     inputs.labels_in_range(labels, logits.shape[1])
     return images, labels

@@ -171,8 +171,9 @@ def autoattack(
     """
     compiler.check()
     inputs.check_key(key)
-    images, labels, epsilon = inputs.on_host(images, labels, epsilon, norm, bounds, keep_dtype=True, allow_empty=True)
-    bounds = inputs.box(bounds, images.shape[-1])
+    images, labels, epsilon, bounds = inputs.on_host(
+        images, labels, epsilon, norm, bounds, keep_dtype=True, allow_empty=True
+    )
     names = attack_names(version)
     if not names:
         wanted = f"one of {', '.join(VERSIONS)}, or a list of {', '.join(ATTACKS)}"

@@ -69,8 +69,8 @@ def cw(
         labels: integers [B].
         num_steps: of Adam, for each weight.
         num_searches: weights tried.
-        learning_rate: of Adam, in units of w.
-        initial_weight: first c.
+        learning_rate: of Adam, in units of w, at least 0.
+        initial_weight: first c, at least 0.
         confidence: kappa, the margin by which an image must be misclassified to count, at least 0.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
@@ -93,9 +93,11 @@ def cw(
     """
     inputs.at_least(1, num_steps=num_steps, num_searches=num_searches)
     inputs.are_flags(targeted=targeted)
+    inputs.check_radius("learning_rate", learning_rate, 1, allow_infinite=False)
     given = inputs.check(
-        logits_fn, key, images, labels, norm="l2", bounds=bounds, radii={"confidence": confidence},
-        eot_samples=eot_samples, keys_per_example=True,
+        logits_fn, key, images, labels, norm="l2", bounds=bounds,
+        radii={"confidence": confidence, "initial_weight": initial_weight}, eot_samples=eot_samples,
+        keys_per_example=True,
     )  # fmt: skip
     if given.is_empty:
         return given.given

@@ -102,7 +102,8 @@ def hopskipjump(
         Array([0.45, 0.45], dtype=float32)
     """
     inputs.static(1, num_steps=num_steps, num_queries=num_queries)
-    if norm in geometry.GEOMETRIES and norm not in NORMS:
+    geometry.get(norm)
+    if norm not in NORMS:
         raise InputError(f"norm must be linf or l2, got {norm!r}; use square in l1")
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,

@@ -171,7 +171,7 @@ _importance = importance  # `select` has an argument of that name
 
 
 def _check(importance: str, top_k: int, scale: float, temperature: float, class_mix: float | None) -> None:
-    if importance not in MASKS:
+    if not isinstance(importance, str) or importance not in MASKS:
         raise InputError(f"cifs: importance must be one of {', '.join(MASKS)}, got {importance!r}")
     for name, value in (("scale", scale), ("temperature", temperature)):
         if not 0 < value < math.inf:

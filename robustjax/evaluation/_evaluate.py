@@ -116,12 +116,12 @@ def evaluate(
         got = type(sources).__name__
         raise InputError(f"sources must be a mapping from names to networks, got {got}; give {{NAME: logits_fn}}")
     chosen = specs.parse(attacks)
-    if budget not in BUDGETS:
+    if not isinstance(budget, str) or budget not in BUDGETS:
         raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}; choose among these")
     stochastic = checked_hints(hints).stochastic
     inputs.check_key(key)
     inputs.static(1, batch_size=batch_size)
-    inputs.are_flags(keep_images=keep_images, quicken=quicken)
+    inputs.are_flags(keep_images=keep_images, quicken=quicken, progress=progress)
     if stochastic:
         inputs.static(1, eot_samples=eot_samples, num_draws=num_draws)
     images = inputs.as_array("images", images)
@@ -139,7 +139,7 @@ def evaluate(
             "scale them yourself, or leave the bounds out"
         )
     for each in threats:
-        host_images, host_labels, _ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
+        host_images, host_labels, *_ = inputs.on_host(images, labels, each.epsilon, each.norm, each.bounds)
 
     def first_others(spec: str) -> Any:
         return data.read_images(spec, num_examples=len(host_labels))
@@ -183,7 +183,7 @@ def _checked_threat(threat: Threat, images: Any) -> Threat:
         shape = list(np.shape(threat.epsilon))
         raise InputError(f"epsilon must be a number, got shape {shape}; evaluate under one radius at a time")
     channels = np.shape(images)[-1] if np.ndim(images) else 1
-    checked = Threat(threat.norm, radius("epsilon", threat.epsilon), inputs.box(threat.bounds, channels))
+    checked = Threat(threat.norm, radius("epsilon", threat.epsilon), inputs.box(threat.bounds, channels, images.dtype))
     check_width(checked)
     return checked
 

@@ -259,7 +259,7 @@ SOURCES = {
 
 def source_of(name: str) -> Source:
     """A source by its name; an unknown one is an InputError that lists the choices."""
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         raise InputError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     return SOURCES[name]
 

@@ -161,7 +161,7 @@ def test_attacks_take_one_key_for_each_example(attack, options):
 
 def test_a_driver_gets_one_radius_for_each_image_and_refuses_to_have_none():
     images = np.full((2, 1, 1, 1), 0.5, np.float64)
-    given, labels, radius = on_host(images, [0, 1], 0.25, "linf", (0.0, 1.0))
+    given, labels, radius, _ = on_host(images, [0, 1], 0.25, "linf", (0.0, 1.0))
     assert (given.dtype, labels.dtype, radius.dtype) == (np.float32, np.int32, np.float32)
     np.testing.assert_array_equal(radius, [0.25, 0.25])
     with pytest.raises(InputError, match="images must be at least one"):

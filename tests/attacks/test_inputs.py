@@ -256,6 +256,19 @@ def test_half_precision_stays_in_ball_and_box(dtype, name):
     assert np.any(~np.asarray(is_correct(network(jnp.asarray(adversarial)), LABELS)) & (np.arange(6) > 0))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_walls_that_half_precision_rounds_outwards_hold_its_pixels(dtype):
+    """A pixel at such a wall would make an image invalid, and a success none, whatever happens to the others."""
+    low, high = bounds = (-2.1179, 2.64)
+    scaled = lambda images: network((images.astype(jnp.float32) - low) / (high - low))  # noqa: E731
+    images = jnp.asarray(low + (high - low) * IMAGES, dtype).at[:, 0].set(low).at[:, 1].set(high)
+    labels = np.asarray(scaled(images)).argmax(1)
+    options = {"epsilon": EPSILON * (high - low), "version": ["apgd-ce"], "bounds": bounds}
+    result = attacks.autoattack(scaled, jax.random.key(0), images, labels, **options)
+    assert result.images.dtype == dtype and not result.robust.all()
+    np.testing.assert_array_equal(result.robust, np.asarray(is_correct(scaled(result.images), labels)))
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_x64_gives_what_float32_gives(dtype, name):

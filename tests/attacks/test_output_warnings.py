@@ -26,9 +26,9 @@ def of_batch(given, images):
     return logits + moves * jnp.eye(NUM_CLASSES)[:1]
 
 
-def told(network, logits, *, stochastic=False):
+def told(network, logits, *, stochastic=False, size=COUNT):
     found = output_warnings.output_warnings(
-        network, KEY, IMAGES, logits, bounds=(0.0, 1.0), stochastic=stochastic, size=COUNT, split=lambda batch: batch
+        network, KEY, IMAGES, logits, bounds=(0.0, 1.0), stochastic=stochastic, size=size, split=lambda batch: batch
     )
     names = {
         "logits are not finite": "not finite",
@@ -114,3 +114,9 @@ def test_a_change_is_measured_by_the_range_of_all_logits_and_nothing_is_like_nan
     # Logits whose range is more than float32 holds.
     huge = np.array([[3e38, -3e38], [0.0, 1e38]], np.float32)
     np.testing.assert_array_equal(output_warnings._changed(huge, -huge, 0.01), [True, True])
+
+
+def test_a_batch_of_one_is_looked_at_in_company():
+    moving = jax.tree_util.Partial(of_batch, (WEIGHTS, COUNT))
+    assert told(moving, np.asarray(of_batch((WEIGHTS, COUNT), IMAGES)), size=1) == ["randomness"]
+    assert told(NETWORK, LOGITS, size=1) == []

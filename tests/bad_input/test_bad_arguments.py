@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bad_input.refusals import one_line
-from robustjax import analysis, attacks, data, defenses, interop, models, objectives, runs, statistics
+from robustjax import analysis, attacks, data, defenses, evaluation, interop, models, objectives, runs, statistics
 from robustjax.attacks import losses
 from robustjax.defenses import cas, cifs, fsr, kwta, meansparse, sap, sns
 from robustjax.types import InputError
@@ -19,6 +19,8 @@ WEIGHTS, BIASES = np.ones((4, 3), np.float32), np.zeros(3, np.float32)
 INTEGERS = FEATURES.astype(jnp.int32)
 CLASSES = [jnp.array([-1, 0]), jnp.array([3, 0]), jnp.array([0.0, 1.0]), jnp.array([0]), jnp.array([[0], [1]])]
 LOGITS = jnp.ones((2, 3))
+IMAGES, LABELS = np.full((2, 2, 2, 1), 0.5, np.float32), np.array([0, 1])
+THREAT = evaluation.Threat("linf", 0.1)
 
 
 def probe(features):
@@ -87,6 +89,16 @@ WRONG = [
     ("workdir must be a folder, got None", lambda: runs.train(None, None)),
     ("workdir must be the folder of a run, got None", lambda: runs.load(None)),
     ("model must be ", lambda: interop.load_network(None)),
+    # Names that no mapping can hold.
+    ("source must be one of", lambda: interop.from_torch({}, ["cas"])),
+    ("importance must be one of", lambda: cifs.select(probe, FEATURES, importance=["softmax"])),
+    ("budget must be one of", lambda: evaluation.judge(linear, KEY, IMAGES, LABELS, epsilon=0.1, budget=["quick"])),
+    ("budget must be one of", lambda: evaluation.evaluate(linear, KEY, IMAGES, LABELS, threat=THREAT, budget=["full"])),
+    # Flags that would count as True.
+    *((f"{name} must be True or False, got 'no'", lambda name=name: evaluation.judge(
+        linear, KEY, IMAGES, LABELS, epsilon=0.1, **{name: "no"})) for name in ("quicken", "progress")),
+    ("progress must be True or False", lambda: evaluation.evaluate(
+        linear, KEY, IMAGES, LABELS, threat=THREAT, progress="no")),
 ]  # fmt: skip
 
 
@@ -97,7 +109,6 @@ def test_one_line(cause, call):
     one_line(str(caught.value), cause)
 
 
-IMAGES, LABELS = np.full((2, 2, 2, 1), 0.5, np.float32), np.array([0, 1])
 STEPS = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2}
 ADAM = {"epsilon": 0.1, "optimizer": optax.adam(0.1), "num_steps": 1}
 OF_ATTACKS = [
@@ -113,6 +124,13 @@ OF_ATTACKS = [
     ("num_steps must be a Python integer", attacks.apgd, {"epsilon": 0.1, "num_steps": jnp.int32(2)}),
     ("num_queries must be a Python integer", attacks.square, {"epsilon": 0.1, "num_queries": np.array(2)}),
     ("eot_samples must be a Python integer", attacks.pgd, {**STEPS, "eot_samples": jnp.int32(2)}),
+    ("num_steps must be at least 1, got True", attacks.cw, {"num_steps": True}),
+    ("norm must be one of linf, l2, l1, got ['l2']", attacks.hopskipjump, {"epsilon": 0.1, "norm": ["l2"]}),
+    *(
+        (f"{name} must be a number >= 0", attacks.cw, {name: wrong})
+        for name in ("learning_rate", "initial_weight", "confidence")
+        for wrong in (float("nan"), -1.0, "x", None)
+    ),
 ]
 
 

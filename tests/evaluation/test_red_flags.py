@@ -153,6 +153,20 @@ def test_randomness_is_declared_or_hidden_behind_one_key():
     assert red_flags.randomness(tie, declared=False).status == "pass"
 
 
+@pytest.mark.parametrize(
+    "flag", [red_flags.batch_dependent, lambda outputs: red_flags.randomness(outputs, declared=False)]
+)
+def test_logits_that_are_not_finite_hide_no_change_of_the_others(flag):
+    """With classes masked by -inf, and where NaN comes and goes."""
+    masked = np.concatenate([LOGITS, np.full((len(LOGITS), 1), -np.inf)], axis=1)
+    lost = np.where(np.arange(len(LOGITS))[:, None] == 3, np.nan, LOGITS)
+    for same in (masked, lost):
+        assert flag(np.stack([same, same])).status == "pass"
+        assert flag(np.stack([same, same + 0.01 * RNG.normal(size=same.shape)])).status == "fail"
+    for first, second in ((LOGITS, lost), (lost, LOGITS), (masked, np.abs(masked)), (masked, np.nan_to_num(masked))):
+        assert flag(np.stack([first, second])).status == "fail"
+
+
 def test_a_loss_that_still_rises_warns_of_too_few_steps():
     never = np.stack([NONE, NONE])
     assert comparisons.more_steps_help(never, np.full(10, 0.2)).status == "warn"

@@ -54,8 +54,8 @@ def output_warnings(
             "hand over the logits before the softmax"
         )
     keys = (key,) if stochastic else ()
-    rows = np.resize(np.arange(len(images)), size)
-    some, half = images[rows], size // 2
+    rows = np.resize(np.arange(len(images)), max(size, 2))  # of one alone there is no rest of the batch
+    some, half = images[rows], len(rows) // 2
     low, high = (np.asarray(wall, images.dtype) for wall in bounds)
     # The same images first, and other ones after them: mirrored, so that there are some of a single image, too.
     mixed = np.concatenate([some[:half], np.clip(low + high - some[half:], low, high).astype(some.dtype)])

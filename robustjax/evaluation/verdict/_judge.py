@@ -168,8 +168,8 @@ def judge(
     if np.ndim(epsilon):
         raise InputError(f"epsilon must be a number, got shape {list(np.shape(epsilon))}; judge one radius at a time")
     inputs.check_key(key)
-    images, labels, _ = inputs.on_host(images, labels, epsilon, norm, bounds)
-    bounds = inputs.box(bounds, images.shape[-1])
+    inputs.are_flags(quicken=quicken, progress=progress)
+    images, labels, _, bounds = inputs.on_host(images, labels, epsilon, norm, bounds)
     threat = Threat(norm, float(epsilon), bounds)
     check_width(threat)
     keys = (key,) if checked_hints(hints).stochastic else ()

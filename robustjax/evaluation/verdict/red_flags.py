@@ -348,12 +348,19 @@ def _graded(share: float, n: int, fires: str, silent: str) -> Flag:
 
 
 def _variation(outputs: np.ndarray) -> float:
-    """Largest distance of outputs [R, n, K] from the first, in units of the first's size; 1 for another argmax."""
-    first = outputs[0].astype(np.float64)
-    size = np.maximum(np.linalg.norm(first - first.mean(axis=-1, keepdims=True), axis=-1), 1e-12)
-    distance = np.nan_to_num(np.linalg.norm(outputs - first, axis=-1) / size)
+    """Largest distance of outputs [R, n, K] from the first, in units of the first's size; 1 for another argmax.
+
+    Of entries that are not finite, such as the -inf of masked classes, only another value counts, as another argmax.
+    """
+    finite = np.isfinite(outputs)
+    values = np.ma.array(np.where(finite, outputs, 0.0).astype(np.float64), mask=~finite)
+    first = values[0] - values[0].mean(axis=-1, keepdims=True)
+    size = np.maximum(np.linalg.norm(first.filled(0.0), axis=-1), 1e-12)
+    distance = np.nan_to_num(np.linalg.norm((values - values[0]).filled(0.0), axis=-1) / size)
     # The last bit may decide a tie either way; that alone is no randomness.
-    other = (np.argmax(outputs, axis=-1) != np.argmax(first, axis=-1)) & (distance > 1e-6)
+    other = (np.argmax(outputs, axis=-1) != np.argmax(outputs[0], axis=-1)) & (distance > 1e-6)
+    changed = (outputs != outputs[0]) & ~(np.isnan(outputs) & np.isnan(outputs[0]))
+    other |= np.any(changed & ~(finite & finite[0]), axis=-1)
     return 1.0 if other.any() else float(np.max(distance))
 
 

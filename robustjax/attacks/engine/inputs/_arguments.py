@@ -35,7 +35,7 @@ def at_least(least: int, **counts: Any) -> None:
         if isinstance(value, Tracer):
             continue
         try:
-            fine = operator.index(value) >= least
+            fine = operator.index(value) >= least and not isinstance(value, bool)
         except TypeError:
             fine = False
         if not fine:
@@ -72,12 +72,17 @@ def are_flags(**flags: Any) -> None:
             raise InputError(f"{name} must be True or False, got {value!r}; choose one of the two")
 
 
-def box(bounds: Any, num_channels: int) -> geometry.Bounds:
+def box(bounds: Any, num_channels: int, dtype: Any = np.float32) -> geometry.Bounds:
     """Bounds as floats, or as tuples of one float for each channel: hashable, and equal where the numbers are.
+
+    Those of images in half precision are as their dtype has them: pixels at a wall that it rounds outwards are in the
+    box, and would otherwise make every image that an attack returns an invalid one.
 
     Example:
         >>> box([0, np.array([1.0, 0.5])], 2)
         ((0.0, 0.0), (1.0, 0.5))
+        >>> box((-2.1179, 2.64), 3, jnp.bfloat16)
+        (-2.125, 2.640625)
     """
     wanted = f"two numbers low < high, or arrays of {num_channels} such numbers, one for each channel"
     if hasattr(bounds, "dtype") and _is_concrete(bounds):
@@ -86,6 +91,8 @@ def box(bounds: Any, num_channels: int) -> geometry.Bounds:
         low, high = (np.asarray(wall, np.float64) for wall in bounds)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
         raise InputError(f"bounds must be {wanted}, got {bounds!r}; give for example (0.0, 1.0)") from None
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        low, high = (wall.astype(dtype).astype(np.float64) for wall in (low, high))
     shapes = {low.shape, high.shape}
     if not (shapes <= {(), (num_channels,)} and np.all(low < high) and np.all(np.isfinite([*low.flat, *high.flat]))):
         raise InputError(f"bounds must be {wanted}, got {_short(bounds)}; give for example (0.0, 1.0)")

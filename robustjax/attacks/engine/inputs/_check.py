@@ -94,7 +94,7 @@ def check(
     static(0, eot_samples=eot_samples)
     check_loss(loss)
     given = jnp.asarray(as_images(images, num_axes))
-    bounds = box(bounds, given.shape[-1])
+    bounds = box(bounds, given.shape[-1], given.dtype)
     check_in_box(given, bounds)
     num_examples = given.shape[0]
     check_key(key, num_examples if keys_per_example else None)
@@ -123,7 +123,7 @@ def on_host(
     *,
     keep_dtype: bool = False,
     allow_empty: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, geometry.Bounds]:
     """Checks what a driver on the host is given, by value.
 
     Args:
@@ -136,7 +136,7 @@ def on_host(
         allow_empty: whether there may be no image.
 
     Returns:
-        NumPy arrays: images, labels int32 [N], epsilon float32 [N].
+        NumPy arrays images, labels int32 [N] and epsilon float32 [N]; and bounds as :func:`box` has them.
 
     Raises:
         InputError: for whatever is wrong.
@@ -147,11 +147,12 @@ def on_host(
     Example:
         >>> import jax.numpy as jnp
         >>> on_host(jnp.full((1, 2, 2, 1), 0.5), jnp.array([3]), 0.1, "linf", (0.0, 1.0))[1:]
-        (array([3], dtype=int32), array([0.1], dtype=float32))
+        (array([3], dtype=int32), array([0.1], dtype=float32), (0.0, 1.0))
     """
     geometry.get(norm)
     images = as_images(images, 4)
-    check_in_box(images, box(bounds, images.shape[-1]))
+    bounds = box(bounds, images.shape[-1], images.dtype)
+    check_in_box(images, bounds)
     height, width, channels = images.shape[1:]
     if height in (1, 3) and width == channels > 4:
         warnings.warn(
@@ -166,7 +167,7 @@ def on_host(
     check_radius("epsilon", epsilon, len(images), allow_infinite=False)
     dtype = jax.dtypes.canonicalize_dtype(images.dtype) if keep_dtype else np.float32
     radius = np.broadcast_to(np.asarray(epsilon, np.float32), images.shape[:1])
-    return np.asarray(images).astype(dtype), np.asarray(labels), radius
+    return np.asarray(images).astype(dtype), np.asarray(labels), radius, bounds
 
 
 def _of_logits(loss: LossFn, outputs: Any, labels: Array) -> Array:
