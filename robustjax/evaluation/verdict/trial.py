@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax.attacks.engine.search import likeliest_wrong
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.examples import Examples, margin
 from robustjax.evaluation.verdict.goals import LOSSES, Goal, Networks, Plant
@@ -23,8 +24,7 @@ class Trial(Examples):
     @functools.cached_property
     def _ranked(self) -> np.ndarray:
         """The wrong classes of each example, the likeliest first, int32 [N, K - 1]."""
-        wrong = np.where(np.arange(self.num_classes) == self.labels[:, None], -np.inf, self.logits)
-        return np.argsort(-wrong, axis=1, kind="stable")[:, :-1].astype(np.int32)
+        return np.asarray(likeliest_wrong(jnp.asarray(self.logits), jnp.asarray(self.labels), self.num_classes - 1)).T
 
     def goal(
         self,
