@@ -207,7 +207,7 @@ class _Search(NamedTuple):
 
         def keep(best: Best, points: Array, place: Array | int) -> Best:
             hit = self.misclassified(points, 1, place).astype(jnp.float32)
-            return best.or_better(points, jnp.where(hit > 0, hit, -1.0), -self.distance(points))
+            return best.or_better(points, hit, -self.distance(points))
 
         def trial(i: Array, best: Best) -> Best:
             drawn = self.drawn(i, point)

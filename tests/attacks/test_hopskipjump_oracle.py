@@ -1,5 +1,6 @@
 """HopSkipJump against the algorithm written out in plain loops: starts, bisection, normals, steps."""
 
+import contextlib
 import math
 
 import jax
@@ -224,3 +225,11 @@ def test_the_least_number_of_queries_that_is_named_is_enough():
         with pytest.raises(InputError) as refused:
             _hopskipjump._budget("linf", 20, 10, size)
         _hopskipjump._budget("linf", 20, int(str(refused.value).split("at least ")[1].split()[0]), size)
+
+
+def test_with_the_least_queries_an_estimate_has_two_samples():
+    def least_samples(queries):
+        with contextlib.suppress(InputError):
+            return _hopskipjump._budget("linf", 20, queries, 24)[1].min()
+
+    assert next(filter(None, map(least_samples, range(1, 2000)))) == 2
