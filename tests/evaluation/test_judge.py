@@ -1,6 +1,7 @@
 """Verdicts on networks with a known answer; one compilation serves nearly all of them."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,7 @@ def test_a_linear_network_in_closed_form_in_l2():
 
     # Lists as bounds, float64 images and logits and a network that returns more than logits are fine.
     images = images.astype(np.float64)
+    began = time.perf_counter()
     with jax.enable_x64(True):
         verdict = judge(Network(), toys.KEY, images, labels, epsilon=epsilon, norm="l2", bounds=[0, 1])
     expected = distances > epsilon
@@ -113,6 +115,7 @@ def test_a_linear_network_in_closed_form_in_l2():
     np.testing.assert_array_equal(verdict.robust, expected)
     assert verdict.won_by[0] == "clean" and verdict.clean == 63 / 64
     assert not fired(verdict) and not verdict.findings
+    assert 0.0 < verdict.seconds["total"] <= time.perf_counter() - began
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

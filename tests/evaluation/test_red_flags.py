@@ -57,6 +57,11 @@ def call(name, arguments):
     return getattr(comparisons if hasattr(comparisons, name) else red_flags, name)(*arguments, **options)
 
 
+@pytest.mark.parametrize(("robust", "status"), [(20, "pass"), (21, "warn"), (50, "warn"), (51, "fail")])
+def test_how_many_may_stay_robust_where_everything_may_be_changed(robust, status):
+    assert red_flags.unbounded_attack_fails(np.arange(1000) >= robust).status == status
+
+
 def test_every_flag_has_a_case():
     informative = {"broader_threats"}  # which never fires
     assert CASES.keys() | informative == set(red_flags.NAMES)
