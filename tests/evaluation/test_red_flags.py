@@ -57,6 +57,14 @@ def call(name, arguments):
     return getattr(comparisons if hasattr(comparisons, name) else red_flags, name)(*arguments, **options)
 
 
+def test_a_tie_that_the_last_bit_decides_is_no_other_prediction():
+    outputs = np.zeros((2, 1, 4)) - [0.0, 0.0, 2.0, 2.0]  # of size 2 around their mean
+    outputs[1, 0, 1] = 2e-6
+    assert red_flags._variation(outputs) == 1e-6
+    outputs[1, 0, 1] = 3e-6
+    assert red_flags._variation(outputs) == 1.0
+
+
 @pytest.mark.parametrize(("robust", "status"), [(20, "pass"), (21, "warn"), (50, "warn"), (51, "fail")])
 def test_how_many_may_stay_robust_where_everything_may_be_changed(robust, status):
     assert red_flags.unbounded_attack_fails(np.arange(1000) >= robust).status == status
