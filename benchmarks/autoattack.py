@@ -7,9 +7,9 @@ python benchmarks/autoattack.py --data_dir=DIR [--dataset=mnist] [--norms=linf,l
 Trains a network for each norm, hands its weights to a PyTorch network of the same layers, and lets each side run in a
 process of its own, one after the other, on all cores. The published side is `torchattacks` (its APGD, APGDT, FAB and
 Square are the reference's code; 100 steps, 9 targets, 5000 queries, fixed schedule of squares, as in the reference's
-`standard`), which needs `pip install torch && pip install --no-deps torchattacks`, in an environment without RobustBench,
-of which torchattacks overwrites the files by older ones. Each attack sees what survived the ones before. Ours is timed
-with compilation, and once more without. The published side runs with two seeds: how many
+`standard`), which needs `pip install torch && pip install --no-deps torchattacks`, in an environment without
+RobustBench, of which torchattacks overwrites the files by older ones. Each attack sees what survived the ones before.
+Ours is timed with compilation, and once more without. The published side runs with two seeds: how many
 flags differ between those two is what to hold the flags that differ between ours and its first against. With --foreign
 the same network is written in `jax.lax` alone, in that layout, as other people's are; `autoattack` quickens it itself.
 
