@@ -28,6 +28,12 @@ def test_wilsons_interval_is_in_0_and_1_and_around_the_share_whatever_is_rounded
         assert wilson_interval(0, total)[0] == 0.0 and wilson_interval(total, total)[1] == 1.0
 
 
+@pytest.mark.parametrize(("successes", "total"), [(0, 0), (-1, 3), (4, 3), (math.nan, 3), (1, math.nan)])
+def test_a_share_of_nothing_or_beyond_everything_is_refused(successes, total):
+    with pytest.raises(InputError, match=r"^total must be at least 1 and successes from 0 to it, got "):
+        wilson_interval(successes, total)
+
+
 def test_a_difference_is_that_of_agresti_and_min():
     """With half an image more in each of the four kinds of pairs; of several seeds an image's mean counts."""
     rng = np.random.default_rng(0)

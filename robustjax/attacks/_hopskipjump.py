@@ -140,7 +140,8 @@ def _budget(norm: str, num_steps: int, num_queries: int, size: int) -> tuple[int
     roots = np.sqrt(np.arange(1, num_steps + 1))
     samples = np.floor((num_queries - fixed) * roots / roots.sum()).astype(np.int32)
     if samples.min() < 2:
-        least = math.ceil((fixed + 2 * roots.sum()) * 10 / 9)
+        rest = fixed - num_starts + 2 * roots.sum()
+        least = math.ceil(min(rest + NUM_STARTS, rest * 10 / 9))
         raise InputError(
             f"num_queries must be at least {least} for {num_steps} steps on {size} numbers, got {num_queries}; give "
             "more queries or fewer steps"

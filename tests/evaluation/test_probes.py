@@ -288,6 +288,8 @@ def test_the_examples_of_a_trial_and_their_likeliest_wrong_classes():
     for rank in range(3):
         targets = [[k for k in row if k != label][rank] for row, label in zip(order, labels, strict=True)]
         np.testing.assert_array_equal(trial.goal(ROWS, view="direct", loss="targeted", target=rank).targets, targets)
+    last, beyond = (trial.goal(ROWS, view="direct", loss="targeted", target=rank).targets for rank in (2, 5))
+    np.testing.assert_array_equal(last, beyond)
     assert trial.whole_box() == 1.0 and trial.num_classes == 4
     shares = trial.submit("nothing", ROWS[:0], IMAGES[:0])
     assert shares.shape == (16,) and not shares.any()
