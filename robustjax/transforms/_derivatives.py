@@ -161,9 +161,7 @@ def _detached(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], res
 
 
 def _integer(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], result: Array, strength: Strength) -> Any:
-    if not is_float(operands[0]):  # bits, of which some may have been a float's
-        return evaluator.carried(equation, operands, result)
-    if result.shape != operands[0].shape:  # the bits of each number in several
+    if equation.primitive.name == "bitcast_convert_type" or not is_float(operands[0]):
         return result
     values = operands[0].astype(jnp.float32)
     return Real(result, with_derivative_of(jax.lax.stop_gradient(values), values, strength))

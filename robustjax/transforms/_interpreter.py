@@ -135,10 +135,10 @@ class Interpreter:
         if name in ("gather", "dynamic_slice") and any(isinstance(each, Real) for each in operands[1:]):
             moved = _soft.looked_up(equation, operands, results) if is_float(results) else None
             return results if moved is None else with_derivative_of(results, results + moved, True)
-        if name in ("convert_element_type", "bitcast_convert_type"):
+        if name == "convert_element_type":
             if isinstance(operands[0], Soft):  # to a float or an array of integers: a site that is not relaxed
                 return as_choice(operands[0], results) if results.ndim == 0 and not is_float(results) else results
-            if isinstance(operands[0], Real) and is_float(results) and results.shape == operands[0].value.shape:
+            if isinstance(operands[0], Real) and is_float(results):
                 return with_derivative_of(results, operands[0].real, True)
         found = _soft.carried(equation, operands, results)
         if found is None:

@@ -173,14 +173,6 @@ def grown_each(x):
     return jax.vmap(lambda one: jax.lax.while_loop(lambda c: jnp.sum(c) < 15.0, lambda c: 1.1 * c, one))(x)
 
 
-def bits_of(x):
-    return jax.lax.bitcast_convert_type(x, jnp.int32)
-
-
-def of_bits(x):
-    return jax.lax.bitcast_convert_type(x, jnp.float32)
-
-
 def counted(x):
     """How many of four levels a pixel is above."""
     return jnp.sum(x[..., 0, None] > jnp.arange(1.0, 5.0)[None, None, None] / 5.0, axis=3).astype(jnp.float32)
@@ -229,8 +221,6 @@ HIDES = {
     "lying vjp": (lambda x: linear(jax.jit(lying_vjp)(x)), {"custom_rule"}),
     "lying rule of what closes over weights": (lambda x: lying_closed_over(x), {"custom_rule"}),
     "bits": (lambda x: linear(((255.0 * x).astype(jnp.uint8) >> 4 << 4).astype(jnp.float32)), {"integer"}),
-    "bits of a float": (lambda x: linear(of_bits(bits_of(x) & 0x7FF80000)), {"integer"}),
-    "shifted bits of a float": (lambda x: linear(of_bits(bits_of(x) >> 19 << 19)), {"integer"}),
     "masked bits": (lambda x: linear(((255.0 * x).astype(jnp.int32) & 0xF0).astype(jnp.float32)), {"integer"}),
     "counted": (lambda x: linear(counted(x)), {"selection"}),
     "integers": (lambda x: linear(jnp.where(x > 0.4, 1, 0).astype(jnp.float32)), {"selection"}),
