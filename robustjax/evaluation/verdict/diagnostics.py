@@ -129,7 +129,7 @@ def agreement(derivatives: np.ndarray, differences: np.ndarray) -> np.ndarray:
         array([1., 1., 0.])
     """
     with np.errstate(invalid="ignore"):
-        # Of the scale of the largest: the squares of logits that are tiny or huge would be 0 or infinite.
+        # Divided by the largest first, as the squares of tiny or huge derivatives would be 0 or infinite.
         sizes = [np.max(np.abs(values), axis=0) for values in (derivatives, differences)]
         first, second = derivatives / sizes[0], differences / sizes[1]
         lengths = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
