@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs robustjax, trains a small network on real images to withstand attacks, and judges it: a few minutes.
+# Installs robustjax, trains a small network on real images to withstand attacks, and evaluates it: one to two minutes.
 # Usage: launch/quickstart.sh [WORKDIR]   (default: runs/quickstart; an earlier run there goes on or is evaluated again)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -62,15 +62,16 @@ def by_class(predictions: np.ndarray, labels: np.ndarray, *, num_classes: int) -
     both = np.concatenate([predictions, labels]) if predictions.shape == labels.shape else np.array([-1])
     if predictions.ndim != 1 or not len(predictions) or both.min() < 0 or both.max() >= num_classes:
         raise InputError(f"predictions and labels must be classes [N] below {num_classes}, N >= 1, got others")
-    classes = np.unique(labels)
+    classes, class_index = np.unique(labels, return_inverse=True)
     members = labels[None, :] == classes[:, None]
     hits = (predictions == labels).astype(np.float64)
     confusion = np.stack([np.bincount(predictions[own], minlength=num_classes) / own.sum() for own in members])
 
     def statistic(chosen: np.ndarray) -> dict[str, float]:
-        own = members[:, chosen].astype(np.float64)
-        count = np.where(own.sum(axis=1) > 0, own.sum(axis=1), np.nan)
-        accuracy = (own @ hits[chosen]) / count
+        drawn = class_index[chosen]
+        count = np.bincount(drawn, minlength=len(classes)).astype(np.float64)
+        count[count == 0] = np.nan
+        accuracy = np.bincount(drawn, hits[chosen], minlength=len(classes)) / count
         noise = accuracy * (1 - accuracy) / np.where(count > 1, count - 1, np.nan)
         enough = np.isfinite(noise)
         return {

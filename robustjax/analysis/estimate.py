@@ -11,7 +11,8 @@ import numpy as np
 from robustjax.statistics import wilson_interval
 from robustjax.types import InputError
 
-NUM_RESAMPLES = 500
+# Of which the ends of an interval move by a twentieth of a standard error from seed to seed; of 500, by a ninth.
+NUM_RESAMPLES = 2000
 LEVEL = 0.95
 
 
@@ -82,11 +83,17 @@ def bootstrap(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Scalars with percentile intervals from the bootstrap over examples (Efron 1979), moved by the bootstrap's bias.
+    r"""Scalars with intervals from a bootstrap over examples (Efron 1979), balanced and centred at the estimate.
 
-    Examples are drawn with replacement as often as there are any, so what was measured on pairs stays paired. Some
-    scalars grow when examples are drawn again, such as a sum of absolute gaps; the mean growth is taken off the
-    interval. Resamples in which a scalar is undefined do not count for it.
+    Examples are drawn with replacement as often as there are any, so what was measured on pairs stays paired. With
+    :math:`q_p` the quantiles and :math:`m` the mean of the resampled scalar, and :math:`t` its value, the interval is
+
+    .. math:: [q_{0.025} - (m - t), \ q_{0.975} - (m - t)]
+
+    Some scalars, such as a sum of absolute gaps, grow when examples are drawn again; :math:`m - t` takes the growth
+    off. For a mean it is exactly 0, as all examples occur equally often in the resamples taken together (the balanced
+    bootstrap, Davison, Hinkley and Schechtman 1986). A bias of the value itself remains: if all gaps are truly 0, the
+    interval is above 0. Resamples in which a scalar is undefined do not count for it.
 
     Args:
         statistic: indices [N] of examples -> scalars by name.
@@ -114,11 +121,12 @@ def bootstrap(
         )
     rng = np.random.default_rng(seed)
     values = dict(statistic(np.arange(num_examples)))
-    drawn = [statistic(rng.integers(num_examples, size=num_examples)) for _ in range(num_resamples)]
+    balanced = rng.permutation(np.tile(np.arange(num_examples, dtype=np.int32), num_resamples))
+    drawn = [statistic(chosen) for chosen in balanced.reshape(num_resamples, num_examples)]
     return {
         name: Estimate(
             float(value),
-            _corrected(float(value), np.array([draw[name] for draw in drawn], np.float64)),
+            _centred(float(value), np.array([draw[name] for draw in drawn], np.float64)),
             num_examples,
             (meanings or {}).get(name, ""),
         )
@@ -126,7 +134,7 @@ def bootstrap(
     }
 
 
-def _corrected(value: float, drawn: np.ndarray) -> tuple[float, float]:
+def _centred(value: float, drawn: np.ndarray) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]
     if not math.isfinite(value) or not len(drawn):
         return math.nan, math.nan

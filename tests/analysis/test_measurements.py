@@ -33,6 +33,32 @@ def test_bootstrap_agrees_with_scipy_and_covers(rng):
     assert 0.88 <= hits / 150 <= 0.99
 
 
+def test_the_interval_of_a_mean_is_no_accident_of_the_draws(rng):
+    values, drawn = rng.normal(size=60), []
+
+    def statistic(chosen):
+        drawn.append(values[chosen].mean())
+        return {"mean": drawn[-1]}
+
+    lows = [analysis.bootstrap(statistic, 60, seed=seed)["mean"].interval[0] for seed in range(30)]
+    means = np.reshape(drawn, (30, -1))[:, 1:].mean(axis=1)
+    assert means == pytest.approx(np.full(30, values.mean()), abs=1e-12)  # so that nothing is taken for a bias
+    assert np.std(lows) < 0.08 * values.std() / np.sqrt(60)
+
+
+def test_the_interval_covers_a_scalar_that_grows_when_resampled(rng):
+    # The mean of eight absolute gaps of 0.15 with standard errors of 0.13. Percentiles as they are cover 84 % of such
+    # gaps, basic intervals 84 %, bias-corrected percentiles (BC, which BCa extends) 83 %, these 92 %.
+    hits = 0
+    for _ in range(150):
+        gaps = rng.normal(0.15, 1.0, (60, 8))
+        found = analysis.bootstrap(
+            lambda chosen, gaps=gaps: {"gap": np.abs(gaps[chosen].mean(axis=0)).mean()}, 60, num_resamples=200
+        )["gap"]
+        hits += found.interval[0] <= 0.15 <= found.interval[1]
+    assert 0.88 <= hits / 150 <= 0.99
+
+
 def test_an_undefined_scalar_is_nan_and_none_in_json():
     found = analysis.bootstrap(lambda chosen: {"ratio": np.nan}, 3)["ratio"]
     assert math.isnan(found.value) and found.plain()["value"] is None and found.plain()["interval_95"] == [None, None]
@@ -40,7 +66,7 @@ def test_an_undefined_scalar_is_nan_and_none_in_json():
         analysis.bootstrap(lambda chosen: {"mean": 0.0}, 1)
 
 
-def test_the_interval_of_a_biased_scalar_is_corrected(rng):
+def test_the_interval_of_a_biased_scalar_holds_its_value(rng):
     # A mean of absolute gaps that are all 0 in truth: resampling makes every one larger.
     gaps = rng.normal(size=(60, 40))
     found = analysis.bootstrap(lambda chosen: {"gap": np.abs(gaps[chosen].mean(axis=0)).mean()}, 60)["gap"]
