@@ -249,13 +249,13 @@ def test_the_variance_of_classes_is_that_of_their_true_accuracies(rng):
     labels = np.repeat(np.arange(10), 30)
 
     def measured(accuracies):
-        right = [rng.uniform(size=300) < np.repeat(accuracies, 30) for _ in range(20)]
+        right = [rng.uniform(size=300) < np.repeat(accuracies, 30) for _ in range(10)]
         found = [analysis.by_class(np.where(r, labels, (labels + 1) % 10), labels, num_classes=10) for r in right]
         return [one.estimates["class_variance"] for one in found]
 
     alike, unlike = measured(np.full(10, 0.7)), measured(np.linspace(0.3, 0.9, 10))
-    assert np.mean([one.value for one in alike]) == pytest.approx(0, abs=0.002)
-    assert sum(one.interval[0] > 0 for one in alike) <= 3  # of 20, of which a half is expected
+    assert np.mean([one.value for one in alike]) == pytest.approx(0, abs=0.003)
+    assert sum(one.interval[0] > 0 for one in alike) <= 2  # of 10, of which a quarter is expected
     assert np.mean([one.value for one in unlike]) == pytest.approx(np.linspace(0.3, 0.9, 10).var(ddof=1), abs=0.005)
     assert all(one.interval[0] > 0 for one in unlike)
 
