@@ -276,9 +276,12 @@ def apgd(
     _loss(loss)
     if targeted and loss == "dlr-targeted":
         raise InputError("loss must be ce, dlr or a function where labels are targets, got 'dlr-targeted'; use 'dlr'")
-    if targets not in TARGETS:
+    if not isinstance(targets, str) or targets not in TARGETS:
         raise InputError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}; choose one of these")
-    network = logits_fn if bfloat16_fn is None else functools.partial(with_gradients_of, bfloat16_fn, logits_fn)
+    network = logits_fn
+    if bfloat16_fn is not None:
+        inputs.check_network(bfloat16_fn, images, (key,) if eot_samples else (), eot_samples, name="bfloat16_fn")
+        network = functools.partial(with_gradients_of, bfloat16_fn, logits_fn)
     given = inputs.check(
         network, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon},
         loss=loss if callable(loss) else losses.cross_entropy, eot_samples=eot_samples, keys_per_example=True,
@@ -325,7 +328,7 @@ def _loss(loss: str | LossFn):
         return (losses.targeted_dlr if logits.shape[-1] >= 4 else losses.targeted_margin)(logits, labels, targets)
 
     named = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": targeted_dlr}
-    if loss not in named:
+    if not isinstance(loss, str) or loss not in named:
         raise InputError(f"loss must be one of {', '.join(named)}, or a function, got {loss!r}; choose one of these")
     return lambda outputs, labels, targets: named[loss](getattr(outputs, "logits", outputs), labels, targets)
 

@@ -191,7 +191,10 @@ def autoattack(
         raise InputError(f"batch_size must be {wanted}, got {batch_size}; give for example {num_devices}")
     if not len(images):
         return AutoAttackResult(images, np.zeros(0, bool), {name: np.zeros(0, bool) for name in names})
-    inputs.check_network(logits_fn, images, (key,) if eot_samples else (), eot_samples)
+    keys = (key,) if eot_samples else ()
+    inputs.check_network(logits_fn, images, keys, eot_samples)
+    if bfloat16_fn is not None:
+        inputs.check_network(bfloat16_fn, images, keys, eot_samples, name="bfloat16_fn")
     coarse = inputs.as_pytree(bfloat16_fn)
     network = inputs.as_pytree(logits_fn)
     if quicken:
@@ -202,7 +205,7 @@ def autoattack(
     attacked_fn = network
     if coarse is not None:
         attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
-        jax.eval_shape(attacked_fn, images[:1], *((key,) if eot_samples else ()))  # which checks its outputs
+        jax.eval_shape(attacked_fn, images[:1], *keys)  # which checks its outputs
     num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
     sizes = lanes.batch_sizes(batch_size // num_lanes, num_devices)
     num_draws = num_draws if eot_samples else 0
@@ -210,7 +213,6 @@ def autoattack(
         network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
         attacked_fn,
     )  # fmt: skip
-    keys = (key,) if eot_samples else ()
     with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
         as_given = driver.decide(images)
     num_classes = as_given.logits.shape[1]

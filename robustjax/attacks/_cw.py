@@ -46,8 +46,8 @@ def cw(
     num_steps: int = 1000,
     num_searches: int = 9,
     learning_rate: float = 0.01,
-    initial_weight: float = 1e-3,
-    confidence: float = 0.0,
+    initial_weight: Array | float = 1e-3,
+    confidence: Array | float = 0.0,
     bounds: geometry.Bounds = (0.0, 1.0),
     eot_samples: int = 0,
     targeted: bool = False,
@@ -70,8 +70,8 @@ def cw(
         num_steps: of Adam, for each weight.
         num_searches: weights tried.
         learning_rate: of Adam, in units of w, at least 0.
-        initial_weight: first c, at least 0.
-        confidence: kappa, the margin by which an image must be misclassified to count, at least 0.
+        initial_weight: first c, a number >= 0 or one for each example [B].
+        confidence: kappa, the margin by which an image must be misclassified to count, likewise.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         eot_samples: n >= 1 averages the logits over n fresh keys in each step; 0 for deterministic networks.
         targeted: labels are targets, to be reached.
@@ -93,7 +93,7 @@ def cw(
     """
     inputs.at_least(1, num_steps=num_steps, num_searches=num_searches)
     inputs.are_flags(targeted=targeted)
-    inputs.check_radius("learning_rate", learning_rate, 1, allow_infinite=False)
+    inputs.check_radius("learning_rate", learning_rate, None, allow_infinite=False)
     given = inputs.check(
         logits_fn, key, images, labels, norm="l2", bounds=bounds,
         radii={"confidence": confidence, "initial_weight": initial_weight}, eot_samples=eot_samples,
@@ -102,6 +102,7 @@ def cw(
     if given.is_empty:
         return given.given
     images, labels = given.images, given.labels
+    confidence, initial_weight = (jnp.asarray(value, images.dtype) for value in (confidence, initial_weight))
     low, high = geometry.walls(given.bounds, images)
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     start = jnp.arctanh((images - middle) / half * (1.0 - INSIDE))

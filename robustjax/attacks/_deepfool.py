@@ -65,7 +65,7 @@ def deepfool(
         >>> deepfool(linear, jax.random.key(0), images, labels).ravel().round(2)
         Array([0.45, 0.45], dtype=float32)
     """
-    if norm not in ("l2", "linf"):
+    if not isinstance(norm, str) or norm not in ("l2", "linf"):
         raise InputError(f"norm must be l2 or linf, got {norm!r}; choose one of these")
     inputs.at_least(0, num_steps=num_steps)
     given = inputs.check(

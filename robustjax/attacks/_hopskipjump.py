@@ -15,7 +15,7 @@ from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import example_keys, network_key
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.attacks.eot import expected_outcome
-from robustjax.types import Array, InputError, Key, LogitsFn
+from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn
 
 NORMS = ("linf", "l2")
 # Queries at most for a start, and halvings of a step's length.
@@ -109,13 +109,12 @@ def hopskipjump(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon}, eot_samples=eot_samples,
         keys_per_example=True, allow_infinite=True,
     )  # fmt: skip
-    if start is not None:
-        start = jnp.asarray(start)
-        if start.shape != given.images.shape:
-            raise InputError(
-                f"start must be points {list(given.images.shape)} like the images, got {list(start.shape)}; give one "
-                "for each image, or None"
-            )
+    first = None if start is None else inputs.as_array("start", start)
+    if first is not None and not (first.shape == given.images.shape and jnp.issubdtype(first.dtype, jnp.floating)):
+        raise InputError(
+            f"start must be float points {list(given.images.shape)} like the images, got {first.dtype} "
+            f"{list(first.shape)}; give one point for each image, or None"
+        )
     size = max(1, math.prod(given.images.shape[1:]))
     num_starts, samples = _budget(norm, num_steps, num_queries, size)
     if given.is_empty:
@@ -125,7 +124,7 @@ def hopskipjump(
         geometry.per_example(epsilon, given.images).reshape(-1),
     )  # fmt: skip
     clean = search.misclassified(given.images, 0)
-    state = search.begin(num_starts, start)
+    state = search.begin(num_starts, first)
     state = jax.lax.while_loop(
         lambda state: jnp.any(search.goes_on(state) & ~clean), lambda state: search.step(state), state
     )
@@ -189,7 +188,7 @@ class _Search(NamedTuple):
         over = (state.distance <= self.epsilon) & jnp.isfinite(self.epsilon)
         return jnp.isfinite(state.distance) & ~over & (state.count < len(self.samples))
 
-    def begin(self, num_starts: int, start: Array | None) -> State:
+    def begin(self, num_starts: int, start: AnyArray | None) -> State:
         """The boundary on the way to the nearest misclassified one of random points, and of those given."""
         images, bounds = self.given.images, self.given.bounds
         low, high = geometry.walls(bounds, images)
@@ -207,8 +206,10 @@ class _Search(NamedTuple):
             return jnp.concatenate([mixed.ravel(), jnp.maximum(radius, FIRST_RADIUS)[None]])
 
         def keep(best: Best, points: Array, place: Array | int) -> Best:
-            hit = self.misclassified(points, 1, place).astype(jnp.float32)
-            return best.or_better(points, hit, -self.distance(points))
+            distance = self.distance(points)
+            # A point that is not a number counts as misclassified, and is none to start from.
+            hit = self.misclassified(points, 1, place) & jnp.isfinite(distance)
+            return best.or_better(points, hit.astype(jnp.float32), -distance)
 
         def trial(i: Array, best: Best) -> Best:
             drawn = self.drawn(i, point)
@@ -218,7 +219,7 @@ class _Search(NamedTuple):
 
         best = Best.none(images)
         if start is not None:
-            best = keep(best, jnp.clip(start.astype(images.dtype), low, high), num_starts)
+            best = keep(best, jnp.clip(jnp.asarray(start, images.dtype), low, high), num_starts)
         best = jax.lax.fori_loop(0, num_starts, trial, best)
         found = best.share > 0
         points, distance = self.to_boundary(best.images, found, 2, 0)

@@ -45,8 +45,8 @@ def momentum(
         Array([[-0.1,  0.1]], dtype=float32)
     """
     direction = geometry.get(norm).steepest
-    inputs.check_radius("step_size", step_size, 1, allow_infinite=False)
-    inputs.check_radius("decay", decay, 1, allow_infinite=False)
+    inputs.check_radius("step_size", step_size, None, allow_infinite=False)
+    inputs.check_radius("decay", decay, None, allow_infinite=False)
     bounds = inputs.box(bounds, 1)
 
     def steepest(gradient: Any, points: Any) -> Any:  # to optax they are pytrees, here arrays

@@ -1,7 +1,8 @@
 """Losses that attacks maximise: one number for each example, larger is worse for the network.
 
 Every loss takes logits [B, K] and labels, either integers [B] or, where said, a distribution [B, K], and returns
-float32 [B]. Logits of any float dtype are computed on in float32.
+float32 [B]. Logits of any float dtype are computed on in float32. Labels that are not classes of the logits raise
+:class:`robustjax.types.InputError`; of traced ones only shape and dtype are known.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from robustjax.ops import check_classes
 from robustjax.types import Array, InputError
 
 
@@ -33,6 +35,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         >>> cross_entropy(jnp.array([[0.0, 0.0], [50.0, 0.0]]), jnp.array([0, 0]))
         Array([6.9314718e-01, 1.9287499e-22], dtype=float32)
     """
+    _check(logits, labels=labels)
     return jax.nn.softplus(jax.nn.logsumexp(_without_true(logits, labels), axis=-1) - _true(logits, labels))
 
 
@@ -56,6 +59,7 @@ def margin(logits: Array, labels: Array, *, confidence: float = float("inf")) ->
         >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]))
         Array([-1.], dtype=float32)
     """
+    _check(logits, labels=labels)
     gap = jnp.max(_without_true(logits, labels), axis=-1) - _true(logits, labels)
     return jnp.minimum(gap, confidence)
 
@@ -98,6 +102,7 @@ def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
         >>> targeted_margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]), jnp.array([1]))
         Array([-2.], dtype=float32)
     """
+    _check(logits, labels=labels, targets=targets)
     return _true(logits, targets) - _true(logits, labels)
 
 
@@ -153,8 +158,13 @@ def kl(logits: Array, labels: Array) -> Array:
         >>> bool(abs(kl(logits, jax.nn.softmax(logits))[0]) < 1e-6)
         True
     """
-    if labels.ndim == 1:
+    if jnp.ndim(labels) != 2:
         return cross_entropy(logits, labels)
+    _check(logits)
+    if labels.shape != logits.shape:
+        raise InputError(
+            f"labels must be probabilities {list(logits.shape)}, got {list(labels.shape)}; give one of each class"
+        )
     target = labels.astype(jnp.float32)
     # The ``where`` keep value and gradient finite at a target of probability 0, whose class a network may mask by a
     # logit of -inf: TRADES differentiates both sides.
@@ -162,6 +172,14 @@ def kl(logits: Array, labels: Array) -> Array:
     log_target = jnp.log(jnp.where(possible, target, 1.0))
     log_probabilities = jnp.where(possible, jax.nn.log_softmax(logits.astype(jnp.float32)), 0.0)
     return jnp.sum(target * (log_target - log_probabilities), axis=-1)
+
+
+def _check(logits: Array, **classes: Array) -> None:
+    """Refuses logits that are not [B, K], and classes [B] that are none of theirs, which indexing would wrap."""
+    if not hasattr(logits, "dtype") or logits.ndim != 2:
+        raise InputError(f"logits must be an array [B, K], got shape {list(jnp.shape(logits))}; give a row an example")
+    for name, values in classes.items():
+        check_classes(name, values, *logits.shape)
 
 
 def _ratio(gap: Array, scale: Array) -> Array:

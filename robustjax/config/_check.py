@@ -1,7 +1,8 @@
 """Checks the ranges of a config's values, and their combinations, before anything starts.
 
-``_given.py`` checks names and types, where a command line or a file is read. The ranges of a defense's options are
-checked by the defense itself (``robustjax/defenses/NAME.py``), which :func:`validate` builds for that.
+``_given.py`` checks names and types of keys, where a command line or a file is read; here those of a config that was
+made in Python. The ranges of a defense's options are checked by the defense itself (``robustjax/defenses/NAME.py``),
+which :func:`validate` builds for that.
 """
 
 from __future__ import annotations

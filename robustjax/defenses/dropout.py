@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import straight_through
+from robustjax.ops import check_floats, straight_through
 from robustjax.types import Array, InputError, Key
 
 
@@ -20,14 +20,14 @@ def drop(key: Key, activations: Array, *, rate: float) -> Array:
 
     Args:
         key: of the draws.
-        activations: [B, ...], of any rank and sign.
+        activations: float [B, ...], of any rank and sign.
         rate: p, in [0, 1).
 
     Returns:
         An array like activations.
 
     Raises:
-        InputError: ``rate`` is out of range.
+        InputError: ``rate`` is out of range, or activations are not floats.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -36,6 +36,7 @@ def drop(key: Key, activations: Array, *, rate: float) -> Array:
         [0.0, 4.0]
     """
     _check(rate)
+    check_floats("dropout: activations", activations)
     kept = jax.random.bernoulli(key, 1.0 - rate, activations.shape)
     scaled = activations.astype(jnp.float32) / (1.0 - rate)
     return jnp.where(kept, scaled, 0.0).astype(activations.dtype)

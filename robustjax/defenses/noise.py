@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import straight_through
+from robustjax.ops import check_floats, straight_through
 from robustjax.types import Array, InputError, Key
 
 
@@ -23,7 +23,7 @@ def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = 
 
     Args:
         key: of the draws.
-        activations: [B, ...], of any rank and sign.
+        activations: float [B, ...], of any rank and sign.
         deviation: s, at least 0.
         relative: whether the noise is as large as the activation, times s.
 
@@ -31,7 +31,7 @@ def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = 
         An array like activations.
 
     Raises:
-        InputError: ``deviation`` is out of range.
+        InputError: ``deviation`` is out of range, or activations are not floats.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -39,6 +39,7 @@ def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = 
         Array([[0., 0., 0.]], dtype=float32)
     """
     _check(deviation)
+    check_floats("noise: activations", activations)
     values = activations.astype(jnp.float32)
     noise = deviation * jax.random.normal(key, activations.shape, jnp.float32)
     return (values + (noise * values if relative else noise)).astype(activations.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robustjax import data
+from robustjax.attacks import geometry
 from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.output_warnings import not_finite
 from robustjax.evaluation._result import Evaluation, by_threat, worst_case
@@ -179,6 +180,7 @@ def _listed(threat: Any) -> list[Any]:
 
 def _checked_threat(threat: Threat, images: Any) -> Threat:
     """The threat with plain numbers in it, which records and compiled programs need."""
+    geometry.get(threat.norm)
     if not isinstance(threat.epsilon, str) and np.ndim(threat.epsilon):
         shape = list(np.shape(threat.epsilon))
         raise InputError(f"epsilon must be a number, got shape {shape}; evaluate under one radius at a time")

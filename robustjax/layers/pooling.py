@@ -53,7 +53,10 @@ def _reduced(
     for axis in range(values.ndim):
         lengths, strides = [1] * values.ndim, [1] * values.ndim
         lengths[axis], strides[axis] = window_dimensions[axis], window_strides[axis]
-        values = reduce(combine, _slices(values, lengths, strides))
+        if values.shape[axis] < lengths[axis]:  # a window that is larger than the array is nowhere
+            values = jax.lax.slice_in_dim(values, 0, 0, axis=axis)
+        else:
+            values = reduce(combine, _slices(values, lengths, strides))
     return values
 
 
@@ -67,6 +70,8 @@ def _scattered(
     padding: Pads,
 ) -> Array:
     """The gradient of a maximum (or minimum): each window's goes to the first of its greatest entries."""
+    if not source.size:
+        return jnp.zeros_like(operand)
     worst = -jnp.inf if select_prim is primitives.ge_p else jnp.inf
     padded = _padded(operand, worst, padding)
     places = itertools.product(*map(range, window_dimensions))

@@ -87,6 +87,16 @@ def test_a_start_that_is_given_is_used_where_it_is_misclassified(key):
     np.testing.assert_array_equal(is_correct(island(found), labels), np.arange(16) >= 8)
 
 
+def test_a_start_that_is_not_a_number_is_none(key):
+    labels = jnp.argmax(toys.smooth(toys.IMAGES), axis=1)
+    attack = jax.jit(partial(hopskipjump, toys.smooth, epsilon=jnp.inf, num_steps=2, num_queries=150))
+    start = jnp.full(toys.SHAPE, jnp.nan)
+    np.testing.assert_array_equal(
+        attack(key, toys.IMAGES, labels, start=start), attack(key, toys.IMAGES, labels, start=toys.IMAGES)
+    )
+    assert not np.any(is_correct(toys.smooth(attack(key, toys.IMAGES, labels, start=start)), labels))
+
+
 def test_a_stochastic_network_is_asked_by_majority(key):
     """A tenth of the draws say the other class, everywhere: asked once, they would look like a boundary."""
 

@@ -143,19 +143,48 @@ BY_SHAPE = {
         r"bfloat16_fn must return outputs of logits_fn's shapes, \(\d, 5\), got \(\d, 3\); give the same network",
     ),
     "bfloat16 of a tuple": ({"bfloat16_fn": lambda x: (network(x), x)}, r"bfloat16_fn must return .*got \(\(\d, 5\), "),
-    "a start of another shape": ({"start": IMAGES[:3]}, r"start must be points \[6, 3, 3, 2\] like the images, got"),
+    "an order of targets of each image": (
+        {"targets": LABELS},
+        "targets must be one of logits, linearised, got array",
+    ),
+    "two norms": ({"norm": np.array(["l2", "linf"])}, "norm must be "),
+    "bfloat16 of a number": ({"bfloat16_fn": 3}, r"bfloat16_fn must be a function of \(images\), got int; give one"),
+    "bfloat16 with a key": (
+        {"bfloat16_fn": lambda images, key: network(images)},
+        r"bfloat16_fn must take \(images\), got \(images, key\); of a network that draws give eot_samples",
+    ),
+    "a start of another shape": (
+        {"start": IMAGES[:3]},
+        r"start must be float points \[6, 3, 3, 2\] like the images, got float32 \[3,",
+    ),
+    "a start of bytes": ({"start": (255 * IMAGES).astype(np.uint8)}, "start must be float points .*got uint8"),
+    "a start in words": ({"start": "clean"}, "start must be float points .*got <U5"),
+    "a learning rate of each image": (
+        {"learning_rate": [0.01] * 6},
+        r"learning_rate must be a number >= 0, got float64 \[6\]; give one number for all",
+    ),
+    "a list of one learning rate": (
+        {"learning_rate": [0.01]},
+        r"learning_rate must be a number >= 0, got float64 \[1\]",
+    ),
     "negative eot_samples": ({"eot_samples": -1}, "eot_samples must be at least 0"),
     "eot_samples of a network without draws": (
         {"eot_samples": 2, "logits_fn": lambda images: network(images)},
         r"logits_fn must take \(images, key\), as eot_samples=2 says, got \(images\); leave eot_samples out",
     ),
     "a loss by its first letters": ({"loss": "c"}, "loss must be "),
+    "a list of losses": ({"loss": ["ce"]}, "loss must be "),
 }
 BY_VALUE = {
     "not a number": ({"images": np.where(IMAGES > 0.6, np.nan, IMAGES)}, "images must be finite pixels in bounds"),
     "infinite": ({"images": np.where(IMAGES > 0.6, np.inf, IMAGES)}, "images must be finite pixels in bounds"),
     "outside bounds": ({"images": 255 * IMAGES}, "images must be finite pixels in bounds.*scale them"),
     "a label too large": ({"labels": np.where(LABELS == 0, NUM_CLASSES, LABELS)}, "labels must be classes 0 to 4"),
+    # It becomes 0 in 32 bits.
+    "a label of 64 bits": (
+        {"labels": np.where(LABELS == 0, -(2**32), LABELS.astype(np.int64))},
+        "labels must be classes, got -4294967296; number the classes from 0",
+    ),
     "a negative label": ({"labels": np.where(LABELS[0] == LABELS, -1, LABELS)}, "labels must be classes 0"),
     "negative epsilon": ({"epsilon": -0.1}, "epsilon must be a number >= 0, or one for each of 6.*got -0.1"),
     "one negative epsilon": ({"epsilon": np.array([0.1] * 5 + [-0.2], np.float32)}, "epsilon must be .*got -0.2"),
@@ -281,6 +310,21 @@ def test_x64_gives_what_float32_gives(dtype, name):
     assert np.all(adversarial >= 0) and np.all(adversarial <= 1)
     if name in IN_BALL:
         assert np.abs(adversarial - IMAGES).max() <= EPSILON * (1 + 1e-6) + 1e-7
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_options_of_each_image_may_be_lists_and_of_any_dtype(x64):
+    for name, each in {
+        "cw": {"confidence": 0.5, "initial_weight": 2.0},
+        "deepfool": {"overshoot": 0.1},
+        "n_fgsm": {"noise": 1.0, "epsilon": 0.1},
+        "pgd": {"step_size": 0.1, "epsilon": 0.1},
+    }.items():
+        with jax.enable_x64(x64):
+            expected = run(name, **each)
+            for kind in (lambda value: [value] * 6, lambda value: np.full(6, value), np.float64):
+                some = run(name, **{option: kind(value) for option, value in each.items()})
+                np.testing.assert_allclose(some, expected, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from robustjax.attacks import losses
+from robustjax.types import InputError
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (64, 7)).astype(np.float32)
@@ -97,3 +98,34 @@ def test_bfloat16_logits_are_computed_on_in_float32(loss):
     value = loss(logits, jnp.asarray(LABELS))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, loss(logits.astype(jnp.float32), jnp.asarray(LABELS)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.kl])
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([-1, 0, 1, 2], "got -1 to 2"),  # indexing would take the last class
+        ([7, 0, 1, 2], "got 0 to 7"),
+        ([0], r"got int32 \[1\]"),  # and give all the same label
+        ([0.0, 1.0, 2.0, 3.0], r"got float32 \[4\]"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(loss, labels, got):
+    with pytest.raises(InputError, match=f"labels must be integers .*{got}"):
+        loss(jnp.asarray(LOGITS[:4]), jnp.asarray(labels))
+
+
+def test_shapes_that_would_be_broadcast_are_refused():
+    logits, labels = jnp.asarray(LOGITS[:4]), jnp.asarray(LABELS[:4])
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+        with pytest.raises(InputError, match=r"labels must be integers \[4\] .*got int32 \[4, 7\]"):
+            loss(logits, jax.nn.one_hot(labels, 7, dtype=jnp.int32))
+        with pytest.raises(InputError, match=r"logits must be an array \[B, K\], got shape \[7\]"):
+            loss(logits[0], labels)
+    with pytest.raises(InputError, match=r"labels must be probabilities \[4, 7\], got \[1, 7\]"):
+        losses.kl(logits, jnp.full((1, 7), 1 / 7))
+    for wrong in (jnp.full(4, 7), labels[:1]):
+        with pytest.raises(InputError, match=r"targets must be integers \[4\] of classes 0 to 6"):
+            losses.targeted_margin(logits, labels, wrong)
+        with pytest.raises(InputError, match=r"targets must be integers \[4\] of classes 0 to 6"):
+            losses.targeted_dlr(logits, labels, wrong)

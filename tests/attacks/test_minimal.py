@@ -148,6 +148,8 @@ def test_every_transformation_gives_the_same(name, key):
         (partial(deepfool, norm="l1"), "norm must be l2 or linf"),
         (partial(optimized_pgd, epsilon=0.1, optimizer=optax.adam(0.1), num_steps=-1), "must be at least 0"),
         (partial(multi_targeted, epsilon=0.1, step_size=0.1, num_steps=1, num_targets=0), "num_targets must be"),
+        (lambda *_: momentum([0.1]), r"step_size must be a number >= 0, got float64 \[1\]"),
+        (lambda *_: momentum(0.1, decay=[0.5]), r"decay must be a number >= 0, got float64 \[1\]"),
     ],
 )
 def test_wrong_options_are_named(attack, message, key):

@@ -1,5 +1,7 @@
 """Dropout and noise, SAP's baselines, by their moments and their gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,12 @@ def test_relative_noise_is_a_factor_of_the_gradient_but_of_the_surrogate():
     np.testing.assert_allclose(active * FEATURES, draw("active", FEATURES), rtol=1e-6)
     assert np.all(np.abs(active - 1.0) > 1e-3)
     np.testing.assert_array_equal(surrogate, jnp.ones_like(FEATURES))
+
+
+@pytest.mark.parametrize("act", [partial(dropout.drop, rate=0.5), partial(noise.perturb, deviation=0.5)])
+def test_integers_which_would_truncate_the_result_are_refused(act):
+    with pytest.raises(InputError, match=r"activations must be an array of floats, got int32 \[5\]; convert them"):
+        act(jax.random.key(0), jnp.arange(5))
 
 
 def test_bad_options_are_named():

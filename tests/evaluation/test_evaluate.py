@@ -119,6 +119,7 @@ def test_wrong_keys_and_labels_are_one_line(key, labels, message):
         ({"threat": Threat("linf2", 0.1)}, "linf2"),
         ({"threat": Threat("linf", -0.1)}, "epsilon"),
         ({"threat": Threat("linf", 8.0)}, "epsilon must be at most 1 for linf, .*got 8; 8/255 is 0.0313"),
+        ({"threat": Threat(["linf"], 0.1)}, r"norm must be one of linf, l2, l1, got \['linf'\]"),
         ({"threat": []}, "threat"),
         ({"threat": ("linf", 0.1)}, "threat must be a Threat"),
         ({"threat": None}, "threat must be a Threat"),

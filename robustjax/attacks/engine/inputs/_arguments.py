@@ -127,11 +127,13 @@ def takes(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], w
         raise InputError(f"{name} must take {wanted}, got {signature}; {mend}") from error
 
 
-def check_network(logits_fn: LogitsFn, images: AnyArray, draw: tuple[Key, ...], eot_samples: int) -> None:
+def check_network(
+    logits_fn: LogitsFn, images: AnyArray, draw: tuple[Key, ...], eot_samples: int, *, name: str = "logits_fn"
+) -> None:
     """Refuses a network that takes a key and is not given one, and the other way round."""
     wanted = f"(images, key), as eot_samples={eot_samples} says" if draw else "(images)"
     mend = "leave eot_samples out" if draw else "of a network that draws give eot_samples, or bind the key"
-    takes("logits_fn", logits_fn, (images, *draw), wanted, mend)
+    takes(name, logits_fn, (images, *draw), wanted, mend)
 
 
 def check_loss(loss: Any) -> None:
@@ -259,16 +261,20 @@ def as_labels(labels: Any, num_examples: int, *, loss: LossFn) -> Array:
 
 
 def _fits_int32(labels: Any) -> None:
-    if _is_concrete(labels) and labels.size and int(np.asarray(labels).max()) > np.iinfo(np.int32).max:
-        raise InputError(f"labels must be classes, got {int(np.asarray(labels).max())}; number the classes from 0")
+    if not _is_concrete(labels) or labels.size == 0:
+        return
+    values, most = np.asarray(labels), np.iinfo(np.int32).max
+    for value in (int(values.min()), int(values.max())):
+        if not -most <= value <= most:  # which would become another class
+            raise InputError(f"labels must be classes, got {value}; number the classes from 0")
 
 
-def check_radius(name: str, value: Any, num_examples: int, *, allow_infinite: bool) -> None:
-    """Refuses all but one number >= 0, or one for each example; values where they are concrete."""
+def check_radius(name: str, value: Any, num_examples: int | None, *, allow_infinite: bool) -> None:
+    """Refuses all but one number >= 0, or, of so many examples, one for each; values where they are concrete."""
     given = as_array(name, value)
-    wanted = f"a number >= 0, or one for each of {num_examples} examples"
+    wanted = "a number >= 0" + ("" if num_examples is None else f", or one for each of {num_examples} examples")
     number = jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)
-    if not number or given.shape not in ((), (num_examples,)):
+    if not number or given.shape not in ((), *([] if num_examples is None else [(num_examples,)])):
         got = f"{given.dtype} {list(given.shape)}" if number or given.ndim else repr(value)
         raise InputError(f"{name} must be {wanted}, got {got}; give one number for all")
     if not _is_concrete(given) or given.size == 0:
