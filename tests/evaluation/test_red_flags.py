@@ -1,6 +1,7 @@
 """Every flag fires on what it is for and stays silent on what it is not for; numbers written down by hand."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -155,6 +156,29 @@ def test_gradients_warn_below_one_in_a_hundred_and_cosines_below_nine_tenths():
 def test_planted_examples_may_be_missed_one_in_ten_and_one_in_any_case():
     for n, missed, status in ((50, 5, "pass"), (50, 6, "fail"), (8, 1, "pass"), (8, 2, "fail")):
         assert red_flags.planted_examples_missed(np.arange(n) >= missed).status == status
+
+
+@pytest.mark.parametrize(
+    ("check", "empty"),
+    [
+        (red_flags.invalid_perturbation, (np.ones(0, bool),)),
+        (red_flags.nonfinite_logits, (np.ones(0, bool),)),
+        (red_flags.probabilities, (np.ones((0, 3)),)),
+        (partial(red_flags.randomness, declared=False), (np.ones((2, 0, 3)),)),
+        (red_flags.batch_dependent, (np.ones((2, 0, 3)),)),
+        (red_flags.zero_gradients, (np.ones(0, bool),)),
+        (red_flags.nonfinite_gradients, (np.ones(0, bool),)),
+        (red_flags.shattered_gradients, (np.ones(0),)),
+        (red_flags.unstable_predictions, (np.ones(0),)),
+        (red_flags.broader_threats, ({}, 0)),
+        (red_flags.unbounded_attack_fails, (np.ones(0, bool),)),
+        (red_flags.planted_examples_missed, (np.ones(0, bool),)),
+        (red_flags.loss_and_margin_disagree, (np.ones((3, 0)), np.ones((3, 0)))),
+        (red_flags.bfloat16_disagrees, (np.ones(0, bool), np.ones(0, bool))),
+    ],
+)
+def test_a_check_of_no_examples_neither_passes_nor_fails(check, empty):
+    assert check(*empty).status == "na"
 
 
 def test_randomness_is_declared_or_hidden_behind_one_key():

@@ -50,6 +50,7 @@ NAMES = (
     "bfloat16_disagrees",
     "broader_threats",
 )
+EMPTY = "there are no examples to look at"
 
 
 class Flag(NamedTuple):
@@ -118,6 +119,8 @@ def probabilities(logits: np.ndarray, *, tolerance: float = 1e-3) -> Flag:
         & (np.min(logits, axis=1) >= 0.0)
         & (np.max(logits, axis=1) <= 1.0 + tolerance)
     )
+    if not len(rows):
+        return Flag.not_applicable(EMPTY)
     share = _share(rows)
     return Flag(
         "fail" if share == 1.0 else "pass", share, 1.0, len(logits),
@@ -138,6 +141,8 @@ def randomness(outputs: np.ndarray, *, declared: bool, same_key: np.ndarray | No
         >>> randomness(np.array([[[1.0, 2.0]], [[1.0, 2.1]]]), declared=False).status
         'fail'
     """
+    if not outputs.size:
+        return Flag.not_applicable(EMPTY)
     hidden = outputs if same_key is None else same_key
     value, n = _variation(hidden), outputs.shape[1]
     if value > 1e-4:
@@ -166,6 +171,8 @@ def batch_dependent(outputs: np.ndarray) -> Flag:
         >>> batch_dependent(np.array([[[1.0, 2.0]], [[1.0, 2.1]]])).status
         'fail'
     """
+    if not outputs.size:
+        return Flag.not_applicable(EMPTY)
     value = _variation(outputs)
     return _above(
         value, 1e-4, outputs.shape[1], "fail",
@@ -214,6 +221,8 @@ def shattered_gradients(cosine: np.ndarray) -> Flag:
         >>> shattered_gradients(np.array([0.1, 0.0, 0.2])).status
         'fail'
     """
+    if not len(cosine):
+        return Flag.not_applicable(EMPTY)
     median = float(np.median(cosine))
     status = "pass" if median >= 0.9 else "warn" if median >= 0.5 else "fail"
     return Flag(
@@ -233,6 +242,8 @@ def unstable_predictions(change: np.ndarray) -> Flag:
         >>> unstable_predictions(np.array([0.9, 0.8, 1.0])).status
         'warn'
     """
+    if not len(change):
+        return Flag.not_applicable(EMPTY)
     value = float(np.median(change))
     return _above(
         value, 0.5, len(change), "warn",
@@ -250,6 +261,8 @@ def broader_threats(accuracies: Mapping[str, float], n: int) -> Flag:
         >>> broader_threats({"Gaussian noise of 0.1": 0.9, "shifts by 10%": 0.8}, 100).value
         0.8
     """
+    if not accuracies:
+        return Flag.not_applicable(EMPTY)
     listed = ", ".join(f"{accuracy:.1%} under {kind}" for kind, accuracy in accuracies.items())
     return Flag(
         "pass", min(accuracies.values()), None, n,
@@ -267,6 +280,8 @@ def unbounded_attack_fails(misclassified: np.ndarray) -> Flag:
         >>> unbounded_attack_fails(np.zeros(50, bool)).status
         'fail'
     """
+    if not len(misclassified):
+        return Flag.not_applicable(EMPTY)
     n, robust = len(misclassified), int(np.sum(~misclassified))
     accuracy = robust / n
     status = "fail" if accuracy > 0.05 and robust > 3 else "warn" if accuracy > 0.02 and robust > 1 else "pass"
@@ -287,6 +302,8 @@ def planted_examples_missed(found: np.ndarray) -> Flag:
         >>> planted_examples_missed(np.array([True] * 30 + [False] * 20)).status
         'fail'
     """
+    if not len(found):
+        return Flag.not_applicable(EMPTY)
     n, count = len(found), int(np.sum(found))
     what = f"gradient-based attacks find {count} of {n} adversarial examples that were planted for them"
     fired = count < 0.9 * n and n - count > 1
@@ -305,6 +322,8 @@ def loss_and_margin_disagree(loss: np.ndarray, margin: np.ndarray) -> Flag:
         >>> loss_and_margin_disagree(rising, -rising).status
         'warn'
     """
+    if not loss.size:
+        return Flag.not_applicable(EMPTY)
     moved = (np.ptp(loss, axis=0) > 1e-6) & (np.ptp(margin, axis=0) > 1e-6)
     if not moved.any():
         return Flag.not_applicable("the loss moved for no example")
@@ -338,12 +357,16 @@ def _share(rows: np.ndarray) -> float:
 
 
 def _above(value: float, threshold: float, n: int, status: str, fires: str, silent: str) -> Flag:
+    if not n:
+        return Flag.not_applicable(EMPTY)
     fired = value > threshold
     return Flag(status if fired else "pass", value, threshold, n, fires if fired else silent)
 
 
 def _graded(share: float, n: int, fires: str, silent: str) -> Flag:
     """Warns for any example, fails above one in a hundred."""
+    if not n:
+        return Flag.not_applicable(EMPTY)
     return Flag("fail" if share > 0.01 else "warn" if share > 0 else "pass", share, 0.01, n, fires if share else silent)
 
 
