@@ -198,6 +198,9 @@ def _selection(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], re
             value_of(operands[0]), params["axes"][0], results, temperature, lowest=name == "argmin"
         )
         return _gated(found, strength) if found else results
+    if name == _kinds.CLASS:
+        searched = _soft.searched(operands[0], operands[1], results[0], temperature)
+        return results if searched is None else [counting(searched, strength)]
     if name == "top_k":
         values, indices = results
         axis = values.ndim - 1
@@ -262,6 +265,10 @@ def _saturation(
 def as_choice(boolean: Soft, result: Array) -> Choice:
     """A boolean as the integer 0 or 1."""
     return _soft.either(boolean, [jnp.zeros_like(result), jnp.ones_like(result)], result)
+
+
+def counting(place: Real, strength: Strength) -> Real:
+    return place._replace(real=with_derivative_of(jax.lax.stop_gradient(place.real), place.real, strength))
 
 
 def _gated(choice: Choice, strength: Strength) -> Choice:

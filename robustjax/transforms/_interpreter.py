@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from robustjax.transforms import _callbacks, _flat, _kinds, _noise, _program, _rules, _soft, _source
-from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
+from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, counting, with_derivative_of
 from robustjax.transforms._finite import WITH_A_POLE, finite_cotangent
 from robustjax.transforms._noise import Origin
 from robustjax.transforms._soft import Bits, Choice, Real, Soft, is_float, is_soft, value_of
@@ -216,14 +216,12 @@ class Interpreter:
 
     def _searched(self, equation: JaxprEqn, operands: list[Any], results: list[Any], line: str) -> list[Any]:
         """The results of a call; of JAX's binary search, whose turns say little, the places as a soft count."""
-        if equation.params.get("name") != "searchsorted" or len(operands) != 2 or len(results) != 1:
+        if equation.params.get("name") != _kinds.SEARCH.lower() or is_soft(results[0]) or len(operands) != 2:
             return results
         strength = self.strength_of(("selection", "select_n", line))
         table, values = operands
         found = None if strength is None else _soft.searched(table, values, value_of(results[0]), self.temperature)
-        if found is None:
-            return results
-        return [found._replace(real=with_derivative_of(jax.lax.stop_gradient(found.real), found.real, strength))]
+        return results if found is None else [counting(found, strength)]
 
     def _compared(self, equation: JaxprEqn, operands: list[Any]) -> _rules.Comparison:
         name = _rules.name_of(equation)

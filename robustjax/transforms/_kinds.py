@@ -33,6 +33,9 @@ CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "call", "checkpoint", "remat", "remat2", *CUSTOM)
 BOUNDS = ("max", "min")
 INDEX_OF_LARGEST = ("argmax", "argmin")
+# An operation that is a class, as jax 0.12 has them, and the one that is a binary search, before that a call of the
+# function of this name.
+CLASS, SEARCH = "call_hi_primitive", "SearchSorted"
 # Of JAX, but what they compute is not followed.
 OPAQUE = (
     "pallas_call", "shard_map", "custom_partitioning", "tpu_custom_call", "linear_call", "custom_transpose_call",
@@ -81,6 +84,8 @@ def kind_of(equation: JaxprEqn) -> str | None:
         return "precision"
     if name == "bitcast_convert_type":
         return "integer"
+    if name == CLASS:
+        return "selection" if type(equation.params.get("_prim")).__name__ == SEARCH else "unknown"
     if name in (*INDEX_OF_LARGEST, "cond"):
         return "selection"
     if name in ("select_n", "clamp"):
