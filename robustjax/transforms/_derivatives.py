@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from robustjax.ops import in_dtypes_of, straight_through
 from robustjax.transforms import _kinds, _program, _soft, _source
-from robustjax.transforms._soft import Choice, Real, Soft, is_float, over, spread, value_of
+from robustjax.transforms._soft import Bits, Choice, Real, Soft, is_float, over, spread, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
 
@@ -150,6 +150,9 @@ def _step(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], result:
     values = operands[0]
     if not is_float(values):
         return result
+    if equation.primitive.name == "rem":
+        # By its own, the identity, the rounded number that it is subtracted from would stand still: half for either.
+        values = 0.5 * values + _program.bind(equation, jax.lax.stop_gradient(values), operands[1])
     if equation.primitive.name == "sign":
         values = jnp.tanh(over(values, (evaluator.temperature * spread(values)).astype(values.dtype)))
     return with_derivative_of(result, values, strength)
@@ -161,10 +164,21 @@ def _detached(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], res
 
 
 def _integer(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], result: Array, strength: Strength) -> Any:
-    if equation.primitive.name == "bitcast_convert_type" or not is_float(operands[0]):
+    if equation.primitive.name == "bitcast_convert_type":
+        return _bits(evaluator, equation, operands[0], result, strength)
+    if not is_float(operands[0]):
         return result
     values = operands[0].astype(jnp.float32)
     return Real(result, with_derivative_of(jax.lax.stop_gradient(values), values, strength))
+
+
+def _bits(evaluator: Evaluator, equation: JaxprEqn, operand: Any, result: Array, strength: Strength) -> Any:
+    """To the bits of a float, or back; bits that several numbers share say nothing."""
+    if not is_float(operand):
+        return evaluator.carried(equation, [operand], result)
+    if is_float(result) or result.shape != operand.shape:
+        return result
+    return Bits(result, with_derivative_of(jax.lax.stop_gradient(operand), operand, strength))
 
 
 def _selection(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], results: Any, strength: Strength) -> Any:
@@ -177,11 +191,16 @@ def _selection(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], re
     if name == "select_n":
         return _select(evaluator, equation, operands, results, strength)
     temperature = evaluator.temperature
+    if name == "argmax" and isinstance(operands[0], Soft):
+        return _gated(_soft.first(operands[0], params["axes"][0], results), strength)
     if name in _kinds.INDEX_OF_LARGEST:
         found = is_float(value_of(operands[0])) and _soft.largest(
             value_of(operands[0]), params["axes"][0], results, temperature, lowest=name == "argmin"
         )
         return _gated(found, strength) if found else results
+    if name == _kinds.CLASS:
+        searched = _soft.searched(operands[0], operands[1], results[0], temperature)
+        return results if searched is None else [counting(searched, strength)]
     if name == "top_k":
         values, indices = results
         axis = values.ndim - 1
@@ -224,6 +243,8 @@ def _select(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], resul
         if len(cases) == 2 and isinstance(predicate, Soft) and not alike:
             return _gated(_soft.either(predicate, cases, result), strength)
         return evaluator.carried(equation, operands, result)
+    if isinstance(predicate, Choice) and len(predicate.weights) == len(cases):
+        return with_derivative_of(result, _mixed(predicate.weights, cases), strength)
     if len(cases) != 2 or not isinstance(predicate, Soft):
         # What is selected by says nothing of how near the other case is: all of them count.
         every = _mixed([jnp.ones((), result.dtype)] * len(cases), cases)
@@ -244,6 +265,10 @@ def _saturation(
 def as_choice(boolean: Soft, result: Array) -> Choice:
     """A boolean as the integer 0 or 1."""
     return _soft.either(boolean, [jnp.zeros_like(result), jnp.ones_like(result)], result)
+
+
+def counting(place: Real, strength: Strength) -> Real:
+    return place._replace(real=with_derivative_of(jax.lax.stop_gradient(place.real), place.real, strength))
 
 
 def _gated(choice: Choice, strength: Strength) -> Choice:

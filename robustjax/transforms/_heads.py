@@ -100,7 +100,8 @@ def _scores(network: Any, images: Array, *key: Key, sites: list[SiteKey]) -> tup
     found: list[Array | None] = []
     depth = get_opaque_trace_state()
 
-    def observe(site: SiteKey, equation: JaxprEqn, operands: list[Any]) -> None:
+    def observe(site: SiteKey, equation: JaxprEqn, operands: list[Any], flat: Any) -> None:
+        del flat
         name = equation.primitive.name
         if name not in CHOICES or get_opaque_trace_state() != depth:
             return

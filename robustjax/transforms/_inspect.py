@@ -99,11 +99,12 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
 
     Kinds:
 
-    - ``step``: ``round``, ``floor``, ``ceil``, ``sign``
+    - ``step``: ``round``, ``floor``, ``ceil``, ``sign``, remainders
     - ``integer``: casts of floats to integers, or of their bits
     - ``detached``: ``stop_gradient``, where the gradient is another without it
     - ``custom_rule``: ``custom_jvp`` and ``custom_vjp`` whose rule disagrees with the function's own derivative
-    - ``selection``: ``where`` that jumps, clamps of most values, casts of comparisons, indices of the largest
+    - ``selection``: ``where`` that jumps, clamps of most values, bounds that leave no gradient, casts of comparisons,
+      indices of the largest
     - ``saturation``: exponentials and sigmoids of such large numbers that half of their derivatives vanish
     - ``random``: random bits that reach the outputs
     - ``callback``: calls into Python
@@ -163,7 +164,7 @@ def _without_honest_rules(sites: Sequence[_kinds.Site]) -> list[_kinds.Site]:
     def disagrees(site: _kinds.Site) -> bool:
         name = _rules.name_of(site.equation)
         if name not in verdicts:
-            verdicts[name] = _rules.disagrees(site.equation, site.closed_over)
+            verdicts[name] = _rules.compare(site.equation, site.closed_over).disagrees
         return verdicts[name]
 
     return [site for site in sites if site.kind != "custom_rule" or disagrees(site)]
@@ -177,6 +178,8 @@ def _findings(sites: Iterable[_kinds.Site]) -> list[Finding]:
 
 
 def _remedy(site: _kinds.Site) -> str:
+    if site.primitive in ("clamp", *_kinds.BOUNDS):
+        return _REMEDIES["integer"]
     if site.kind != "random":
         return _REMEDIES[site.kind]
     if site.depends & _kinds.ARGUMENT:

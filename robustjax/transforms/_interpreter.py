@@ -14,13 +14,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from robustjax.transforms import _callbacks, _kinds, _noise, _program, _rules, _soft, _source
-from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, with_derivative_of
+from robustjax.transforms import _callbacks, _flat, _kinds, _noise, _program, _rules, _soft, _source
+from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, counting, with_derivative_of
 from robustjax.transforms._finite import WITH_A_POLE, finite_cotangent
 from robustjax.transforms._noise import Origin
-from robustjax.transforms._soft import Choice, Real, Soft, is_float, is_soft, value_of
+from robustjax.transforms._soft import Bits, Choice, Real, Soft, is_float, is_soft, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
+
+# Of a site's key, its equation, its operands, and where its result is flat, if that is known.
+Observe = Callable[[SiteKey, JaxprEqn, list[Any], _flat.Flat | None], None]
 
 
 class Interpreter:
@@ -34,8 +37,10 @@ class Interpreter:
         differences: estimate the derivatives of all calls into Python by differences.
         replace: put the mean in the place of random factors and masks, and keep what a mask drops that says nothing of
             how near it is to keeping it, which changes values.
-        observe: called with a site's key, its equation, and its operands, of which booleans may be ``Soft``.
-        check_rules: replace only those rules of derivatives that disagree with their functions.
+        observe: called with a site's key, its equation, its operands, of which booleans may be ``Soft``, and where its
+            result is flat.
+        check_rules: replace only those rules of derivatives that disagree with their functions, and look behind those
+            alone that vanish as their functions do.
     """
 
     def __init__(
@@ -46,14 +51,15 @@ class Interpreter:
         loops: str = "through",
         differences: bool = False,
         replace: bool = False,
-        observe: Callable[[SiteKey, JaxprEqn, list[Any]], None] | None = None,
+        observe: Observe | None = None,
         check_rules: bool = False,
     ):
         self.strength_of, self.temperature = strength_of, temperature
         self.loops, self._differences, self._replace = loops, differences, replace
         self._observe, self._check_rules = observe, check_rules
         self.has_replaced = False
-        self._disagrees: dict[Any, bool] = {}
+        self._rules: dict[Any, _rules.Comparison] = {}
+        self._flat: dict[int, _flat.Flat] = {}
         self._touched: dict[tuple[int, Place | None], tuple[Jaxpr, bool]] = {}
 
     def evaluate(
@@ -93,8 +99,6 @@ class Interpreter:
         strength = None
         if kind is not None:
             key = (kind, name, _source.line_of(equation, place))
-            if self._observe is not None:
-                self._observe(key, equation, operands)
             strength = self.strength_of(key)
         if kind == "callback" and strength is not None:
             return _callbacks.differentiable(
@@ -105,7 +109,15 @@ class Interpreter:
         if name in WITH_A_POLE:  # perhaps in a branch that is not taken
             given = [finite_cotangent(each) if is_float(each) else each for each in plain]
         results = _program.bind(equation, *given)
-        if kind in RELAXED and strength is not None:
+        flat = _flat.of_result(equation, plain, origins, self._flat, results)
+        if flat is not None:
+            self._flat[id(results)] = flat
+        if kind is not None and self._observe is not None:
+            self._observe(key, equation, operands, flat)
+        if flat is not None and name in _kinds.BOUNDS and strength is not None:
+            results = with_derivative_of(results, _flat.without_bounds(flat), strength)
+            self._flat[id(results)] = flat._replace(value=results)
+        elif kind in RELAXED and strength is not None:
             results = RELAXED[kind](self, equation, operands, results, strength)
         else:
             results = self.carried(equation, operands, results)
@@ -135,11 +147,19 @@ class Interpreter:
         if name in ("gather", "dynamic_slice") and any(isinstance(each, Real) for each in operands[1:]):
             moved = _soft.looked_up(equation, operands, results) if is_float(results) else None
             return results if moved is None else with_derivative_of(results, results + moved, True)
+        if name == "scatter-add" and isinstance(operands[1], Real):
+            moved = _soft.scattered(equation, operands)
+            if moved is not None:
+                real = _soft.as_float(results) + moved
+                return with_derivative_of(results, real, True) if is_float(results) else Real(results, real)
         if name == "convert_element_type":
             if isinstance(operands[0], Soft):  # to a float or an array of integers: a site that is not relaxed
                 return as_choice(operands[0], results) if results.ndim == 0 and not is_float(results) else results
             if isinstance(operands[0], Real) and is_float(results):
                 return with_derivative_of(results, operands[0].real, True)
+        if name == "bitcast_convert_type" and isinstance(operands[0], Bits) and is_float(results):
+            floats = _soft.of_bits(operands[0], results)
+            return results if floats is None else with_derivative_of(results, floats, True)
         found = _soft.carried(equation, operands, results)
         if found is None:
             return results
@@ -167,9 +187,11 @@ class Interpreter:
         if name in _kinds.CUSTOM:
             key = ("custom_rule", name, line)
             strength = self.strength_of(key)
-            if strength is not None and self._check_rules and not self._rule_disagrees(equation, plain):
-                strength = None
-            as_it_is = strength is None and (self._check_rules or not self.touches(jaxpr, inner))
+            touched = self.touches(jaxpr, inner)
+            if self._check_rules and (touched or strength is not None):
+                rule = self._compared(equation, plain)
+                strength, touched = strength if rule.disagrees else None, touched and rule.vanishes
+            as_it_is = strength is None and not touched
             if as_it_is and self._observe is None:
                 return _program.bind(equation, *plain)
             own = self.evaluate(jaxpr, consts, operands, inner, origins)
@@ -189,15 +211,25 @@ class Interpreter:
                 prevent_cse=equation.params.get("prevent_cse", True), policy=equation.params.get("policy"),
             )  # fmt: skip
             return again(*plain)
-        return self.evaluate(jaxpr, consts, operands, inner, origins)
+        results = self.evaluate(jaxpr, consts, operands, inner, origins)
+        return self._searched(equation, operands, results, line)
 
-    def _rule_disagrees(self, equation: JaxprEqn, operands: list[Any]) -> bool:
+    def _searched(self, equation: JaxprEqn, operands: list[Any], results: list[Any], line: str) -> list[Any]:
+        """The results of a call; of JAX's binary search, whose turns say little, the places as a soft count."""
+        if equation.params.get("name") != _kinds.SEARCH.lower() or is_soft(results[0]) or len(operands) != 2:
+            return results
+        strength = self.strength_of(("selection", "select_n", line))
+        table, values = operands
+        found = None if strength is None else _soft.searched(table, values, value_of(results[0]), self.temperature)
+        return results if found is None else [counting(found, strength)]
+
+    def _compared(self, equation: JaxprEqn, operands: list[Any]) -> _rules.Comparison:
         name = _rules.name_of(equation)
-        if name not in self._disagrees:
+        if name not in self._rules:
             closed_over = operands[: _rules.num_closed_over(equation)]
             known = [None if isinstance(each, Tracer) else each for each in closed_over]
-            self._disagrees[name] = _rules.disagrees(equation, known)
-        return self._disagrees[name]
+            self._rules[name] = _rules.compare(equation, known)
+        return self._rules[name]
 
     def touches(self, jaxpr: Jaxpr, place: Place | None) -> bool:
         """Whether a program holds something that is relaxed or observed."""

@@ -31,9 +31,15 @@ DRAWS = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "ran
 CALLBACKS = ("pure_callback", "io_callback", "buffer_callback", "ffi_call")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "call", "checkpoint", "remat", "remat2", *CUSTOM)
+BOUNDS = ("max", "min")
 INDEX_OF_LARGEST = ("argmax", "argmin")
+# An operation that is a class, as jax 0.12 has them, and the one that is a binary search, before that a call of the
+# function of this name.
+CLASS, SEARCH = "call_hi_primitive", "SearchSorted"
 # Of JAX, but what they compute is not followed.
-OPAQUE = ("pallas_call", "shard_map", "custom_partitioning", "tpu_custom_call")
+OPAQUE = (
+    "pallas_call", "shard_map", "custom_partitioning", "tpu_custom_call", "linear_call", "custom_transpose_call",
+)  # fmt: skip
 # What the index of a conditional is made of.
 _FOLDED = (
     "clamp", "convert_element_type", "max", "min", "add", "sub", "not", "and", "or", "eq", "ne", "lt", "gt", "copy",
@@ -68,7 +74,7 @@ class Site(NamedTuple):
 def kind_of(equation: JaxprEqn) -> str | None:
     """What an equation may hide, or None, whatever its operands depend on."""
     name = equation.primitive.name
-    if name in STEPS:
+    if name in STEPS or (name == "rem" and jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating)):
         return "step"
     if name == "stop_gradient":
         return "detached"
@@ -78,11 +84,15 @@ def kind_of(equation: JaxprEqn) -> str | None:
         return "precision"
     if name == "bitcast_convert_type":
         return "integer"
+    if name == CLASS:
+        return "selection" if type(equation.params.get("_prim")).__name__ == SEARCH else "unknown"
     if name in (*INDEX_OF_LARGEST, "cond"):
         return "selection"
     if name in ("select_n", "clamp"):
         numbers = jnp.number if name == "select_n" else jnp.floating
         return "selection" if jnp.issubdtype(_aval(equation.outvars[0]).dtype, numbers) else None
+    if name in BOUNDS:
+        return "selection" if jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating) else None
     if name in ("sort", "top_k", "approx_top_k") and any(_is_integer(var) for var in equation.outvars):
         return "selection"
     if name in SATURATING:
@@ -270,6 +280,10 @@ class _Reader:
             return  # an index from the end in place of a negative one
         if name == "clamp" and not given[1] & IMAGE:
             return
+        if name in BOUNDS and all(bits & IMAGE for bits in given):
+            return  # the larger of two features, as in pooling
+        if name == "rem" and not given[0] & IMAGE:
+            return  # of its divisor the derivative is no less than its own
         if name == "while" and not any(jnp.issubdtype(_aval(var).dtype, jnp.floating) for var in equation.outvars):
             return
         if name == "scan" and not _takes_gradients(equation.params["jaxpr"].jaxpr):

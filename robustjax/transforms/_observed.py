@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, get_opaque_trace_state
 
+from robustjax.transforms import _kinds
 from robustjax.transforms._derivatives import SiteKey
+from robustjax.transforms._flat import NEARLY_ALL, Flat
 from robustjax.transforms._interpreter import Interpreter
 from robustjax.transforms._soft import Soft, value_of
 from robustjax.types import Array
@@ -34,25 +36,31 @@ def harmless(program: ClosedJaxpr, arrays: list[Any], num_images: int, keys: Set
         arrays: its arguments, the first ``num_images`` of which are images.
         keys: of all its sites.
     """
-    found = _harmless_values(program, arrays, keys) | _harmless_mixtures(program, arrays, num_images, keys)
+    found = _harmless_values(program, arrays, num_images, keys) | _harmless_mixtures(program, arrays, num_images, keys)
     return found | _harmless_stops(program, arrays, num_images, keys - found)
 
 
-def _harmless_values(program: ClosedJaxpr, arrays: list[Any], keys: Set[SiteKey]) -> set[SiteKey]:
+def _harmless_values(program: ClosedJaxpr, arrays: list[Any], num_images: int, keys: Set[SiteKey]) -> set[SiteKey]:
     """Selections between cases that agree where one follows the other, and what is not saturated."""
-    asked = {key for key in keys if key[0] == "saturation" or key[1] in ("select_n", "clamp")}
+    asked = {key for key in keys if key[0] == "saturation" or key[1] in ("select_n", "clamp", *_kinds.BOUNDS)}
     if not asked:
         return set()
     names: list[SiteKey] = []
+    names_of_flat: list[SiteKey] = []
 
     @jax.jit
-    def observed(*arrays: Any) -> list[Array]:
+    def observed(*arrays: Any) -> tuple[list[Array], list[Array]]:
         names.clear()
+        names_of_flat.clear()
         measured: list[Array] = []
+        flats: list[Array] = []
 
-        def observe(key: SiteKey, equation: JaxprEqn, operands: list[Any]) -> None:
+        def observe(key: SiteKey, equation: JaxprEqn, operands: list[Any], flat: Flat | None) -> None:
             if key not in asked or _depth() != depth:
                 return
+            if flat is not None:
+                names_of_flat.append(key)
+                flats.append(jnp.mean(flat.mask.astype(jnp.float32)) >= NEARLY_ALL)
             value = _measure(equation, operands)
             if value is not None:
                 names.append(key)
@@ -60,12 +68,15 @@ def _harmless_values(program: ClosedJaxpr, arrays: list[Any], keys: Set[SiteKey]
 
         depth = _depth()
         Interpreter(lambda key: None, 1.0, observe=observe).plain(program, *arrays)
-        return measured
+        return measured, flats
 
     hidden: dict[SiteKey, bool] = {}
-    values = observed(*arrays)
+    values, flats = observed(*arrays)
     for key, value in zip(names, values, strict=True):
         hidden[key] = hidden.get(key, False) or bool(value)
+    flat = {key for key, each in zip(names_of_flat, flats, strict=True) if each} - {k for k, v in hidden.items() if v}
+    if _hides_everything(program, arrays, num_images, flat, keys):
+        hidden.update(dict.fromkeys(flat, True))
     # Of selections that could not be observed nothing is known; saturation is only what was seen.
     unseen = {key for key in asked if key[1] != "select_n"} - set(hidden)
     return unseen | {key for key, hides in hidden.items() if not hides}
@@ -97,6 +108,8 @@ def _measure(equation: JaxprEqn, operands: list[Any]) -> Array | None:
     name = equation.primitive.name
     if name == "select_n":
         return _jumps(operands) if len(operands) == 3 and isinstance(operands[0], Soft) else None
+    if name in _kinds.BOUNDS:
+        return None
     values = [value_of(each) for each in operands]
     if name == "clamp":
         low, inside, high = values
@@ -145,29 +158,8 @@ def _harmless_stops(program: ClosedJaxpr, arrays: list[Any], num_images: int, ke
     stops = sorted(key for key in keys if key[0] == "detached")
     if not stops:
         return set()
-    images = [array for array in arrays[:num_images] if jnp.issubdtype(array.dtype, jnp.floating)]
-    moving = [i < num_images and jnp.issubdtype(array.dtype, jnp.floating) for i, array in enumerate(arrays)]
-
-    @jax.jit
-    def gradient(images: list[Array], strengths: Array) -> Array:
-        # Whatever else hides gradients is relaxed, for behind it nothing would show.
-        def strength_of(key: SiteKey) -> Any:
-            if key in stops:
-                return strengths[stops.index(key)]
-            return True if key in keys and key[0] not in ("saturation", "random") else None
-
-        def total(images: list[Array]) -> Array:
-            some = iter(images)
-            given = [next(some) if moves else array for moves, array in zip(moving, arrays, strict=True)]
-            outputs = Interpreter(strength_of, 1.0).plain(program, *given)
-            generator = np.random.default_rng(0)
-            floats = [each.astype(jnp.float32) for each in outputs if jnp.issubdtype(each.dtype, jnp.floating)]
-            weights = [jnp.asarray(generator.normal(size=each.shape), jnp.float32) for each in floats]
-            return sum(map(jnp.vdot, weights, floats), jnp.float32(0.0))
-
-        return jnp.concatenate([each.ravel().astype(jnp.float32) for each in jax.grad(total)(images)])
-
-    at = lambda *strengths: np.asarray(gradient(images, jnp.asarray(strengths, jnp.float32)))  # noqa: E731
+    # Whatever else hides gradients is relaxed, for behind it nothing would show.
+    at = _gradients(program, arrays, num_images, stops, keys)
     count = len(stops)
     try:
         none, every = at(*[0.0] * count), at(*[1.0] * count)
@@ -181,6 +173,51 @@ def _harmless_stops(program: ClosedJaxpr, arrays: list[Any], num_images: int, ke
         if _same(at(*[float(j == i) for j in range(count)]), none)
         and _same(at(*[float(j != i) for j in range(count)]), every)
     }
+
+
+def _hides_everything(
+    program: ClosedJaxpr, arrays: list[Any], num_images: int, flat: Set[SiteKey], keys: Set[SiteKey]
+) -> bool:
+    """Whether there is no gradient at all as long as these are not relaxed, and one if they are.
+
+    A stable form of a function may well hold a bound that is flat beside a term that is not.
+    """
+    if not flat:
+        return False
+    at = _gradients(program, arrays, num_images, sorted(flat), keys)
+    try:
+        return not np.any(at(*[0.0] * len(flat))) and bool(np.any(at(*[1.0] * len(flat))))
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+
+
+def _gradients(
+    program: ClosedJaxpr, arrays: list[Any], num_images: int, some: list[SiteKey], keys: Set[SiteKey]
+) -> Callable[..., np.ndarray]:
+    """Of how much each of some sites is relaxed: the gradient of a random sum of the outputs by all images, with the
+    other sites relaxed."""
+    images = [array for array in arrays[:num_images] if jnp.issubdtype(array.dtype, jnp.floating)]
+    moving = [i < num_images and jnp.issubdtype(array.dtype, jnp.floating) for i, array in enumerate(arrays)]
+
+    @jax.jit
+    def gradient(images: list[Array], strengths: Array) -> Array:
+        def strength_of(key: SiteKey) -> Any:
+            if key in some:
+                return strengths[some.index(key)]
+            return True if key in keys and key[0] not in ("saturation", "random") else None
+
+        def total(images: list[Array]) -> Array:
+            each = iter(images)
+            given = [next(each) if moves else array for moves, array in zip(moving, arrays, strict=True)]
+            outputs = Interpreter(strength_of, 1.0).plain(program, *given)
+            generator = np.random.default_rng(0)
+            floats = [each.astype(jnp.float32) for each in outputs if jnp.issubdtype(each.dtype, jnp.floating)]
+            weights = [jnp.asarray(generator.normal(size=each.shape), jnp.float32) for each in floats]
+            return sum(map(jnp.vdot, weights, floats), jnp.float32(0.0))
+
+        return jnp.concatenate([each.ravel().astype(jnp.float32) for each in jax.grad(total)(images)])
+
+    return lambda *strengths: np.asarray(gradient(images, jnp.asarray(strengths, jnp.float32)))
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -39,7 +39,10 @@ def relax(
     - of rounding, ``floor``, ``ceil``, casts to integers and clamps the identity, of ``sign`` that of a tanh as wide as
       what it is given;
     - of ``stop_gradient`` the identity;
-    - of a function whose own derivative rule disagrees with it, its own derivative;
+    - of remainders half of the identity, which leaves as much for the rounded number that they are subtracted from;
+    - of maxima, minima and clips by a bound that hold nearly everywhere in an image, the identity;
+    - of bits of a float that become a float again, that of the float, in proportion;
+    - of a function whose own derivative rule disagrees with it, or is zero as it is, its own derivative;
     - of a comparison that selects between a and b with the margin m, that of
 
       .. math:: \sigma(m / (T s))\, a + (1 - \sigma(m / (T s)))\, b
@@ -47,6 +50,8 @@ def relax(
       where T is the temperature and s the mean magnitude of the margins; where nothing says how near the other case
       is, that of a + b;
     - of an index of the largest entries, of sorting and of lookups by them, that of a softmax of the same scores;
+    - of a place among sorted numbers that of a soft count of those below, and of counts in bins that of an entry
+      which moves half from the bin before to the next;
     - of ``exp``, sigmoid, tanh and erf that of the same function of smaller numbers, of mean magnitude T at the most;
     - of a call into Python the identity, and an estimate by differences in random directions where no operand is like
       the result;

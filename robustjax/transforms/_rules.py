@@ -1,10 +1,10 @@
-"""Whether a function's own derivative rule agrees with the function."""
+"""Whether a function's own derivative rule agrees with the function, and says more than it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,20 @@ def num_closed_over(equation: JaxprEqn) -> int:
     return equation.params.get("num_consts", 0) if "call_jaxpr" in equation.params else 0
 
 
-def disagrees(equation: JaxprEqn, closed_over: Sequence[Any] = ()) -> bool:
-    """Whether the derivatives of a ``custom_jvp`` or ``custom_vjp`` are not those of its function, at random operands.
+class Comparison(NamedTuple):
+    """A rule beside its function.
+
+    Attributes:
+        disagrees: its derivatives are not those of the function.
+        vanishes: both are zero by one of the arguments, of which the rule says no more than the function does.
+    """
+
+    disagrees: bool
+    vanishes: bool = False
+
+
+def compare(equation: JaxprEqn, closed_over: Sequence[Any] = ()) -> Comparison:
+    """The derivatives of a ``custom_jvp`` or ``custom_vjp`` beside those of its function, at random operands.
 
     Both are pulled back from random weights, by the function's arguments: a rule says nothing of arrays that the
     function closes over. A function that cannot be differentiated with or without its rule disagrees.
@@ -48,8 +60,9 @@ def disagrees(equation: JaxprEqn, closed_over: Sequence[Any] = ()) -> bool:
     ]
     moving[: num_closed_over(equation)] = [False] * num_closed_over(equation)
     if not any(moving) or any(operand is None for operand in operands):
-        return False
+        return Comparison(disagrees=False)
     own = jaxpr_as_fun(equation.params["call_jaxpr"])
+    still = [True] * sum(moving)
     with jax.ensure_compile_time_eval():
         for scale in SCALES:
             generator = np.random.default_rng(1)
@@ -63,10 +76,11 @@ def disagrees(equation: JaxprEqn, closed_over: Sequence[Any] = ()) -> bool:
                 ruled = pull(lambda *some: _program.bind(equation, *some), values, weights)
                 plain = pull(own, values, weights)
                 if any(_differ(np.asarray(one), np.asarray(other)) for one, other in zip(ruled, plain, strict=True)):
-                    return True
+                    return Comparison(disagrees=True)
             except Exception:  # anyone's code
-                return True
-    return False
+                return Comparison(disagrees=True)
+            still = [before and not np.any(one) for before, one in zip(still, plain, strict=True)]
+    return Comparison(disagrees=False, vanishes=any(still))
 
 
 def _pulled(function: Any, values: list[Any], weights: list[Any], *, moving: tuple[bool, ...]) -> list[Any]:

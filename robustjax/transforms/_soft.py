@@ -16,15 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from robustjax.ops import straight_through
 from robustjax.types import Array
 
 # The most numbers that are spent on the probabilities of indices.
 LARGEST = 1 << 24
-_STRUCTURAL = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy", "copy_p")
+_STRUCTURAL = (
+    "broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy", "copy_p", "concatenate", "stack",
+)  # fmt: skip
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 _ARITHMETIC = ("add", "sub", "mul", "neg", "max", "min", "div", "reduce_sum", "reduce_max", "reduce_min", "cumsum")
 # Bits that are cut off are rounded away -> by how many powers of two the second operand moves the first.
 _BITWISE = {"and": 0.0, "or": 0.0, "shift_left": 1.0, "shift_right_logical": -1.0, "shift_right_arithmetic": -1.0}
-COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+# With those that order all floats, as searches do.
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne", "lt_to", "le_to", "eq_to")
 
 
 class Soft(NamedTuple):
@@ -40,6 +45,16 @@ class Real(NamedTuple):
 
     value: Array
     real: Array
+
+
+class Bits(NamedTuple):
+    """An integer array of the bits of floats, and the floats, whose derivative goes on where bits become floats again.
+
+    As numbers they move nothing: their order is that of floats, and what is counted or selected by it has no margin.
+    """
+
+    value: Array
+    floats: Array
 
 
 class Choice(NamedTuple):
@@ -58,11 +73,11 @@ class Choice(NamedTuple):
 
 def value_of(operand: Any) -> Any:
     """The array itself."""
-    return operand.value if isinstance(operand, Soft | Real | Choice) else operand
+    return operand.value if is_soft(operand) else operand
 
 
 def is_soft(operand: Any) -> bool:
-    return isinstance(operand, Soft | Real | Choice)
+    return isinstance(operand, Soft | Real | Choice | Bits)
 
 
 def spread(values: Array) -> Array:
@@ -81,10 +96,11 @@ def over(values: Array, width: Array) -> Array:
 
 def compare(name: str, operands: list[Any], value: Array, temperature: Any) -> Any:
     """A comparison as a sigmoid of its margin."""
+    name = name.removesuffix("_to")
     if any(isinstance(each, Choice) for each in operands):
         return None
     whole = all(isinstance(each, Real) or not is_float(each) for each in operands)
-    first, second = (jnp.asarray(_as_float(each), jnp.float32) for each in operands)
+    first, second = (jnp.asarray(as_float(each), jnp.float32) for each in operands)
     difference = first - second
     # Of whole numbers the step lies between two of them.
     half = 0.5 if whole else 0.0
@@ -110,12 +126,40 @@ def certain(value: Array) -> Soft:
 def either(boolean: Soft, cases: Sequence[Any], value: Array) -> Choice:
     """An integer that a boolean selects: what it is if that is False, and if it is True."""
     share = jnp.broadcast_to(boolean.share, value.shape)[None]
+    cases = [case if isinstance(case, Choice) else value_of(case) for case in cases]
     parts = [
         (weight * case.weights, case.options) if isinstance(case, Choice) else (weight, jnp.asarray(case)[None])
         for weight, case in zip((1.0 - share, share), cases, strict=True)
     ]
     weights, options = (jnp.concatenate(some) for some in zip(*parts, strict=True))
     return Choice(value, weights, options)
+
+
+def first(booleans: Soft, axis: int, value: Array) -> Choice:
+    """The index of the first True, 0 where there is none: the chance that it is True and all before it are not."""
+    share = jnp.moveaxis(booleans.share, axis, 0)
+    still = jnp.cumprod(1.0 - share, axis=0)
+    weights = jnp.concatenate([share[:1] + still[-1:], share[1:] * still[:-1]])
+    options = jnp.arange(len(share), dtype=value.dtype).reshape((len(share),) + (1,) * value.ndim)
+    return Choice(value, weights, jnp.broadcast_to(options, weights.shape))
+
+
+def searched(table: Any, values: Any, result: Array, temperature: Any) -> Real | None:
+    """Places among sorted numbers as how many of them are below, each by a sigmoid of its margin.
+
+    Args:
+        table: float [n], sorted.
+        values: float, any shape: those that are looked for.
+        result: int, as values: their places.
+        temperature: in units of the margins' mean magnitude.
+    """
+    table, values = jnp.asarray(value_of(table), jnp.float32), jnp.asarray(value_of(values), jnp.float32)
+    if table.ndim != 1 or values.shape != result.shape or table.size * values.size > LARGEST:
+        return None
+    margin = values[..., None] - table.reshape((1,) * values.ndim + (-1,))
+    margin = jnp.where(jnp.isfinite(margin), margin, 0.0)
+    width = temperature * jnp.mean(jnp.abs(jax.lax.stop_gradient(margin)))
+    return Real(result, jnp.sum(jax.nn.sigmoid(over(margin, width)), axis=-1))
 
 
 def largest(scores: Array, axis: int, value: Array, temperature: Any, *, lowest: bool = False) -> Choice | None:
@@ -165,6 +209,11 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
     """
     name = equation.primitive.name
     bind = lambda *some: equation.primitive.bind(*some, **equation.params)  # noqa: E731
+    bits = next((each for each in operands if isinstance(each, Bits)), None)
+    if bits is not None:
+        if sum(isinstance(each, Bits) for each in operands) > 1:
+            return None
+        return _of_bits(name, bits, value, bind)
     choice = next((each for each in operands if isinstance(each, Choice)), None)
     if choice is not None:
         found = _of_choice(equation, operands, value, choice, bind)
@@ -178,24 +227,43 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
         is_number = jnp.issubdtype(value.dtype, jnp.floating)  # it moves as what is selected does
         if is_number or any(isinstance(each, Soft) for each in operands[1:]) or len(operands) != 3:
             return None
-        return Real(value, jnp.where(value_of(operands[0]), _as_float(operands[2]), _as_float(operands[1])))
+        return Real(value, jnp.where(value_of(operands[0]), as_float(operands[2]), as_float(operands[1])))
     if any(isinstance(each, Soft) for each in operands) or jnp.issubdtype(value.dtype, jnp.floating):
         return None
-    if name in (*_STRUCTURAL, *_ARITHMETIC, "concatenate"):
-        return Real(value, bind(*map(_as_float, operands)))
+    if name in _STRUCTURAL or name in _ARITHMETIC:
+        return Real(value, bind(*map(as_float, operands)))
+    if name in _PRODUCTS:
+        params = {**equation.params, "preferred_element_type": jnp.dtype(jnp.float32)}
+        return Real(value, equation.primitive.bind(*map(_straight_through, operands), **params))
     if name in _BITWISE and not all(isinstance(each, Real) for each in operands):
         moved = next(each.real for each in operands if isinstance(each, Real))
-        return Real(value, moved * jnp.exp2(_BITWISE[name] * _as_float(operands[1])))
+        return Real(value, moved * jnp.exp2(_BITWISE[name] * as_float(operands[1])))
     if name == "convert_element_type":
         return Real(value, operands[0].real)
     return None
+
+
+def _of_bits(name: str, bits: Bits, value: Array, bind: Callable) -> Bits | None:
+    if name in _BITWISE or name in ("not", "xor", "add", "sub"):
+        return Bits(value, jnp.broadcast_to(bits.floats, value.shape))
+    single = name in _STRUCTURAL and name not in ("concatenate", "stack")
+    return Bits(value, bind(bits.floats)) if single else None
+
+
+def of_bits(bits: Bits, value: Array) -> Array | None:
+    """What moves as the floats that some bits come from, in proportion: low bits that are cut off are rounded away, and
+    another sign or exponent scales. None where each float is made of the bits of several."""
+    if bits.floats.shape != value.shape:
+        return None
+    ratio = value.astype(jnp.float32) / jax.lax.stop_gradient(bits.floats).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(ratio), ratio, 1.0) * bits.floats.astype(jnp.float32)
 
 
 def _of_booleans(name: str, operands: list[Any], value: Array, bind: Callable, params: dict) -> Soft | None:
     if any(isinstance(each, Real) for each in operands):
         return None
     shares, margins = zip(*(_share_of(each) for each in operands), strict=True)
-    if name in (*_STRUCTURAL, "concatenate"):
+    if name in _STRUCTURAL:
         return Soft(value, bind(*shares), bind(*margins))
     if name == "not":
         return Soft(value, 1.0 - shares[0], margins[0])
@@ -230,11 +298,9 @@ def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Ch
     if name == "gather" and operands[1] is choice:
         numbers = equation.params["dimension_numbers"]
         weights = _spread_over_slices(jnp.max(weights, axis=-1), value, numbers.offset_dims)
-    elif name == "concatenate":
-        parts = [each.weights if isinstance(each, Choice) else jnp.zeros((number, *each.shape)) for each in operands]
-        weights = jnp.concatenate(parts, axis=1 + equation.params["dimension"])
     elif name in _STRUCTURAL:
-        weights = jax.vmap(bind)(weights)
+        parts = [each.weights if isinstance(each, Choice) else jnp.zeros((number, *each.shape)) for each in operands]
+        weights = jax.vmap(bind)(*parts)
     places = zip(weights.shape[1:], value.shape, strict=False)
     fits = weights.ndim == 1 + value.ndim and all(size in (1, whole) for size, whole in places)
     if not fits and weights.ndim != 1:
@@ -288,6 +354,26 @@ def looked_up(equation: JaxprEqn, operands: list[Any], result: Array) -> Array |
     return total
 
 
+def scattered(equation: JaxprEqn, operands: list[Any]) -> Array | None:
+    """Zero, with the derivative of what is added at real positions: of each update, half the difference of what it
+    would add at the next place and at the one before.
+
+    Args:
+        equation: a sum by indices, of single entries along one axis.
+        operands: what is added to, indices that are real, and updates.
+    """
+    target, index, updates = operands
+    numbers = equation.params["dimension_numbers"]
+    if index.value.shape[-1] != 1 or numbers.update_window_dims:
+        return None
+    last = value_of(target).shape[numbers.scatter_dims_to_operand_dims[0]] - 1
+    one, nothing = jnp.ones_like(index.value), jnp.zeros_like(value_of(target), jnp.float32)
+    moved = (index.real - jax.lax.stop_gradient(index.real))[..., 0] * as_float(updates)
+    ends = (jnp.minimum(index.value + one, last), jnp.maximum(index.value - one, 0))
+    ahead, behind = (jax.lax.scatter_add(nothing, at, moved, numbers, mode=equation.params["mode"]) for at in ends)
+    return 0.5 * (ahead - behind)
+
+
 def _spread_over_slices(values: Array, result: Array, offset_dims: tuple[int, ...]) -> Array:
     """Values [n, *batch] of a gather's indices at every entry of its result: [n, *result.shape]."""
     axes = [axis for axis in range(result.ndim) if axis not in offset_dims]
@@ -302,10 +388,16 @@ def _share_of(operand: Any) -> tuple[Array, Array]:
     return value.astype(jnp.float32), jnp.full(value.shape, jnp.inf, jnp.float32)
 
 
-def _as_float(operand: Any) -> Any:
+def as_float(operand: Any) -> Any:
     if isinstance(operand, Real):
         return operand.real
     return jnp.asarray(value_of(operand)).astype(jnp.float32)
+
+
+def _straight_through(operand: Any) -> Array:
+    """The number itself, as a factor is, with the derivative of the real one."""
+    number = jnp.asarray(value_of(operand)).astype(jnp.float32)
+    return straight_through(number, operand.real) if isinstance(operand, Real) else number
 
 
 def dtype_of(value: Any) -> Any:

@@ -115,6 +115,23 @@ def lying_vjp(x):
 
 lying_vjp.defvjp(lambda x: (jnp.square(x), None), lambda kept, slope: (jnp.zeros_like(slope),))
 
+
+@jax.custom_vjp
+def rounded_vjp(x):
+    """Its rule is right: of rounding there is no derivative."""
+    return jnp.round(4.0 * x)
+
+
+rounded_vjp.defvjp(lambda x: (rounded_vjp(x), None), lambda kept, slope: (jnp.zeros_like(slope),))
+
+
+@jax.custom_jvp
+def rounded_jvp(x):
+    return jnp.round(4.0 * x)
+
+
+rounded_jvp.defjvp(lambda primals, tangents: (rounded_jvp(*primals), jnp.zeros_like(tangents[0])))
+
 CLOSED_OVER = 2.0 * jnp.asarray(WEIGHTS)
 
 
@@ -173,6 +190,44 @@ def grown_each(x):
     return jax.vmap(lambda one: jax.lax.while_loop(lambda c: jnp.sum(c) < 15.0, lambda c: 1.1 * c, one))(x)
 
 
+def bits_of(x):
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def of_bits(x):
+    return jax.lax.bitcast_convert_type(x, jnp.float32)
+
+
+def steep(x):
+    """Far out of [0, 1], on either side."""
+    return 1000.0 * (x - 0.501)
+
+
+LEVELS = np.linspace(0.0, 1.0, 17).astype(np.float32)
+
+
+def binned(x, method="scan"):
+    return jnp.searchsorted(jnp.asarray(LEVELS), x, method=method).astype(jnp.float32)
+
+
+def histogram(x):
+    return jax.vmap(lambda row: jnp.histogram(row, bins=3, range=(0.0, 1.0))[0])(x.reshape(len(x), -1))
+
+
+def bins_counted(row):
+    return jnp.bincount((3.0 * row).astype(jnp.int32), length=3)
+
+
+def first_of(x):
+    return jnp.select([x < 0.3, x < 0.6], [jnp.zeros_like(x), jnp.full_like(x, 0.5)], 1.0)
+
+
+def of_integers(x):
+    """As a quantised network multiplies."""
+    weights = jnp.asarray(20.0 * WEIGHTS).astype(jnp.int8)
+    return jax.lax.dot((127.0 * x).astype(jnp.int8).reshape(len(x), -1), weights, preferred_element_type=jnp.int32)
+
+
 def counted(x):
     """How many of four levels a pixel is above."""
     return jnp.sum(x[..., 0, None] > jnp.arange(1.0, 5.0)[None, None, None] / 5.0, axis=3).astype(jnp.float32)
@@ -221,6 +276,29 @@ HIDES = {
     "lying vjp": (lambda x: linear(jax.jit(lying_vjp)(x)), {"custom_rule"}),
     "lying rule of what closes over weights": (lambda x: lying_closed_over(x), {"custom_rule"}),
     "bits": (lambda x: linear(((255.0 * x).astype(jnp.uint8) >> 4 << 4).astype(jnp.float32)), {"integer"}),
+    "bits of a float": (lambda x: linear(of_bits(bits_of(x) & 0x7FF80000)), {"integer"}),
+    "shifted bits of a float": (lambda x: linear(of_bits(bits_of(x) >> 19 << 19)), {"integer"}),
+    "rounding in an honest vjp": (lambda x: linear(rounded_vjp(x)), {"step"}),
+    "rounding in an honest jvp": (lambda x: linear(jax.jit(rounded_jvp)(x)), {"step"}),
+    "rounding in an honest vjp in a loop": (
+        lambda x: linear(jax.lax.scan(lambda c, _: (jax.jit(rounded_vjp)(c), None), x, None, length=2)[0]),
+        {"step"},
+    ),
+    "remainder": (lambda x: linear(x - jax.lax.rem(x, 0.125)), {"step"}),
+    "floor division": (lambda x: linear(x // 0.125), {"step", "selection"}),
+    "product of integers": (lambda x: of_integers(x).astype(jnp.float32), {"integer"}),
+    "first of several": (lambda x: linear(first_of(x)), {"selection"}),
+    "binned": (lambda x: linear(binned(x)), {"selection"}),
+    "binned by comparing all": (lambda x: linear(binned(x, "compare_all")), {"selection"}),
+    "histogram": (lambda x: histogram(x) @ jnp.asarray(WEIGHTS[:3]), {"selection"}),
+    "bins counted": (
+        lambda x: jax.vmap(bins_counted)(x.reshape(len(x), -1)).astype(jnp.float32) @ jnp.asarray(WEIGHTS[:3]),
+        {"integer"},
+    ),
+    "clipped everywhere": (lambda x: linear(jnp.clip(steep(x), 0.0, 1.0)), {"selection"}),
+    "bounded on both sides": (lambda x: linear(jnp.minimum(jnp.maximum(steep(x), 0.0), 1.0)), {"selection"}),
+    "below a bound": (lambda x: linear(jnp.maximum(x - 2.0, 0.0)), {"selection"}),
+    "chosen everywhere": (lambda x: linear(jax.nn.hard_tanh(steep(x))), {"selection"}),
     "masked bits": (lambda x: linear(((255.0 * x).astype(jnp.int32) & 0xF0).astype(jnp.float32)), {"integer"}),
     "counted": (lambda x: linear(counted(x)), {"selection"}),
     "integers": (lambda x: linear(jnp.where(x > 0.4, 1, 0).astype(jnp.float32)), {"selection"}),
@@ -256,6 +334,10 @@ HIDES = {
 HONEST = {
     "relu": lambda x: linear(jax.nn.relu(x - 0.5)),
     "leaky relu": lambda x: jax.nn.leaky_relu(linear(x)),
+    "relu6": lambda x: linear(jax.nn.relu6(20.0 * x - 5.0)),
+    "softplus far below": lambda x: jax.nn.softplus(linear(x) - 20.0),
+    "elu far above": lambda x: jax.nn.elu(linear(x) + 50.0),
+    "a norm within its bound": lambda x: linear(x * jnp.minimum(1.0, 100.0 / jnp.linalg.norm(x))),
     "relu by where": lambda x: (lambda z: jnp.where(z > 0, z, jnp.zeros_like(z)))(linear(x)),
     "elu": lambda x: jax.nn.elu(linear(x)),
     "gelu": lambda x: jax.nn.gelu(linear(x)),

@@ -113,6 +113,20 @@ def test_an_operation_that_is_not_known_is_reported():
     assert found[:2] == ("unknown", "strange")
 
 
+def test_a_transpose_that_jax_does_not_check_is_reported():
+    def network(x):
+        return hidden.linear(jax.custom_derivatives.linear_call(lambda _, x: x, lambda _, slope: 0.0 * slope, (), x))
+
+    assert [each[:2] for each in inspect(network, hidden.IMAGES)] == [("unknown", "linear_call")]
+
+
+@pytest.mark.parametrize("bounded", [jax.nn.relu6, jax.nn.hard_sigmoid, lambda x: jax.nn.relu(x - 1e4)])
+def test_activations_that_nothing_passes_are_reported_where_they_leave_no_gradient(bounded):
+    (found,) = inspect(lambda x: hidden.linear(bounded(hidden.steep(x))), hidden.IMAGES)
+    assert found.kind == "selection" and "identity" in found.remedy
+    assert inspect(lambda x: hidden.linear(x + bounded(hidden.steep(x))), hidden.IMAGES) == ()
+
+
 IMAGES = jnp.asarray(np.random.default_rng(2).uniform(size=(2, 16, 16, 3)), jnp.float32)
 
 

@@ -68,6 +68,17 @@ def test_an_honest_function_keeps_its_values_and_finite_gradients(name):
         ("lying vjp", lambda x: hidden.linear(x**2)),
         ("lying rule of what closes over weights", lambda x: hidden.linear(2.0 * x)),
         ("bits", lambda x: hidden.linear(255.0 * x)),
+        ("rounding in an honest vjp", lambda x: hidden.linear(4.0 * x)),
+        ("rounding in an honest jvp", lambda x: hidden.linear(4.0 * x)),
+        ("rounding in an honest vjp in a loop", lambda x: hidden.linear(16.0 * x)),
+        ("remainder", lambda x: hidden.linear(0.5 * x)),
+        (
+            "product of integers",
+            lambda x: 127.0 * x.reshape(len(x), -1) @ jnp.trunc(20.0 * jnp.asarray(hidden.WEIGHTS)),
+        ),
+        ("clipped everywhere", lambda x: hidden.linear(hidden.steep(x))),
+        ("bounded on both sides", lambda x: hidden.linear(hidden.steep(x))),
+        ("below a bound", hidden.linear),
         ("masked bits", lambda x: hidden.linear(255.0 * x)),
         ("clamped", hidden.linear),
         ("python", hidden.linear),
@@ -97,6 +108,69 @@ def test_a_threshold_is_mixed_by_the_sigmoid_of_its_margin(temperature):
     np.testing.assert_allclose(found, gradient(lambda x: hidden.linear(mixed(x))), rtol=1e-4, atol=1e-6)
     traced = jax.jit(lambda t: gradient(relax(hidden.HIDES["threshold"][0], temperature=t)))
     np.testing.assert_allclose(traced(temperature), found, rtol=1e-5, atol=1e-6)
+
+
+def test_bits_that_become_floats_again_move_in_proportion():
+    x = jnp.asarray([-3.3, -0.2, 0.7, 5.1])
+    slope = lambda function: jax.grad(lambda x: jnp.sum(relax(function)(x)))(x)  # noqa: E731
+    np.testing.assert_array_equal(slope(lambda x: hidden.of_bits(hidden.bits_of(x) & 0x7FFFFFFF)), jnp.sign(x))
+    np.testing.assert_array_equal(slope(lambda x: hidden.of_bits(hidden.bits_of(x) + (1 << 23))), jnp.full(4, 2.0))
+    cut = lambda x: hidden.of_bits(hidden.bits_of(x) >> 19 << 19)  # noqa: E731
+    np.testing.assert_allclose(slope(cut), cut(x) / x, rtol=1e-6)
+    assert np.isfinite(jax.grad(relax(cut))(0.0))
+
+
+def test_an_order_by_bits_has_no_derivative_of_its_own():
+    rows = X.reshape(len(X), -1)
+    winners = lambda x: defenses.kwta.k_winners(x, fraction=0.25)  # noqa: E731
+    found = jax.grad(lambda x: jnp.sum(relax(winners)(x)))(rows)
+    # Nothing says how near the others are: all of them pass.
+    np.testing.assert_array_equal(found, jnp.ones_like(rows))
+
+
+@pytest.mark.parametrize("rule", [jax.nn.relu6, jax.nn.relu, jax.nn.silu, jax.nn.softplus, jax.nn.softmax])
+def test_a_rule_that_says_more_than_its_function_is_kept(rule):
+    function = lambda x: rule(20.0 * (x - 0.5))  # noqa: E731
+    np.testing.assert_allclose(gradient(relax(function, kinds=("step", "custom_rule"))), gradient(function), rtol=1e-6)
+    np.testing.assert_allclose(gradient(relax(jax.nn.relu6)), gradient(jax.nn.relu6), rtol=1e-6)
+
+
+def test_bounds_are_left_out_of_the_images_that_they_hold_everywhere():
+    def network(x):
+        return jnp.clip(x, 0.0, 1.0)
+
+    x = jnp.asarray([[-1.0, 2.0, 3.0], [-1.0, 0.5, 3.0]])
+    found = jax.grad(lambda x: jnp.sum(relax(network)(x)))(x)
+    np.testing.assert_array_equal(found, [[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+
+
+def test_the_first_of_several_conditions_is_as_likely_as_all_before_it_are_not():
+    def soft(x):
+        below = [
+            jax.nn.sigmoid((level - x) / jnp.mean(jnp.abs(jax.lax.stop_gradient(level - x)), (1, 2, 3), keepdims=True))
+            for level in (0.3, 0.6)
+        ]
+        return 0.5 * (1.0 - below[0]) * below[1] + (1.0 - below[0]) * (1.0 - below[1])
+
+    found = gradient(relax(hidden.HIDES["first of several"][0]))
+    np.testing.assert_allclose(found, gradient(lambda x: hidden.linear(soft(x))), rtol=1e-4, atol=1e-6)
+
+
+def test_a_place_among_sorted_numbers_is_a_soft_count_of_those_below():
+    def soft(x):
+        margin = x[..., None] - hidden.LEVELS[None, None, None, None]
+        return jnp.sum(jax.nn.sigmoid(margin / jax.lax.stop_gradient(jnp.mean(jnp.abs(margin)))), axis=-1)
+
+    expected = gradient(lambda x: hidden.linear(soft(x)))
+    np.testing.assert_allclose(gradient(relax(hidden.HIDES["binned"][0])), expected, rtol=1e-4, atol=1e-6)
+    table = jnp.asarray(hidden.LEVELS)
+    digitized = relax(lambda x: hidden.linear(table[jnp.digitize(x, table) - 1]))
+    np.testing.assert_allclose(gradient(digitized), expected / 16.0, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_counted_by_bins_moves_half_to_the_next_and_half_from_the_one_before():
+    jacobian = jax.jacobian(relax(lambda x: hidden.bins_counted(x).astype(jnp.float32)))(jnp.asarray([0.1, 0.5, 0.9]))
+    np.testing.assert_allclose(jacobian.T, 3.0 * np.asarray([[-0.5, 0.5, 0.0], [-0.5, 0.0, 0.5], [0.0, -0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("name", ["integers", "levels", "counted"])
