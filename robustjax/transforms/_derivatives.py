@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from robustjax.ops import in_dtypes_of, straight_through
-from robustjax.transforms import _kinds, _program, _soft, _source
+from robustjax.transforms import _indices, _kinds, _program, _source
 from robustjax.transforms._soft import Bits, Choice, Real, Soft, is_float, over, spread, value_of
 from robustjax.transforms._source import Place
 from robustjax.types import Array
@@ -192,21 +192,21 @@ def _selection(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], re
         return _select(evaluator, equation, operands, results, strength)
     temperature = evaluator.temperature
     if name == "argmax" and isinstance(operands[0], Soft):
-        return _gated(_soft.first(operands[0], params["axes"][0], results), strength)
+        return _gated(_indices.first(operands[0], params["axes"][0], results), strength)
     if name in _kinds.INDEX_OF_LARGEST:
-        found = is_float(value_of(operands[0])) and _soft.largest(
+        found = is_float(value_of(operands[0])) and _indices.largest(
             value_of(operands[0]), params["axes"][0], results, temperature, lowest=name == "argmin"
         )
         return _gated(found, strength) if found else results
     if name == _kinds.CLASS:
-        searched = _soft.searched(operands[0], operands[1], results[0], temperature)
+        searched = _indices.searched(operands[0], operands[1], results[0], temperature)
         return results if searched is None else [counting(searched, strength)]
     if name == "top_k":
         values, indices = results
         axis = values.ndim - 1
         if params.get("axis", axis) not in (axis, -1) or not is_float(values):
             return results
-        found = _soft.ranked(value_of(operands[0]), values, indices, temperature, axis)
+        found = _indices.ranked(value_of(operands[0]), values, indices, temperature, axis)
         return [values, _gated(found, strength) if found else indices]
     if name == "sort" and params["num_keys"] == 1 and is_float(value_of(operands[0])):
         return [results[0], *(
@@ -221,7 +221,7 @@ def _sorted(
     if not jnp.issubdtype(results[i].dtype, jnp.integer):
         return results[i]
     scores, payload = value_of(operands[0]), value_of(operands[i])
-    found = _soft.ranked(scores, results[0], results[i], evaluator.temperature, axis, payload)
+    found = _indices.ranked(scores, results[0], results[i], evaluator.temperature, axis, payload)
     return _gated(found, strength) if found else results[i]
 
 
@@ -241,7 +241,7 @@ def _select(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], resul
         # Two indices that move both are one and the same, counted from either end.
         alike = any(isinstance(case, Real) for case in cases) or all(isinstance(case, Choice) for case in cases)
         if len(cases) == 2 and isinstance(predicate, Soft) and not alike:
-            return _gated(_soft.either(predicate, cases, result), strength)
+            return _gated(_indices.either(predicate, cases, result), strength)
         return evaluator.carried(equation, operands, result)
     if isinstance(predicate, Choice) and len(predicate.weights) == len(cases):
         return with_derivative_of(result, _mixed(predicate.weights, cases), strength)
@@ -264,7 +264,7 @@ def _saturation(
 
 def as_choice(boolean: Soft, result: Array) -> Choice:
     """A boolean as the integer 0 or 1."""
-    return _soft.either(boolean, [jnp.zeros_like(result), jnp.ones_like(result)], result)
+    return _indices.either(boolean, [jnp.zeros_like(result), jnp.ones_like(result)], result)
 
 
 def counting(place: Real, strength: Strength) -> Real:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from robustjax.transforms import _callbacks, _flat, _kinds, _noise, _program, _rules, _soft, _source
+from robustjax.transforms import _callbacks, _flat, _indices, _kinds, _noise, _program, _rules, _soft, _source
 from robustjax.transforms._derivatives import LOOPS, RELAXED, SiteKey, Strength, as_choice, counting, with_derivative_of
 from robustjax.transforms._finite import WITH_A_POLE, finite_cotangent
 from robustjax.transforms._noise import Origin
@@ -145,10 +145,10 @@ class Interpreter:
         if equation.primitive.multiple_results or not any(map(is_soft, operands)):
             return results
         if name in ("gather", "dynamic_slice") and any(isinstance(each, Real) for each in operands[1:]):
-            moved = _soft.looked_up(equation, operands, results) if is_float(results) else None
+            moved = _indices.looked_up(equation, operands, results) if is_float(results) else None
             return results if moved is None else with_derivative_of(results, results + moved, True)
         if name == "scatter-add" and isinstance(operands[1], Real):
-            moved = _soft.scattered(equation, operands)
+            moved = _indices.scattered(equation, operands)
             if moved is not None:
                 real = _soft.as_float(results) + moved
                 return with_derivative_of(results, real, True) if is_float(results) else Real(results, real)
@@ -220,7 +220,7 @@ class Interpreter:
             return results
         strength = self.strength_of(("selection", "select_n", line))
         table, values = operands
-        found = None if strength is None else _soft.searched(table, values, value_of(results[0]), self.temperature)
+        found = None if strength is None else _indices.searched(table, values, value_of(results[0]), self.temperature)
         return results if found is None else [counting(found, strength)]
 
     def _compared(self, equation: JaxprEqn, operands: list[Any]) -> _rules.Comparison:
