@@ -8,7 +8,8 @@ A cell is a network and a seed: an objective alone, with a defense in training, 
 network trained without it; of the scale full there is one of the best checkpoint and one, at@last, of the last. Its
 record, results/table/SCALE/CELL_SEED.json, is written after each of its parts (training, protocol, judge, judge with
 hints), and beside it a card of the network. Cells come in order of value; what has a record is not run again, and what
-was stopped goes on. results/TABLE.md is made of the records alone.
+was stopped goes on. A network that has a record but no folder is trained once more, and its record stays, where another
+part is missing and for --parts=training. results/TABLE.md is made of the records alone.
 """
 
 from __future__ import annotations
@@ -63,16 +64,20 @@ def main() -> None:
         raise InputError(f"--parts must be of {', '.join(PARTS)}, got {', '.join(wrong)}")
     chosen = [cell for cell in every if not ONLY.value or names_of(cell) & set(ONLY.value)]
     chosen = [cell for cell in chosen if not SEEDS.value or str(cell.seed) in SEEDS.value]
+    asked = ONLY_PARTS.value or PARTS
     for i, cell in enumerate(chosen):
         record = cells.read(RESULTS.value, SCALE.value, cell)
         missing = [part for part in PARTS if part not in record]
-        if LIST.value or not missing:
+        due = [part for part in missing if part in asked]
+        if LIST.value or not (due or "training" in ONLY_PARTS.value):
             print(f"{cell.name} seed {cell.seed}: {'missing ' + ', '.join(missing) if missing else 'done'}")
             continue
-        for part in missing:
-            if ONLY_PARTS.value and part not in ONLY_PARTS.value:
-                continue
-            print(f"cell {i + 1} of {len(chosen)}: {cell.name}, seed {cell.seed}: {part}", flush=True)
+        about = f"cell {i + 1} of {len(chosen)}: {cell.name}, seed {cell.seed}"
+        # In a fresh clone a record is at hand and its network is not; where it is, nothing is trained.
+        if "training" in record and "training" not in due:
+            train(SCALE.value, scale, cell)
+        for part in due:
+            print(f"{about}: {part}", flush=True)
             measure(SCALE.value, scale, cell, part)
             jax.clear_caches()
         write_table()
@@ -131,6 +136,11 @@ def workdir(scale: str, cell: Cell) -> str:
     return str(Path(RUNS.value) / scale / f"{cell.trained}_{cell.seed}")
 
 
+def has_network(scale: str, cell: Cell) -> bool:
+    """Whether a cell's network is there."""
+    return (Path(workdir(scale, cell)) / "checkpoints").is_dir()
+
+
 def examples(scale: Scale, cell: Cell, usual: int | None) -> int | None:
     """How many images a cell is evaluated on, which for a stochastic network are fewer."""
     return scale.stochastic_examples if cell.switched_on == "sap" else usual
@@ -157,7 +167,7 @@ def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     names = ["clean", "fgsm", "pgd20", "cw", "pgd100", "autoattack:version=fast"]
     if cell.switched_on == "sap":
         names[-1] = "autoattack:version=rand"
-    if cell.base is not None and (Path(workdir(name, cell.base)) / "checkpoints").is_dir():
+    if cell.base is not None and has_network(name, cell.base):
         names.append(f"transfer:{workdir(name, cell.base)}")
     options = evaluation.Options(
         workdir(name, cell), names, num_examples=examples(scale, cell, scale.test_examples), seed=cell.seed,
@@ -189,7 +199,7 @@ def judge(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
 def judge_with_hints(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     """The verdict with what the defense declares, and by transfer from the network without it."""
     base = cell.base
-    there = base is not None and (Path(workdir(name, base)) / "checkpoints").is_dir()
+    there = base is not None and has_network(name, base)
     options = evaluation.Options(
         workdir(name, cell),
         ["adaptive"],

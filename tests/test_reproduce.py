@@ -121,6 +121,30 @@ def test_a_training_that_was_stopped_is_no_record(cells, table, tmp_path, monkey
         reproduce.train("digits", cells.SCALES["digits"], cells.Cell("at", "", 0))
 
 
+@pytest.mark.parametrize(
+    ("parts", "trains"), [(["training"], True), ([], True), (["judge"], True), (["protocol"], False)]
+)
+def test_a_network_that_has_a_record_and_no_folder_is_trained_where_it_is_needed(
+    cells, table, tmp_path, monkeypatch, parts, trains
+):
+    reproduce = importlib.import_module("reproduce")
+    given = {"SCALE": "digits", "ONLY": ["at"], "SEEDS": ["0"], "ONLY_PARTS": parts, "RESULTS": str(tmp_path)}
+    for name, value in {"LIST": False, "TABLE": False, **given}.items():
+        monkeypatch.setattr(reproduce, name, types.SimpleNamespace(value=value))
+    cell = cells.Cell("at", "", 0)
+    measured = record(cells, np.ones(N, bool))
+    del measured["judge"], measured["judge_with_hints"]
+    cells.write(tmp_path, "digits", cell, measured)
+    done = []
+    monkeypatch.setattr(reproduce, "train", lambda name, scale, cell: done.append("training"))
+    monkeypatch.setattr(reproduce, "measure", lambda name, scale, cell, part: done.append(part))
+    monkeypatch.setattr(reproduce, "write_table", lambda: None)
+    reproduce.main()
+    missing = [part for part in ("judge", "judge_with_hints") if part in (parts or cells.PARTS)]
+    assert done == (["training"] if trains else []) + missing
+    assert cells.read(tmp_path, "digits", cell) == measured
+
+
 def test_what_papers_report_has_setting_and_source(table):
     lines = list(table.reported(HERE / "results" / "published.json"))
     assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
