@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from processes import ROOT, SMALL, command, read_metrics, refused, run
+from processes import QUICKLY, ROOT, SMALL, command, read_metrics, refused, run
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_run_leaves_what_the_contract_names(trained):
 
 
 def test_a_report_sets_runs_side_by_side(trained, tmp_path):
-    run("evaluate", f"--workdir={trained}", "--attacks=clean,fgsm", "--num_examples=100")
+    run("evaluate", f"--workdir={trained}", "--attacks=clean,fgsm", "--num_examples=100", **QUICKLY)
     done = run("report", f"--workdirs={trained},{trained}", f"--output={tmp_path / 'report.html'}")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "| small_cnn, adversarial | 0 |" in done.stdout  # one run, named twice
@@ -48,7 +48,7 @@ def test_help_lists_the_flags_that_commands_share(module):
 
 
 def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
-    done = run("evaluate", f"--workdir={trained}", "--attacks=clean,adaptive", "--num_examples=40")
+    done = run("evaluate", f"--workdir={trained}", "--attacks=clean,adaptive", "--num_examples=40", **QUICKLY)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     folder = trained / "evaluation"
     trust = json.loads((folder / "trust.json").read_text())
@@ -65,7 +65,7 @@ def test_a_verdict_is_written_printed_and_enters_the_worst_case(trained):
 def test_compiled_programs_are_kept_for_the_next_start(trained, tmp_path):
     def evaluate(seed, **environment):  # each with a seed of its own, or nothing would be left to run
         arguments = ("evaluate", f"--workdir={trained}", "--attacks=fgsm", "--num_examples=100", f"--seed={seed}")
-        done = run(*arguments, **environment)
+        done = run(*arguments, **QUICKLY, **environment)
         assert done.returncode == 0 and "nothing is run again" not in done.stdout, done.stderr
         return sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/robustjax/*/jit_*-cache"))
 
@@ -134,7 +134,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_next_batch_and_ends_the_s
 
 def test_a_sweep_writes_its_points_and_a_picture(trained):
     flags = ["--sweep=epsilon", "--attacks=pgd20,fgsm", "--num_examples=60"]
-    done = run("evaluate", f"--workdir={trained}", *flags)
+    done = run("evaluate", f"--workdir={trained}", *flags, **QUICKLY)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     sweep = json.loads((trained / "evaluation" / "sweep_epsilon.json").read_text())
     assert {point["attack"] for point in sweep["points"]} == {"pgd20", "fgsm"} and len(sweep["points"]) == 18
@@ -147,7 +147,7 @@ def test_a_sweep_writes_its_points_and_a_picture(trained):
 def test_a_defense_is_switched_on_for_a_network_trained_without_it(trained):
     before = evaluation(trained)
     flags = ["--defense=sap:sampler=bernoulli,fraction=0.3", "--attacks=fgsm", "--num_examples=60"]
-    done = run("evaluate", f"--workdir={trained}", *flags, "--eot_samples=2", "--draws=4")
+    done = run("evaluate", f"--workdir={trained}", *flags, "--eot_samples=2", "--draws=4", **QUICKLY)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert evaluation(trained) == before
     record = json.loads((trained / "evaluation" / "sap:fraction=0.3,sampler=bernoulli" / "fgsm.json").read_text())
@@ -165,7 +165,7 @@ def test_a_config_with_sap_trains_the_plain_network_and_is_judged_with_it(traine
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path) == read_metrics(trained)
     flags = ["--attacks=clean", "--num_examples=60", "--draws=3", "--prediction_draws=2"]
-    assert run("evaluate", *flags, f"--workdir={tmp_path}").returncode == 0
+    assert run("evaluate", *flags, f"--workdir={tmp_path}", **QUICKLY).returncode == 0
     record = json.loads((tmp_path / "evaluation" / "clean.json").read_text())
     assert (record["defense"], record["num_draws"], record["prediction_draws"]) == ("sap", 3, 2)
 
@@ -250,8 +250,8 @@ def test_bad_input_to_evaluate_is_one_line(trained):
 
 def test_a_requirement_is_the_exit_status(trained):
     flags = ["--attacks=clean,apgd:loss=dlr,num_steps=3", "--num_examples=40", f"--workdir={trained}"]
-    assert run("evaluate", *flags, "--require=clean>=1%", "--require=worst_case<=99%").returncode == 0
-    done = run("evaluate", *flags, "--require=apgd:loss=dlr,num_steps=3>=99.9%", "--require=clean>0")
+    assert run("evaluate", *flags, "--require=clean>=1%", "--require=worst_case<=99%", **QUICKLY).returncode == 0
+    done = run("evaluate", *flags, "--require=apgd:loss=dlr,num_steps=3>=99.9%", "--require=clean>0", **QUICKLY)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith("error: apgd:loss=dlr,num_steps=3>=99.9% does not hold: accuracy")
     assert "points too low (95 % interval" in line and "worst case" in done.stdout
