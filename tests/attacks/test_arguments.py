@@ -15,6 +15,15 @@ from robustjax.attacks.engine.inputs import on_host
 from robustjax.types import InputError
 
 
+def test_a_box_is_known_before_a_program_is_compiled():
+    @jax.jit
+    def program(bounds):
+        return arguments.box(bounds, 1)
+
+    with pytest.raises(InputError, match="bounds must be two numbers low < high"):
+        program(jnp.array([0.0, 1.0]))
+
+
 def test_images_may_touch_the_walls_of_each_channel_and_no_more():
     images = np.array([[0.0, 0.5], [1.0, 2.0]], np.float32)
     arguments.check_in_box(images, ((0.0, 0.5), (1.0, 2.0)))

@@ -13,6 +13,7 @@ from robustjax.attacks import cw, deepfool, geometry, multi_targeted, optimized_
 from robustjax.attacks._cw import Weights
 from robustjax.attacks._optimized_pgd import momentum
 from robustjax.attacks.engine.verify import is_correct, is_valid
+from robustjax.ops import straight_through
 
 
 def test_cw_finds_the_nearest_image_of_another_class(key):
@@ -42,6 +43,18 @@ def test_cw_steps_by_adam_in_the_variable_whose_tanh_a_pixel_is(key):
     np.testing.assert_allclose(adversarial, expected, atol=2e-5)
 
 
+def test_cw_counts_a_margin_of_exactly_the_confidence(key):
+    # Margins are whole numbers here, with the derivative of what they are cut from; the first one above 0 is enough.
+    lead = lambda points: 20.0 * (jnp.sum(points, axis=(1, 2, 3)) - 1.0)  # noqa: E731
+    network = lambda points: jnp.stack(  # noqa: E731
+        [jnp.zeros(len(points)), straight_through(jnp.floor(lead(points)), lead(points))], axis=1
+    )
+    images, labels = jnp.full((2, 2, 2, 1), 0.2), jnp.zeros(2, jnp.int32)
+    options = {"confidence": 1.0, "num_steps": 150, "num_searches": 1, "initial_weight": 10.0, "learning_rate": 0.002}
+    adversarial = cw(network, key, images, labels, **options)
+    np.testing.assert_array_equal(network(adversarial)[:, 1], 1.0)
+
+
 def test_cw_leaves_what_cannot_be_broken(key):
     stubborn = lambda images: jnp.stack([jnp.ones(images.shape[0]), jnp.zeros(images.shape[0])], axis=1)  # noqa: E731
     images = jnp.round(toys.IMAGES)  # at the walls, where tanh is flat
@@ -64,6 +77,15 @@ def test_deepfool_is_near_the_closed_form_where_boundaries_are_planes(norm, key)
     assert not bool(jnp.any(is_correct(toys.linear(adversarial), labels)))
     found = geometry.get(norm).norm(adversarial - toys.IMAGES)
     np.testing.assert_allclose(found, 1.02 * distances, rtol=0.01, atol=1e-5)
+
+
+def test_deepfool_crosses_a_boundary_without_overshoot(key):
+    network = lambda points: jnp.stack(  # noqa: E731
+        [jnp.sum(points, axis=(1, 2, 3)), jnp.full(len(points), 0.75)], axis=1
+    )
+    images, labels = jnp.full((2, 1, 1, 1), 0.8), jnp.zeros(2, jnp.int32)
+    adversarial = deepfool(network, key, images, labels, norm="linf", overshoot=0.0, num_steps=1)
+    np.testing.assert_allclose(adversarial, 0.75 - 1e-6, atol=1e-7)
 
 
 def test_deepfool_leaves_misclassified_images_and_the_box_alone(key):
@@ -107,6 +129,24 @@ def test_momentum_is_the_published_recurrence(key):
     )  # fmt: skip
     right = is_correct(toys.smooth(ours), labels)  # else the best is the most misclassified, not of the highest loss
     np.testing.assert_allclose(loss(toys.smooth(ours), labels)[right], np.max(scores, axis=0)[right], atol=1e-5)
+
+
+def test_a_step_is_taken_and_what_it_reaches_is_kept(key):
+    network = lambda points: jnp.stack([points[:, 0, 0, 0], jnp.full(len(points), 0.6)], axis=1)  # noqa: E731
+    images, labels = jnp.full((1, 1, 1, 1), 0.8), jnp.zeros(1, jnp.int32)
+    options = {"epsilon": 0.1, "optimizer": optax.sgd(0.03), "random_start": False}
+    for num_steps, expected in ((0, 0.8), (1, 0.77), (2, 0.74)):
+        adversarial = optimized_pgd(network, key, images, labels, num_steps=num_steps, **options)
+        np.testing.assert_allclose(adversarial, expected, atol=1e-6)
+
+
+def test_momentum_sums_gradients_without_decay_unless_told_otherwise():
+    points = jnp.array([[0.5, 0.5]])
+    steps = [jnp.array([[3.0, -1.0]]), jnp.array([[-1.0, 2.0]])]
+    for decay, second in (({}, [-0.1, -0.1]), ({"decay": 0.0}, [0.1, -0.1])):
+        optimizer = momentum(0.1, **decay)
+        _, state = optimizer.update(steps[0], optimizer.init(points), points)
+        np.testing.assert_allclose(optimizer.update(steps[1], state, points)[0][0], second, atol=1e-6)
 
 
 def test_multi_targeted_breaks_exactly_what_a_linear_network_cannot_hold(key):
