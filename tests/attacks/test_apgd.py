@@ -161,3 +161,17 @@ def test_a_loss_of_ones_own_sees_any_outputs(key):
 def test_wrong_options_are_named(options, message, key):
     with pytest.raises(ValueError, match=message):
         apgd(toys.linear, key, toys.IMAGES, jnp.zeros(16, jnp.int32), **{"epsilon": 0.1, **options})
+
+
+def test_nine_targets_unless_told_otherwise(key):
+    # Only the tenth likeliest wrong class moves with the image, and is reached next to the edge of the ball.
+    still = jnp.array([0.0, *(-0.1 * i for i in range(1, 10)), -2.0])
+
+    def network(images):
+        moving = 10.0 * (jnp.mean(images, axis=(1, 2)) - 0.65)
+        return jnp.concatenate([jnp.broadcast_to(still, (len(images), 11)), moving], axis=1)
+
+    images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32)
+    for options, robust in (({}, True), ({"num_targets": 10}, False)):
+        adversarial = apgd(network, key, images, labels, epsilon=0.155, num_steps=10, loss="dlr-targeted", **options)
+        assert bool(is_correct(network(adversarial), labels)[0]) == robust

@@ -24,6 +24,21 @@ def test_a_box_is_known_before_a_program_is_compiled():
         program(jnp.array([0.0, 1.0]))
 
 
+def test_of_a_long_reason_the_beginning_is_given():
+    class Odd:
+        def __array__(self, *_, **__):
+            raise ValueError(150 * "x")
+
+    with pytest.raises(InputError, match=r"images must be an array, got Odd \(x{100}\); make it one"):
+        arguments.as_array("images", Odd())
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 0.5), ([0.0, 0.5], [1.0, 0.5])])
+def test_a_box_has_room_between_its_walls(bounds):
+    with pytest.raises(InputError, match="bounds must be two numbers low < high"):
+        arguments.box(bounds, np.ndim(bounds))
+
+
 def test_images_may_touch_the_walls_of_each_channel_and_no_more():
     images = np.array([[0.0, 0.5], [1.0, 2.0]], np.float32)
     arguments.check_in_box(images, ((0.0, 0.5), (1.0, 2.0)))

@@ -181,6 +181,13 @@ def test_a_check_of_no_examples_neither_passes_nor_fails(check, empty):
     assert check(*empty).status == "na"
 
 
+def test_a_flag_counts_examples_and_grades_cosines():
+    outputs = np.ones((2, 5, 3))
+    assert red_flags.batch_dependent(outputs).n == 5 == red_flags.randomness(outputs, declared=False).n
+    status = [red_flags.shattered_gradients(np.full(3, cosine)).status for cosine in (0.9, 0.89, 0.6, 0.5, 0.49)]
+    assert status == ["pass", "warn", "warn", "warn", "fail"]
+
+
 def test_randomness_is_declared_or_hidden_behind_one_key():
     same, other = np.stack([LOGITS] * 3), np.stack([LOGITS, LOGITS + 0.1 * RNG.normal(size=LOGITS.shape)])
     assert red_flags.randomness(other, declared=True, same_key=same).status == "pass"
