@@ -33,6 +33,11 @@ def test_of_a_long_reason_the_beginning_is_given():
         arguments.as_array("images", Odd())
 
 
+def test_walls_are_rounded_for_half_precision_alone():
+    assert arguments.box((0.1, 0.7), 1) == arguments.box((0.1, 0.7), 1, np.float64) == (0.1, 0.7)
+    assert arguments.box((0.1, 0.7), 1, np.float16) == (float(np.float16(0.1)), float(np.float16(0.7)))
+
+
 @pytest.mark.parametrize("bounds", [(0.5, 0.5), ([0.0, 0.5], [1.0, 0.5])])
 def test_a_box_has_room_between_its_walls(bounds):
     with pytest.raises(InputError, match="bounds must be two numbers low < high"):
