@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.attacks.losses import cross_entropy, kl
-from robustjax.ops import check_classes
+from robustjax.ops import check_classes, check_number
 from robustjax.types import Array, InputError, Outputs, Term
 
 VIEWS = ("natural", "prior", "adversarial")
@@ -68,6 +68,7 @@ def smoothed_cross_entropy(logits: Array, labels: Array, *, label_smoothing: flo
         >>> smoothed_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]), label_smoothing=0.1).round(4)
         Array([1.3863], dtype=float32)
     """
+    check_number("label_smoothing", label_smoothing, "[0, 1)")
     hard = cross_entropy(logits, labels)
     if label_smoothing == 0.0:
         return hard
@@ -98,7 +99,7 @@ def trades(
         >>> trades(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=1.0).round(4)
         Array([1.6501], dtype=float32)
     """
-    _check(natural_logits, adversarial_logits, labels)
+    _check(natural_logits, adversarial_logits, labels, beta)
     natural = smoothed_cross_entropy(natural_logits, labels, label_smoothing=label_smoothing)
     return natural + beta * kl(adversarial_logits, jax.nn.softmax(natural_logits.astype(jnp.float32)))
 
@@ -127,7 +128,7 @@ def mart(
         >>> mart(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), jnp.array([0]), beta=0.0).round(2)
         Array([4.25], dtype=float32)
     """
-    _check(natural_logits, adversarial_logits, labels)
+    _check(natural_logits, adversarial_logits, labels, beta)
     natural = jax.nn.softmax(natural_logits.astype(jnp.float32))
     adversarial = jax.nn.softmax(adversarial_logits.astype(jnp.float32))
     is_true = jnp.arange(natural.shape[-1])[None, :] == labels[:, None]
@@ -187,7 +188,7 @@ def nuat(
         >>> nuat(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]]), jnp.array([0]), beta=1.0).round(4)
         Array([5.6931], dtype=float32)
     """
-    _check(natural_logits, adversarial_logits, labels)
+    _check(natural_logits, adversarial_logits, labels, beta)
     natural = smoothed_cross_entropy(natural_logits, labels, label_smoothing=label_smoothing)
     return natural + beta * nuclear_norm(adversarial_logits - natural_logits) / labels.shape[0]
 
@@ -213,13 +214,14 @@ def pgi(
         >>> pgi(jnp.zeros((1, 2)), jnp.array([[1.0, 1.0]]), jnp.array([0]), beta=2.0).round(4)
         Array([2.6931], dtype=float32)
     """
-    _check(prior_logits, adversarial_logits, labels)
+    _check(prior_logits, adversarial_logits, labels, beta)
     gap = jnp.mean((adversarial_logits.astype(jnp.float32) - prior_logits.astype(jnp.float32)) ** 2, axis=-1)
     return smoothed_cross_entropy(adversarial_logits, labels, label_smoothing=label_smoothing) + beta * gap
 
 
-def _check(first: Array, second: Array, labels: Array) -> None:
-    """Refuses logits of different shapes, which would be broadcast, and labels that are not classes of theirs."""
+def _check(first: Array, second: Array, labels: Array, beta: float) -> None:
+    """Refuses logits of different shapes, which would be broadcast, labels that are not classes, a weight below 0."""
+    check_number("beta", beta, "[0, inf)")
     if first.shape != second.shape:
         raise InputError(f"logits of both images must be of one shape, got {first.shape} and {second.shape}; pair them")
     check_classes("labels", labels, first.shape[0], first.shape[-1])

@@ -86,6 +86,32 @@ def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
         raise InputError(f"{name} must be {wanted}, got {got}; convert them")
 
 
+def check_number(name: str, value: Any, interval: str) -> None:
+    """Refuses what is no number in an interval, such as NaN or a string; of a traced number nothing is known.
+
+    Example:
+        >>> check_number("kwta: fraction", 2, "(0, 1]")
+        Traceback (most recent call last):
+        robustjax.types.InputError: kwta: fraction must be in (0, 1], got 2; give one that is
+        >>> check_number("cas: beta", "2", "[0, inf)")
+        Traceback (most recent call last):
+        robustjax.types.InputError: cas: beta must be at least 0 and finite, got '2'; give one that is
+    """
+    if isinstance(value, Tracer):
+        return
+    low, high = interval[1:-1].split(", ")
+    try:
+        above = value >= float(low) if interval[0] == "[" else value > float(low)
+        below = value <= float(high) if interval[-1] == "]" else value < float(high)
+        fits = bool(above and below)
+    except (TypeError, ValueError):  # a string, or an array of several
+        fits = False
+    if not fits:
+        from_low = f"{'at least' if interval[0] == '[' else 'above'} {low} and finite"
+        wanted = from_low if interval.endswith("inf)") else f"in {interval}"
+        raise InputError(f"{name} must be {wanted}, got {value!r}; give one that is")
+
+
 def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -> None:
     """Refuses labels that are not classes [B], which indexing would wrap or clip; traced ones by shape and dtype.
 

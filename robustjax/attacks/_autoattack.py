@@ -183,6 +183,9 @@ def autoattack(
     inputs.static(0, eot_samples=eot_samples)
     inputs.static(1, num_draws=num_draws)
     inputs.are_flags(quicken=quicken)
+    if not isinstance(sharding, jax.sharding.NamedSharding | None):
+        wanted = "a jax.sharding.NamedSharding or None"
+        raise InputError(f"sharding must be {wanted}, got {sharding!r}; leave it out for one device")
     num_devices = 1 if sharding is None else sharding.num_devices
     batch_size = default_batch_size() * num_devices if batch_size is None else batch_size
     inputs.static(1, batch_size=batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def pgd(
     inputs.at_least(1, num_restarts=num_restarts)
     inputs.are_flags(targeted=targeted, keep_best=keep_best)
     check_random_start(random_start)
-    if not (isinstance(widened, int | float) and 1.0 <= widened < math.inf):
+    if not (isinstance(widened, numbers.Real) and 1.0 <= widened < math.inf):
         raise InputError(f"widened must be a number from 1, got {widened!r}; leave it out for the ball itself")
     given = inputs.check(
         logits_fn, key, images, labels, norm=norm, bounds=bounds, radii={"epsilon": epsilon, "step_size": step_size},

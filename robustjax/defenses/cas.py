@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import flax.linen as nn
@@ -10,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
-from robustjax.ops import check_classes, check_floats, global_average_pool, scale_channels, straight_through
+from robustjax.ops import (
+    check_classes,
+    check_floats,
+    check_number,
+    global_average_pool,
+    scale_channels,
+    straight_through,
+)
 from robustjax.types import Array, InputError
 
 
@@ -80,12 +86,10 @@ def defense(*, beta: float = 2.0, attack_beta: float | None = None) -> Defense:
         >>> defense().heads
         ('probe',)
     """
-    if not 0 <= beta < math.inf:
-        raise InputError(f"cas: beta must be at least 0 and finite, got {beta}")
+    check_number("cas: beta", beta, "[0, inf)")
     if attack_beta is None:
         attack_beta = beta
-    if not 0 <= attack_beta < math.inf:
-        raise InputError(f"cas: attack_beta must be at least 0 and finite, got {attack_beta}")
+    check_number("cas: attack_beta", attack_beta, "[0, inf)")
     return Defense(
         name="cas",
         role="late",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
-from robustjax.ops import check_classes, check_floats, global_average_pool, scale_channels
+from robustjax.ops import check_classes, check_floats, check_number, global_average_pool, scale_channels
 from robustjax.types import Array, InputError
 
 Importance = Literal["softmax", "sigmoid", "softplus"]
@@ -173,13 +172,11 @@ _importance = importance  # `select` has an argument of that name
 def _check(importance: str, top_k: int, scale: float, temperature: float, class_mix: float | None) -> None:
     if not isinstance(importance, str) or importance not in MASKS:
         raise InputError(f"cifs: importance must be one of {', '.join(MASKS)}, got {importance!r}")
-    for name, value in (("scale", scale), ("temperature", temperature)):
-        if not 0 < value < math.inf:
-            raise InputError(f"cifs: {name} must be above 0 and finite, got {value}")
-    if class_mix is not None and not (0 <= class_mix <= 1 and top_k > 1):
-        raise InputError(
-            f"cifs: class_mix must be in [0, 1], with a top_k from 2 on, got {class_mix} and top_k {top_k}"
-        )
+    check_number("cifs: scale", scale, "(0, inf)")
+    check_number("cifs: temperature", temperature, "(0, inf)")
+    if class_mix is not None:
+        check_number("cifs: class_mix", class_mix, "[0, 1]")
+        check_number("cifs: top_k of a class_mix", top_k, "[2, inf)")
 
 
 def defense(
@@ -207,14 +204,12 @@ def defense(
         >>> defense().heads
         ('probe',)
     """
-    if not 0 <= beta < math.inf:
-        raise InputError(f"cifs: beta must be at least 0 and finite, got {beta}")
+    check_number("cifs: beta", beta, "[0, inf)")
     if attack_beta is None:
         attack_beta = beta
-    if not 0 <= attack_beta < math.inf:
-        raise InputError(f"cifs: attack_beta must be at least 0 and finite, got {attack_beta}")
-    if hidden < 1 or top_k < 1:
-        raise InputError(f"cifs: hidden and top_k must be at least 1, got {hidden} and {top_k}")
+    check_number("cifs: attack_beta", attack_beta, "[0, inf)")
+    check_number("cifs: hidden", hidden, "[1, inf)")
+    check_number("cifs: top_k", top_k, "[1, inf)")
     _check(importance, top_k, scale, temperature, class_mix)
     mask = {"importance": importance, "scale": scale, "temperature": temperature, "class_mix": class_mix}
     return Defense(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, straight_through
-from robustjax.types import Array, InputError, Key
+from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.types import Array, Key
 
 
 def drop(key: Key, activations: Array, *, rate: float) -> Array:
@@ -35,16 +35,11 @@ def drop(key: Key, activations: Array, *, rate: float) -> Array:
         >>> sorted({float(value) for value in dropped[0]})
         [0.0, 4.0]
     """
-    _check(rate)
+    check_number("dropout: rate", rate, "[0, 1)")
     check_floats("dropout: activations", activations)
     kept = jax.random.bernoulli(key, 1.0 - rate, activations.shape)
     scaled = activations.astype(jnp.float32) / (1.0 - rate)
     return jnp.where(kept, scaled, 0.0).astype(activations.dtype)
-
-
-def _check(rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise InputError(f"dropout: rate must be in [0, 1), got {rate}")
 
 
 def defense(*, rate: float = 0.1, in_training: bool = False) -> Defense:
@@ -58,7 +53,7 @@ def defense(*, rate: float = 0.1, in_training: bool = False) -> Defense:
         >>> defense().inference_only, defense(in_training=True).inference_only
         (True, False)
     """
-    _check(rate)
+    check_number("dropout: rate", rate, "[0, 1)")
     return Defense(
         name="dropout",
         role="activation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, Views, own_loss
 from robustjax.layers import BatchNorm, conv2d
-from robustjax.ops import check_floats, global_average_pool, straight_through
+from robustjax.ops import check_floats, check_number, global_average_pool, straight_through
 from robustjax.types import Array, InputError, Key, Term
 
 Parts = Literal["both", "separation", "recalibration"]
@@ -64,8 +63,8 @@ def separate(
         (Array([[2., 1.]], dtype=float32), Array([[0., 1.]], dtype=float32))
     """
     for value in (temperature, backward_temperature):
-        if value is not None and not value > 0:
-            raise InputError(f"fsr: temperatures must be above 0, got {value}")
+        if value is not None:
+            check_number("fsr: temperature", value, "(0, inf]")
     check_floats("fsr: features", features)
     _like("scores", scores, "features", features)
     logits = scores.astype(jnp.float32)
@@ -188,15 +187,10 @@ def defense(
         >>> defense().heads
         ('robust', 'nonrobust', 'recalibrated')
     """
-    if not 0 < temperature < math.inf:
-        raise InputError(f"fsr: temperature must be above 0 and finite, got {temperature}")
-    if not (0 <= separation_weight < math.inf and 0 <= recalibration_weight < math.inf):
-        raise InputError(
-            f"fsr: separation_weight and recalibration_weight must be at least 0 and finite, "
-            f"got {separation_weight} and {recalibration_weight}"
-        )
-    if width < 1:
-        raise InputError(f"fsr: width must be at least 1, got {width}")
+    check_number("fsr: temperature", temperature, "(0, inf)")
+    check_number("fsr: separation_weight", separation_weight, "[0, inf)")
+    check_number("fsr: recalibration_weight", recalibration_weight, "[0, inf)")
+    check_number("fsr: width", width, "[1, inf)")
     if parts not in HEADS:
         raise InputError(f"fsr: parts must be one of {', '.join(HEADS)}, got {parts!r}")
     mask = {"gumbel_noise": gumbel_noise, "hard_mask": hard_mask, "parts": parts}

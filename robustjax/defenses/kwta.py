@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, straight_through
-from robustjax.types import Array, InputError
+from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.types import Array
 
 
 def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False) -> Array:
@@ -35,7 +35,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         >>> k_winners(jnp.array([[1.0, 4.0, 3.0, 2.0]]), fraction=0.5)
         Array([[0., 4., 3., 0.]], dtype=float32)
     """
-    _check(fraction)
+    check_number("kwta: fraction", fraction, "(0, 1]")
     check_floats("kwta: activations", activations, least_axes=1)
     if not activations.size:
         return activations
@@ -67,11 +67,6 @@ def _largest(rows: Array, count: int) -> Array:
     return above | (ties & (jnp.cumsum(ties, axis=1) <= vacant))
 
 
-def _check(fraction: float) -> None:
-    if not 0 < fraction <= 1:
-        raise InputError(f"kwta: fraction must be in (0, 1], got {fraction}")
-
-
 def defense(*, fraction: float = 0.2, by_magnitude: bool = False) -> Defense:
     """``k_winners`` after every activation; the options are those of ``k_winners``.
 
@@ -79,7 +74,7 @@ def defense(*, fraction: float = 0.2, by_magnitude: bool = False) -> Defense:
         >>> defense(fraction=0.1).role
         'activation'
     """
-    _check(fraction)
+    check_number("kwta: fraction", fraction, "(0, 1]")
     return Defense(
         name="kwta",
         role="activation",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import STATISTICS, Defense, Mode
-from robustjax.ops import check_floats, straight_through
+from robustjax.ops import check_floats, check_number, straight_through
 from robustjax.types import Array, InputError
 
 
@@ -43,7 +41,7 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
                [1.75, 1.  ],
                [1.5 , 0.  ]], dtype=float32)
     """
-    _check(alpha)
+    check_number("meansparse: alpha", alpha, "[0, inf)")
     check_floats("meansparse: activations", activations, least_axes=1)
     channels = list(activations.shape[-1:])
     for name, numbers in (("mean", mean), ("deviation", deviation)):
@@ -58,11 +56,6 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
     return jnp.where(inside, mean.astype(activations.dtype), activations)
 
 
-def _check(alpha: float) -> None:
-    if not 0 <= alpha < math.inf:
-        raise InputError(f"meansparse: alpha must be at least 0 and finite, got {alpha}")
-
-
 def defense(*, alpha: float = 0.2) -> Defense:
     """``sparsify`` before every activation, at inference only; ``alpha`` is that of ``sparsify``.
 
@@ -70,7 +63,7 @@ def defense(*, alpha: float = 0.2) -> Defense:
         >>> defense(alpha=0.1).role
         'preactivation'
     """
-    _check(alpha)
+    check_number("meansparse: alpha", alpha, "[0, inf)")
     return Defense(
         name="meansparse",
         role="preactivation",

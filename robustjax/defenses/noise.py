@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, straight_through
-from robustjax.types import Array, InputError, Key
+from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.types import Array, Key
 
 
 def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = False) -> Array:
@@ -38,16 +36,11 @@ def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = 
         >>> perturb(jax.random.key(0), jnp.zeros((1, 3)), deviation=1.0, relative=True)
         Array([[0., 0., 0.]], dtype=float32)
     """
-    _check(deviation)
+    check_number("noise: deviation", deviation, "[0, inf)")
     check_floats("noise: activations", activations)
     values = activations.astype(jnp.float32)
     noise = deviation * jax.random.normal(key, activations.shape, jnp.float32)
     return (values + (noise * values if relative else noise)).astype(activations.dtype)
-
-
-def _check(deviation: float) -> None:
-    if not 0 <= deviation < math.inf:
-        raise InputError(f"noise: deviation must be at least 0 and finite, got {deviation}")
 
 
 def defense(*, deviation: float = 0.1, relative: bool = False, in_training: bool = False) -> Defense:
@@ -61,7 +54,7 @@ def defense(*, deviation: float = 0.1, relative: bool = False, in_training: bool
         >>> defense(relative=True).stochastic
         True
     """
-    _check(deviation)
+    check_number("noise: deviation", deviation, "[0, inf)")
     return Defense(
         name="noise",
         role="activation",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, straight_through
+from robustjax.ops import check_floats, check_number, straight_through
 from robustjax.types import Array, InputError, Key
 
 Sampler = Literal["multinomial", "bernoulli"]
@@ -107,8 +107,7 @@ def _first_beyond(lengths: Array, points: Array) -> Array:
 
 
 def _check(fraction: float, sampler: str) -> None:
-    if not 0 < fraction < math.inf:
-        raise InputError(f"sap: fraction must be above 0 and finite, got {fraction}")
+    check_number("sap: fraction", fraction, "(0, inf)")
     if sampler not in ("multinomial", "bernoulli"):
         raise InputError(f"sap: sampler must be 'multinomial' or 'bernoulli', got {sampler!r}")
 

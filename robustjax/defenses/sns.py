@@ -6,7 +6,6 @@ public, so training with ``stabilizing_loss`` is SNS-style. There is no guard: i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Tracker, Views, own_loss
+from robustjax.ops import check_number
 from robustjax.types import Array, InputError, Term
 
 Norm = Literal["l1", "l2", "linf"]
@@ -91,8 +91,7 @@ def select_sensitive(sensitivity: Array, *, fraction: float) -> Array:
         >>> select_sensitive(jnp.array([0.1, 0.4, 0.3, 0.2]), fraction=0.5)
         Array([False,  True,  True, False], dtype=bool)
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"sns: fraction must be in (0, 1], got {fraction}")
+    check_number("sns: fraction", fraction, "(0, 1]")
     count = max(1, round(fraction * sensitivity.shape[0]))
     return jnp.zeros_like(sensitivity, bool).at[jax.lax.top_k(sensitivity, count)[1]].set(True)
 
@@ -187,11 +186,9 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, norm: Norm = "l1", re
         >>> defense().views
         ('natural', 'adversarial')
     """
-    if not 0 <= weight < math.inf or refresh_steps < 1 or not 0 < fraction <= 1:
-        raise InputError(
-            f"sns: weight must be at least 0 and finite, fraction in (0, 1] and refresh_steps at least 1, "
-            f"got {weight}, {fraction} and {refresh_steps}"
-        )
+    check_number("sns: weight", weight, "[0, inf)")
+    check_number("sns: fraction", fraction, "(0, 1]")
+    check_number("sns: refresh_steps", refresh_steps, "[1, inf)")
     _check(norm)
 
     def initial(features: Mapping[str, Any]) -> dict[str, Array]:

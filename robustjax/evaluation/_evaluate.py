@@ -167,6 +167,9 @@ def evaluate(
         keep_images=keep_images,
         quicken=quicken,
     )
+    if class_names is not None and len(class_names) != subject.num_classes:
+        wanted = f"{subject.num_classes} names, one for each class of the network"
+        raise InputError(f"class_names must be {wanted}, got {len(class_names)}; name them all")
     return evaluate_subject(subject, threats, chosen, budget=budget, progress=progress)
 
 

@@ -225,6 +225,8 @@ def test_devices_share_the_batches_and_change_nothing(key):
     assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
     with pytest.raises(InputError, match="batch_size must be a multiple of the 4 devices, got 6"):
         attack(batch_size=6, sharding=split)
+    with pytest.raises(InputError, match=r"sharding must be a jax\.sharding\.NamedSharding or None, got 'batch'"):
+        attack(batch_size=4, sharding="batch")
 
 
 @pytest.fixture

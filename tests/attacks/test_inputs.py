@@ -130,6 +130,7 @@ BY_SHAPE = {
     "a seed as key": ({"key": 0}, r"key must be a typed key.*jax.random.key\(seed\)"),
     "keys for another batch": ({"key": jax.random.split(jax.random.key(0), 4)}, r"key must be a typed key.*keys \[4\]"),
     "bounds upside down": ({"bounds": (1.0, 0.0)}, "bounds must be two numbers low < high"),
+    "bounds as text": ({"bounds": "01"}, "bounds must be two numbers low < high.*got '01'"),
     "bounds not finite": ({"bounds": (0.0, np.nan)}, "bounds must be two numbers low < high"),
     "three bounds": ({"bounds": (0.0, 0.5, 1.0)}, "bounds must be two numbers low < high"),
     "bounds of other channels": (

@@ -328,7 +328,7 @@ def test_a_widened_ball_shrinks_in_the_first_four_fifths_of_the_steps(norm, key)
 @pytest.mark.parametrize("options", [{"num_steps": 0}, {"num_steps": 3, "keep_best": True}, {"num_steps": 3}])
 def test_from_a_widened_ball_everything_ends_in_the_ball(options, key):
     flat = lambda images: jnp.zeros((len(images), 5))  # noqa: E731
-    given = {"epsilon": 0.05, "step_size": 0.0, "loss": losses.margin, "widened": 4.0, **options}
+    given = {"epsilon": 0.05, "step_size": 0.0, "loss": losses.margin, "widened": np.float32(4.0), **options}
     moved = np.asarray(pgd(flat, key, IMAGES, LABELS, **given) - IMAGES)
     assert np.abs(moved).max() <= 0.05 + 1e-7
     np.testing.assert_allclose(np.mean(np.abs(moved) > 0.0499), 0.75, atol=0.1)  # began uniformly within 0.2

@@ -9,7 +9,7 @@ import pytest
 from bad_input.refusals import one_line
 from robustjax import analysis, attacks, data, defenses, evaluation, interop, models, objectives, runs, statistics
 from robustjax.attacks import losses
-from robustjax.defenses import cas, cifs, fsr, kwta, meansparse, sap, sns
+from robustjax.defenses import cas, cifs, dropout, fsr, kwta, meansparse, noise, sap, sns
 from robustjax.types import InputError
 
 pytestmark = pytest.mark.bad_input
@@ -71,6 +71,44 @@ WRONG = [
     ("one example at least", lambda: sns.sensitivity(FEATURES[:0], FEATURES[:0])),
     # Floats that would be divided by 255.
     ("images must be uint8", lambda: data.to_float(np.ones((1, 2, 2, 1), np.float32))),
+    # Numbers out of their interval, or none.
+    *((name, lambda call=call, value=value: call(value)) for value in ("0.5", float("nan"), -1.0, np.full(2, 0.5))
+      for name, call in [
+        ("kwta: fraction", lambda value: kwta.k_winners(FEATURES, fraction=value)),
+        ("kwta: fraction", lambda value: kwta.defense(fraction=value)),
+        ("sap: fraction", lambda value: sap.prune(KEY, FEATURES, fraction=value)),
+        ("sns: fraction", lambda value: sns.select_sensitive(jnp.ones(3), fraction=value)),
+        ("sns: weight", lambda value: sns.defense(weight=value)),
+        ("sns: refresh_steps", lambda value: sns.defense(refresh_steps=value)),
+        ("meansparse: alpha", lambda value: meansparse.defense(alpha=value)),
+        ("noise: deviation", lambda value: noise.defense(deviation=value)),
+        ("dropout: rate", lambda value: dropout.defense(rate=value)),
+        ("cas: beta", lambda value: cas.defense(beta=value)),
+        ("cas: attack_beta", lambda value: cas.defense(attack_beta=value)),
+        ("cifs: beta", lambda value: cifs.defense(beta=value)),
+        ("cifs: attack_beta", lambda value: cifs.defense(attack_beta=value)),
+        ("cifs: hidden", lambda value: cifs.defense(hidden=value)),
+        ("cifs: top_k", lambda value: cifs.defense(top_k=value)),
+        ("cifs: scale", lambda value: cifs.select(probe, FEATURES, scale=value)),
+        ("cifs: temperature", lambda value: cifs.defense(temperature=value)),
+        ("cifs: class_mix", lambda value: cifs.defense(class_mix=value)),
+        ("fsr: temperature", lambda value: fsr.separate(FEATURES, FEATURES, temperature=value)),
+        ("fsr: temperature", lambda value: fsr.separate(FEATURES, FEATURES, backward_temperature=value)),
+        ("fsr: temperature", lambda value: fsr.defense(temperature=value)),
+        ("fsr: separation_weight", lambda value: fsr.defense(separation_weight=value)),
+        ("fsr: recalibration_weight", lambda value: fsr.defense(recalibration_weight=value)),
+        ("fsr: width", lambda value: fsr.defense(width=value)),
+        ("beta", lambda value: objectives.trades(LOGITS, LOGITS, LABELS, beta=value)),
+        ("beta", lambda value: objectives.mart(LOGITS, LOGITS, LABELS, beta=value)),
+        ("beta", lambda value: objectives.nuat(LOGITS, LOGITS, LABELS, beta=value)),
+        ("beta", lambda value: objectives.pgi(LOGITS, LOGITS, LABELS, beta=value)),
+        ("label_smoothing", lambda value: objectives.smoothed_cross_entropy(LOGITS, LABELS, label_smoothing=value)),
+        ("label_smoothing", lambda value: objectives.trades(LOGITS, LOGITS, LABELS, beta=1.0, label_smoothing=value)),
+    ]),
+    ("kwta: fraction must be in (0, 1], got 1.5", lambda: kwta.defense(fraction=1.5)),
+    ("dropout: rate must be in [0, 1), got 1.0", lambda: dropout.defense(rate=1.0)),
+    ("fsr: temperature must be above 0 and finite, got 0.0", lambda: fsr.defense(temperature=0.0)),
+    ("beta must be at least 0 and finite, got inf", lambda: objectives.trades(LOGITS, LOGITS, LABELS, beta=np.inf)),
     # Options of another type.
     *((name, lambda name=name, options=options: defenses.create(name, **options)) for name, options in [
         ("cas", {"beta": "2"}), ("cas", {"beta": None}), ("cifs", {"top_k": 1.5}), ("fsr", {"width": True}),

@@ -172,7 +172,7 @@ def test_bfloat16_features_keep_their_dtype_and_the_mask_its_precision(key):
 
 def test_bad_temperatures_are_named():
     for options in ({"temperature": 0.0}, {"backward_temperature": -1.0}):
-        with pytest.raises(InputError, match="temperatures must be above 0"):
+        with pytest.raises(InputError, match=r"fsr: temperature must be in \(0, inf\], got"):
             fsr.separate(jnp.asarray(SCORES), jnp.asarray(FEATURES), **options)
 
 

@@ -150,6 +150,7 @@ def test_wrong_input_is_one_line(options, message):
         ({"threat": Threat("linf", "8_255")}, "epsilon must be a number >= 0 in the units of the pixels, got '8_255'"),
         ({"threat": Threat("linf", 8.0, (0.0, 255.0))}, "images must be floats inside the threat's bounds .*got uint8"),
         ({"class_names": "ab"}, "class_names must be a sequence of strings"),
+        ({"class_names": ("dark",)}, "class_names must be 2 names, one for each class of the network, got 1"),
         ({"attacks": None}, "attacks must be a sequence of names, got None"),
         ({"sources": [network]}, "sources must be a mapping from names to networks, got list"),
         ({"quicken": "no"}, "quicken must be True or False, got 'no'"),
