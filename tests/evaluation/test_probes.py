@@ -489,6 +489,39 @@ def test_what_costs_most_of_a_stochastic_network_is_run_on_measured_examples_alo
     assert asked == [("apgd-ce:restart", left), ("apgd-dlr:restart", left), ("square", left[:8])]
 
 
+@pytest.mark.parametrize(("finds", "passes"), [(0, 1), (2, 3), (99, 5)])
+def test_attacks_start_anew_on_what_all_left_as_long_as_that_finds_more(finds, passes, monkeypatch):
+    trial, run = trial_of(), []
+    trial.shares["square"] = (ROWS % 2).astype(np.float32)
+    left = trial.remaining()
+    assert 5 < len(left) < len(ROWS)
+
+    def apgd(name, rows, *, view, loss, target=0):
+        run.append((name, loss, target, rows.tolist()))
+        found = np.zeros(len(ROWS), np.float32)
+        # Each round finds one more: the odd ones by cross-entropy, the others by the second class that is aimed at.
+        starts = sum(each[1] == "ce" for each in run)
+        if starts <= finds and (loss == "ce" if starts % 2 else target == 1):
+            found[rows[0]] = 1.0
+        trial.shares[name] = np.maximum(trial.shares.get(name, 0.0), found)
+        return found
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    batteries.persist(trial)
+    starts = [rows for name, loss, _, rows in run if (name, loss) == ("again:apgd-ce", "ce")]
+    assert starts == [left[i:].tolist() for i in range(passes)]
+    aimed = [(target, rows) for name, loss, target, rows in run if (name, loss) == ("again:apgd-t", "targeted")]
+    assert [target for target, _ in aimed] == [0, 1, 2] * passes
+    assert aimed[0][1] == left[1 if finds else 0 :].tolist() and len(run) == 4 * passes
+
+
+def test_nothing_is_attacked_again_where_nothing_is_left():
+    trial = trial_of()
+    trial.shares["square"] = np.ones(len(ROWS), np.float32)
+    batteries.persist(trial)
+    assert [*trial.shares] == ["square"]
+
+
 def test_the_strongest_candidate_is_chosen_by_more_draws_than_decide(monkeypatch):
     drawing = jax.tree_util.Partial(lambda weights, images, key: linear(weights, images), network(TWO).args[0])
     trial = trial_of(Networks(drawing), stochastic=True, labels=OF_TWO, num_draws=3, num_choosing=7)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# New starts of the attacks that are best so far on what they left, while they find more.
+MOST_RESTARTS = 5
+
 
 class Budget(NamedTuple):
     """How much is spent.

@@ -16,6 +16,7 @@ import numpy as np
 from robustjax import transforms
 from robustjax.attacks.engine.verify import is_misclassified
 from robustjax.evaluation.verdict import goals
+from robustjax.evaluation.verdict.budgets import MOST_RESTARTS
 from robustjax.evaluation.verdict.goals import Goal, Networks
 from robustjax.evaluation.verdict.trial import Trial
 from robustjax.transforms import Finding, Findings
@@ -26,8 +27,6 @@ from robustjax.types import Array, Key
 TEMPERATURES = (1.0, 0.3, 3.0)
 # The most findings that are relaxed alone; of more, those of one kind are relaxed together.
 MOST_ALONE = 8
-# Restarts of the best remedy on what it left, while they find more.
-MOST_RESTARTS = 5
 # A gradient at less than this cosine to another has another direction.
 LEAST_COSINE = 0.5
 LOOPS, CALLBACK = "inner_optimisation", "callback"
