@@ -134,11 +134,12 @@ def _cond(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], index: 
         results = _program.bind(equation, *operands)
     else:
         results = jax.lax.switch(operands[0], [run(branch) for branch in branches], *operands[1:])
-    if strength is None or not isinstance(index, Choice) or index.value.ndim or len(index.weights) != len(branches):
+    if strength is None or not isinstance(index, Choice) or index.value.ndim:
         return results
+    weights = _indices.by_option(index, len(branches))
     every = zip(*(run(branch)(*operands[1:]) for branch in branches), strict=True)
     return [
-        with_derivative_of(one, _mixed(index.weights, some), strength) if is_float(one) else one
+        with_derivative_of(one, _mixed(weights, some), strength) if is_float(one) else one
         for one, some in zip(results, every, strict=True)
     ]
 
@@ -243,8 +244,8 @@ def _select(evaluator: Evaluator, equation: JaxprEqn, operands: list[Any], resul
         if len(cases) == 2 and isinstance(predicate, Soft) and not alike:
             return _gated(_indices.either(predicate, cases, result), strength)
         return evaluator.carried(equation, operands, result)
-    if isinstance(predicate, Choice) and len(predicate.weights) == len(cases):
-        return with_derivative_of(result, _mixed(predicate.weights, cases), strength)
+    if isinstance(predicate, Choice):
+        return with_derivative_of(result, _mixed(_indices.by_option(predicate, len(cases)), cases), strength)
     if len(cases) != 2 or not isinstance(predicate, Soft):
         # What is selected by says nothing of how near the other case is: all of them count.
         every = _mixed([jnp.ones((), result.dtype)] * len(cases), cases)

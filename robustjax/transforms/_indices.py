@@ -25,6 +25,12 @@ def either(boolean: Soft, cases: Sequence[Any], value: Array) -> Choice:
     return Choice(value, weights, options)
 
 
+def by_option(choice: Choice, count: int) -> Array:
+    """The probability of each of so many values, 0 to ``count - 1``: [count, ...]."""
+    values = jnp.arange(count, dtype=choice.options.dtype).reshape((count,) + (1,) * choice.options.ndim)
+    return jnp.sum(jnp.where(choice.options[None] == values, choice.weights[None], 0.0), axis=1)
+
+
 def first(booleans: Soft, axis: int, value: Array) -> Choice:
     """The index of the first True, 0 where there is none: the chance that it is True and all before it are not."""
     share = jnp.moveaxis(booleans.share, axis, 0)

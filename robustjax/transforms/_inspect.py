@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 
 from robustjax.ops import chosen, merged
 from robustjax.transforms import _kinds, _observed, _program, _rules, _source
+from robustjax.types import InputError
 
 # Kind -> what it hides.
 KINDS = {
@@ -126,6 +127,9 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     Returns:
         :class:`Findings`, a tuple.
 
+    Raises:
+        InputError: ``function`` is none, or the first of the arguments holds no array.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> def logits_fn(images):
@@ -140,13 +144,16 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     leaves, tree = jax.tree.flatten(arguments)
     are_arrays = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [jnp.asarray(leaf) for leaf in chosen(are_arrays, leaves)]
+    num_images = sum(are_arrays[: len(jax.tree.leaves(arguments[:1]))])
+    if not num_images:
+        got = type(arguments[0]).__name__ if arguments else "nothing"
+        raise InputError(f"images must be an array, got {got}; give inspect(function, images), of which two are enough")
 
     def of_arrays(*arrays: Any) -> Any:
         outputs = function(*jax.tree.unflatten(tree, merged(are_arrays, arrays, leaves)))
         return getattr(outputs, "logits", outputs)
 
     program = jax.make_jaxpr(of_arrays)(*arrays)
-    num_images = sum(are_arrays[: len(jax.tree.leaves(arguments[:1]))])
     depends = [_kinds.IMAGE if i < num_images else _kinds.ARGUMENT for i in range(len(arrays))]
     needed = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in program.out_avals]
     batch = next((array.shape[0] for array in arrays[:num_images] if array.ndim), 0)

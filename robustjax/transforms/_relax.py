@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax.ops import chosen, merged
+from robustjax.ops import check_number, chosen, merged
 from robustjax.transforms import _noise, _program
 from robustjax.transforms._derivatives import SiteKey, Strength
 from robustjax.transforms._inspect import KINDS, Finding, Findings
@@ -89,8 +89,7 @@ def relax(
         raise InputError(f"loops must be through or around, got {loops!r}")
     if callbacks not in ("identity", "differences"):
         raise InputError(f"callbacks must be identity or differences, got {callbacks!r}")
-    if isinstance(temperature, str) or (isinstance(temperature, int | float) and not 0 < temperature < float("inf")):
-        raise InputError(f"temperature must be above 0 and finite, got {temperature!r}")
+    check_number("temperature", temperature, "(0, inf)")
     _program.check_function(function)
     if isinstance(function, jax.tree_util.Partial):
         inner = relax(function.func, temperature=temperature, kinds=kinds, loops=loops, callbacks=callbacks)
@@ -155,7 +154,11 @@ def has_replacements(findings: Collection[Finding], function: Callable[..., Any]
 def _wanted(kinds: Collection[str | Finding] | None) -> tuple[Callable[[SiteKey], Strength], bool]:
     """What is relaxed, and whether only its kind is known: a rule may then agree with its function after all."""
     names, keys = set(), set()
-    for kind in RELAXABLE if kinds is None else (kinds,) if isinstance(kinds, str) else kinds:
+    if kinds is None:
+        kinds = RELAXABLE
+    elif isinstance(kinds, str | Finding) or not isinstance(kinds, Iterable):
+        kinds = (kinds,)
+    for kind in kinds:
         if isinstance(kind, Finding):
             keys.add(kind[:3])
         elif kind in KINDS:

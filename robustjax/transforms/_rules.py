@@ -97,13 +97,16 @@ def _pulled(function: Any, values: list[Any], weights: list[Any], *, moving: tup
 
 
 def _operand(generator: np.random.Generator, atom: Any, scale: float) -> Any:
-    """What the program has there, or a random array of floats, zeros of other numbers, or None of anything else."""
+    """What the program has there, or a random array of floats, zeros and ones of other numbers, a key, or None."""
     aval: Any = atom.aval
     if isinstance(atom, Literal):
         return jnp.asarray(atom.val, aval.dtype)
     if jnp.issubdtype(aval.dtype, jnp.floating):
         return jnp.asarray(scale * generator.normal(size=aval.shape), aval.dtype)
     if jnp.issubdtype(aval.dtype, jnp.number) or aval.dtype == jnp.bool_:
+        # Behind a mask that is False everywhere every rule would agree with its function.
+        return jnp.asarray(generator.integers(2, size=aval.shape), aval.dtype)
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         return jnp.zeros(aval.shape, aval.dtype)
     return None
 

@@ -23,9 +23,17 @@ from robustjax.types import Array
 LARGEST = 1 << 24
 _STRUCTURAL = (
     "broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy", "copy_p", "concatenate", "stack",
+    "pad",
 )  # fmt: skip
+# Of several arrays these make one.
+_JOINS = ("concatenate", "stack", "pad")
+# Entries of the first operand, at places that the others say.
+_LOOKUPS = ("gather", "dynamic_slice")
 _PRODUCTS = ("dot_general", "conv_general_dilated")
-_ARITHMETIC = ("add", "sub", "mul", "neg", "max", "min", "div", "reduce_sum", "reduce_max", "reduce_min", "cumsum")
+_ARITHMETIC = (
+    "add", "sub", "mul", "neg", "abs", "square", "integer_pow", "max", "min", "clamp", "div", "reduce_sum",
+    "reduce_max", "reduce_min", "cumsum",
+)  # fmt: skip
 # Bits that are cut off are rounded away -> by how many powers of two the second operand moves the first.
 _BITWISE = {"and": 0.0, "or": 0.0, "shift_left": 1.0, "shift_right_logical": -1.0, "shift_right_arithmetic": -1.0}
 # With those that order all floats, as searches do.
@@ -130,20 +138,24 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
     """
     name = equation.primitive.name
     bind = lambda *some: equation.primitive.bind(*some, **equation.params)  # noqa: E731
+    is_structural = name in _STRUCTURAL
+    if name in _LOOKUPS and not any(map(is_soft, operands[1:])):
+        is_structural, places, operands = True, operands[1:], operands[:1]
+        bind = lambda table: equation.primitive.bind(table, *places, **equation.params)  # noqa: E731
     bits = next((each for each in operands if isinstance(each, Bits)), None)
     if bits is not None:
         if sum(isinstance(each, Bits) for each in operands) > 1:
             return None
-        return _of_bits(name, bits, value, bind)
+        return _of_bits(name, bits, value, bind, is_structural)
     choice = next((each for each in operands if isinstance(each, Choice)), None)
     if choice is not None:
-        found = _of_choice(equation, operands, value, choice, bind)
+        found = _of_choice(equation, operands, value, choice, bind, is_structural)
         if found is not None:
             return found
         # What depends on several indices is followed by their means.
         operands = [_mean(each) if isinstance(each, Choice) else each for each in operands]
     if value.dtype == jnp.bool_:
-        return _of_booleans(name, operands, value, bind, equation.params)
+        return _of_booleans(name, operands, value, bind, equation.params, is_structural)
     if name == "select_n":
         is_number = jnp.issubdtype(value.dtype, jnp.floating)  # it moves as what is selected does
         if is_number or any(isinstance(each, Soft) for each in operands[1:]) or len(operands) != 3:
@@ -151,7 +163,7 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
         return Real(value, jnp.where(value_of(operands[0]), as_float(operands[2]), as_float(operands[1])))
     if any(isinstance(each, Soft) for each in operands) or jnp.issubdtype(value.dtype, jnp.floating):
         return None
-    if name in _STRUCTURAL or name in _ARITHMETIC:
+    if is_structural or name in _ARITHMETIC:
         return Real(value, bind(*map(as_float, operands)))
     if name in _PRODUCTS:
         params = {**equation.params, "preferred_element_type": jnp.dtype(jnp.float32)}
@@ -164,11 +176,10 @@ def carried(equation: JaxprEqn, operands: list[Any], value: Array) -> Any:
     return None
 
 
-def _of_bits(name: str, bits: Bits, value: Array, bind: Callable) -> Bits | None:
+def _of_bits(name: str, bits: Bits, value: Array, bind: Callable, is_structural: bool) -> Bits | None:
     if name in _BITWISE or name in ("not", "xor", "add", "sub"):
         return Bits(value, jnp.broadcast_to(bits.floats, value.shape))
-    single = name in _STRUCTURAL and name not in ("concatenate", "stack")
-    return Bits(value, bind(bits.floats)) if single else None
+    return Bits(value, bind(bits.floats)) if is_structural and name not in _JOINS else None
 
 
 def of_bits(bits: Bits, value: Array) -> Array | None:
@@ -180,11 +191,13 @@ def of_bits(bits: Bits, value: Array) -> Array | None:
     return jnp.where(jnp.isfinite(ratio), ratio, 1.0) * bits.floats.astype(jnp.float32)
 
 
-def _of_booleans(name: str, operands: list[Any], value: Array, bind: Callable, params: dict) -> Soft | None:
+def _of_booleans(
+    name: str, operands: list[Any], value: Array, bind: Callable, params: dict, is_structural: bool
+) -> Soft | None:
     if any(isinstance(each, Real) for each in operands):
         return None
     shares, margins = zip(*(_share_of(each) for each in operands), strict=True)
-    if name in _STRUCTURAL:
+    if is_structural:
         return Soft(value, bind(*shares), bind(*margins))
     if name == "not":
         return Soft(value, 1.0 - shares[0], margins[0])
@@ -202,7 +215,9 @@ def _of_booleans(name: str, operands: list[Any], value: Array, bind: Callable, p
     return Soft(value, joined(*shares), functools.reduce(jnp.minimum, margins))
 
 
-def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Choice, bind: Callable) -> Any:
+def _of_choice(
+    equation: JaxprEqn, operands: list[Any], value: Array, choice: Choice, bind: Callable, is_structural: bool
+) -> Any:
     """An equation for every index: what it gives on average where it is a float, else a choice again."""
     name = equation.primitive.name
     if name == "select_n" and not isinstance(operands[0], Choice):
@@ -216,12 +231,14 @@ def _of_choice(equation: JaxprEqn, operands: list[Any], value: Array, choice: Ch
     given = [each.options if isinstance(each, Choice) else each for each in operands]
     results = jax.vmap(bind, in_axes=places, axis_size=number)(*given)
     weights = choice.weights
-    if name == "gather" and operands[1] is choice:
+    if is_structural:
+        parts = [
+            each.weights if isinstance(each, Choice) else jnp.zeros((number, *jnp.shape(each))) for each in operands
+        ]
+        weights = jax.vmap(bind)(*parts)
+    elif name == "gather" and operands[1] is choice:
         numbers = equation.params["dimension_numbers"]
         weights = spread_over_slices(jnp.max(weights, axis=-1), value, numbers.offset_dims)
-    elif name in _STRUCTURAL:
-        parts = [each.weights if isinstance(each, Choice) else jnp.zeros((number, *each.shape)) for each in operands]
-        weights = jax.vmap(bind)(*parts)
     places = zip(weights.shape[1:], value.shape, strict=False)
     fits = weights.ndim == 1 + value.ndim and all(size in (1, whole) for size, whole in places)
     if not fits and weights.ndim != 1:

@@ -132,6 +132,33 @@ def rounded_jvp(x):
 
 rounded_jvp.defjvp(lambda primals, tangents: (rounded_jvp(*primals), jnp.zeros_like(tangents[0])))
 
+
+@jax.custom_vjp
+def lying_masked(x, mask):
+    return jnp.where(mask, x, 0.0)
+
+
+lying_masked.defvjp(lambda x, mask: (lying_masked(x, mask), None), lambda kept, slope: (jnp.zeros_like(slope), None))
+
+
+@jax.custom_vjp
+def lying_noisy(x, key):
+    return x + jax.random.normal(key, x.shape)
+
+
+lying_noisy.defvjp(lambda x, key: (lying_noisy(x, key), None), lambda kept, slope: (jnp.zeros_like(slope), None))
+
+
+@jax.custom_vjp
+def honest_masked(x, mask, key):
+    return jnp.where(mask, x * jax.random.normal(key, x.shape), 0.0)
+
+
+honest_masked.defvjp(
+    lambda x, mask, key: (honest_masked(x, mask, key), (mask, key)),
+    lambda kept, slope: (honest_masked(slope, *kept), None, None),
+)
+
 CLOSED_OVER = 2.0 * jnp.asarray(WEIGHTS)
 
 
@@ -275,6 +302,8 @@ HIDES = {
     "lying rule": (lambda x: linear(lying(x)), {"custom_rule"}),
     "lying vjp": (lambda x: linear(jax.jit(lying_vjp)(x)), {"custom_rule"}),
     "lying rule of what closes over weights": (lambda x: lying_closed_over(x), {"custom_rule"}),
+    "lying rule of a mask": (lambda x: linear(lying_masked(x, jnp.ones(x.shape, bool))), {"custom_rule"}),
+    "lying rule of a key": (lambda x: linear(lying_noisy(x, KEY)), {"custom_rule", "random"}),
     "bits": (lambda x: linear(((255.0 * x).astype(jnp.uint8) >> 4 << 4).astype(jnp.float32)), {"integer"}),
     "bits of a float": (lambda x: linear(of_bits(bits_of(x) & 0x7FF80000)), {"integer"}),
     "shifted bits of a float": (lambda x: linear(of_bits(bits_of(x) >> 19 << 19)), {"integer"}),

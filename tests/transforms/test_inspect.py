@@ -67,6 +67,13 @@ def test_a_rule_that_raises_is_none_of_its_function():
     assert found.kind == "custom_rule" and "(<lambda>)" in found.where
 
 
+def test_an_honest_rule_that_takes_a_mask_and_a_key_is_not_accused():
+    found = inspect(
+        lambda x: hidden.linear(hidden.honest_masked(x, jnp.ones(x.shape, bool), hidden.KEY)), hidden.IMAGES
+    )
+    assert "custom_rule" not in {each.kind for each in found}
+
+
 def test_only_what_depends_on_the_image_and_reaches_the_logits_counts():
     def network(images, key, scale):
         noise = jax.random.uniform(key, images.shape)

@@ -97,6 +97,66 @@ def test_a_lookup_is_differentiated_by_the_slope_of_its_table():
     np.testing.assert_allclose(slope, 16.0 * (25.0 - 9.0) / 2.0, rtol=1e-6)
 
 
+def integers(x):
+    return (255.0 * x).astype(jnp.int32)
+
+
+PLACES = np.asarray([3, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("function", "same_as"),
+    [
+        (lambda q: q**2, lambda q, real: real**2),
+        (lambda q: jnp.square(q), lambda q, real: real**2),
+        (lambda q: jnp.abs(q - 100), lambda q, real: jnp.sign(q - 100.0) * real),
+        (lambda q: jax.lax.clamp(50, q, 200), lambda q, real: jnp.where((q > 50) & (q < 200), real, 0.0)),
+        (
+            lambda q: jnp.pad(q, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :4],
+            lambda q, real: jnp.roll(real, 1, 1).at[:, 0].set(0.0),
+        ),
+        (lambda q: q[:, PLACES], lambda q, real: real[:, PLACES]),
+        (
+            lambda q: jax.lax.dynamic_slice(q, (0, 2, 0, 0), (2, 2, 4, 1)).repeat(2, 1),
+            lambda q, real: real[:, 2:].repeat(2, 1),
+        ),
+    ],
+)
+def test_integers_move_as_the_numbers_they_were_cut_from(function, same_as):
+    network = lambda x: hidden.linear(function(integers(x)).astype(jnp.float32))  # noqa: E731
+    np.testing.assert_array_equal(relax(network)(X), network(X))
+    q = integers(X).astype(jnp.float32)
+    expected = gradient(lambda x: hidden.linear(same_as(q, 255.0 * x)))
+    np.testing.assert_allclose(gradient(relax(network)), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_mask_that_is_moved_about_is_mixed_by_the_same_sigmoids():
+    mask = relax(lambda x: (x > 0.4).astype(jnp.float32))
+    for moved in (lambda m: m[:, PLACES], lambda m: jnp.pad(m, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :4]):
+        expected = gradient(lambda x, moved=moved: hidden.linear(x * moved(mask(x))))
+        found = gradient(relax(lambda x, moved=moved: hidden.linear(x * moved(x > 0.4).astype(x.dtype))))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_branches_are_mixed_by_the_probability_of_their_own_number(each):
+    branches = [lambda y: 0.0 * y, lambda y: 2.0 * y, lambda y: -y]
+
+    def chosen(x):  # an index that is 2 above a half and 1 below it
+        return jax.lax.switch(jnp.where(x > 0.5, 2, 1), branches, x)
+
+    function = jax.vmap(chosen) if each else chosen
+    x = jnp.asarray([0.3, 0.9]) if each else jnp.float32(0.3)
+
+    def soft(x):
+        share = jax.nn.sigmoid((x - 0.5) / jax.lax.stop_gradient(jnp.abs(x - 0.5)))
+        return share * -x + (1.0 - share) * 2.0 * x
+
+    slope = lambda function: jax.grad(lambda x: jnp.sum(function(x)))(x)  # noqa: E731
+    np.testing.assert_array_equal(relax(function)(x), function(x))
+    np.testing.assert_allclose(slope(relax(function)), slope(soft), rtol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_a_threshold_is_mixed_by_the_sigmoid_of_its_margin(temperature):
     def mixed(x):
