@@ -509,7 +509,7 @@ def test_only_the_lines_that_are_named_are_relaxed():
     function = lambda x: hidden.linear(jnp.round(4.0 * x)) + hidden.linear(hidden.quantised(x))  # noqa: E731
     here, there = sorted(inspect(function, X), key=lambda finding: "quantised" in finding.where)
     np.testing.assert_allclose(gradient(relax(function, kinds=[here])), 4.0 * gradient(hidden.linear), rtol=1e-5)
-    np.testing.assert_allclose(gradient(relax(function, kinds=[there])), gradient(hidden.linear), rtol=1e-5)
+    np.testing.assert_allclose(gradient(relax(function, kinds=there)), gradient(hidden.linear), rtol=1e-5)
     assert not np.any(gradient(relax(function, kinds="detached")))
 
 
