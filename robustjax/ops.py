@@ -99,6 +99,8 @@ def check_number(name: str, value: Any, interval: str) -> None:
     """
     if isinstance(value, Tracer):
         return
+    if isinstance(value, jax.Array):
+        value = np.asarray(value)  # within a trace, a comparison of an array of JAX would be traced
     low, high = interval[1:-1].split(", ")
     try:
         above = value >= float(low) if interval[0] == "[" else value > float(low)

@@ -109,7 +109,7 @@ def evaluate(
     Example:
         See :class:`Evaluation`.
     """
-    if isinstance(class_names, str):
+    if isinstance(class_names, str) or not (class_names is None or isinstance(class_names, Iterable)):
         raise InputError(f"class_names must be a sequence of strings, got {class_names!r}; give one for each class")
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise InputError(f"attacks must be a sequence of names, got {attacks!r}; give for example ('clean', 'pgd20')")

@@ -7,7 +7,19 @@ import optax
 import pytest
 
 from bad_input.refusals import one_line
-from robustjax import analysis, attacks, data, defenses, evaluation, interop, models, objectives, runs, statistics
+from robustjax import (
+    analysis,
+    attacks,
+    data,
+    defenses,
+    evaluation,
+    interop,
+    models,
+    objectives,
+    runs,
+    statistics,
+    transforms,
+)
 from robustjax.attacks import losses
 from robustjax.defenses import cas, cifs, dropout, fsr, kwta, meansparse, noise, sap, sns
 from robustjax.types import InputError
@@ -132,6 +144,14 @@ WRONG = [
     ("importance must be one of", lambda: cifs.select(probe, FEATURES, importance=["softmax"])),
     ("budget must be one of", lambda: evaluation.judge(linear, KEY, IMAGES, LABELS, epsilon=0.1, budget=["quick"])),
     ("budget must be one of", lambda: evaluation.evaluate(linear, KEY, IMAGES, LABELS, threat=THREAT, budget=["full"])),
+    # Networks as programs.
+    ("images must be an array, got float", lambda: transforms.inspect(linear, 0.3)),
+    ("images must be an array, got nothing", lambda: transforms.inspect(linear)),
+    *(("temperature must be above 0 and finite, got ", lambda wrong=wrong: transforms.relax(linear, temperature=wrong))
+      for wrong in (None, "1", [1.0], 0, np.float32(0), jnp.float32(-1), float("nan"))),
+    ("kinds must be findings or of step", lambda: transforms.relax(linear, kinds=3)),
+    ("class_names must be a sequence of strings, got 3", lambda: evaluation.evaluate(
+        linear, KEY, IMAGES, LABELS, threat=THREAT, class_names=3)),
     # Flags that would count as True.
     *((f"{name} must be True or False, got 'no'", lambda name=name: evaluation.judge(
         linear, KEY, IMAGES, LABELS, epsilon=0.1, **{name: "no"})) for name in ("quicken", "progress")),
@@ -189,6 +209,12 @@ def test_counts_that_decide_what_is_compiled_are_not_traced():
 def test_momentum_out_of_range(options):
     with pytest.raises(InputError, match=f"{next(iter(options))} must be"):
         attacks.momentum(**{"step_size": 0.1, **options})
+
+
+def test_a_number_of_jax_is_a_number_within_a_trace_too():
+    beta = jnp.float32(2)
+    loss = lambda logits: objectives.trades(logits, LOGITS, LABELS, beta=beta)  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(loss)(LOGITS), loss(LOGITS))
 
 
 def test_images_of_another_byte_order_are_the_same():
