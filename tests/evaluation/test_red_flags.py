@@ -181,6 +181,12 @@ def test_a_check_of_no_examples_neither_passes_nor_fails(check, empty):
     assert check(*empty).status == "na"
 
 
+@pytest.mark.parametrize("name", PASSES)
+def test_a_comparison_of_no_examples_neither_passes_nor_fails(name):
+    none = {np.ndarray: lambda some: some[..., :0], dict: lambda some: {size: hit[:0] for size, hit in some.items()}}
+    assert call(name, [none[type(some)](some) for some in PASSES[name][0]]).status == "na"
+
+
 def test_a_flag_counts_examples_and_grades_cosines():
     outputs = np.ones((2, 5, 3))
     assert red_flags.batch_dependent(outputs).n == 5 == red_flags.randomness(outputs, declared=False).n

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from robustjax.evaluation.verdict.red_flags import Flag
+from robustjax.evaluation.verdict.red_flags import EMPTY, Flag
 from robustjax.statistics import mcnemar
 
 # Of significance. The normal approximation would already take four examples of which another attack finds none for more
@@ -300,6 +300,8 @@ def _compared(
     """
     gained, lost, n = int(np.sum(stronger & ~weaker)), int(np.sum(weaker & ~stronger)), len(stronger)
     net = gained - lost
+    if not n:
+        return Flag.not_applicable(EMPTY)
     if net <= 0:
         return Flag("pass", net / n, threshold, n, equal)
     found = f"{finds} {gained} of {n} examples more" + (f" and {lost} fewer" if lost else "")
