@@ -111,6 +111,7 @@ def evaluate(
     """
     if isinstance(class_names, str) or not (class_names is None or isinstance(class_names, Iterable)):
         raise InputError(f"class_names must be a sequence of strings, got {class_names!r}; give one for each class")
+    names = None if class_names is None else [str(name) for name in class_names]
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise InputError(f"attacks must be a sequence of names, got {attacks!r}; give for example ('clean', 'pgd20')")
     if not isinstance(sources, Mapping):
@@ -161,15 +162,15 @@ def evaluate(
         eot_samples=eot_samples,
         num_draws=num_draws,
         conditions={},
-        class_names=None if class_names is None else [str(name) for name in class_names],
+        class_names=names,
         read_others=first_others,
         read_source=named_source,
         keep_images=keep_images,
         quicken=quicken,
     )
-    if class_names is not None and len(class_names) != subject.num_classes:
+    if names is not None and len(names) != subject.num_classes:
         wanted = f"{subject.num_classes} names, one for each class of the network"
-        raise InputError(f"class_names must be {wanted}, got {len(class_names)}; name them all")
+        raise InputError(f"class_names must be {wanted}, got {len(names)}; name them all")
     return evaluate_subject(subject, threats, chosen, budget=budget, progress=progress)
 
 

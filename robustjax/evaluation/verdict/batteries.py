@@ -187,8 +187,9 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
 def persist(trial: Trial) -> None:
     """Of a deterministic network APGD from other starts on what everything else left, while that finds more.
 
-    Its figure is then no better for having been attacked less often than one of which more is declared. No flag looks
-    at what is found here: many starts find a little more on any network.
+    Each hint adds attacks, and with them starts: without this, a network of which nothing is declared would look better
+    only for having been attacked less often. No flag looks at what is found here, as many starts find a little more on
+    any network.
     """
     left = trial.remaining()
     for _ in range(MOST_RESTARTS if len(left) else 0):

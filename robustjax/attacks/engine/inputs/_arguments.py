@@ -87,7 +87,7 @@ def box(bounds: Any, num_channels: int, dtype: Any = np.float32) -> geometry.Bou
     wanted = f"two numbers low < high, or arrays of {num_channels} such numbers, one for each channel"
     if hasattr(bounds, "dtype") and _is_concrete(bounds):
         bounds = np.asarray(bounds)  # within a trace, iterating over an array of JAX would be traced
-    try:  # by the kind of casting that reads no number out of a text
+    try:  # this casting refuses text, of which NumPy would otherwise parse numbers
         low, high = (np.asarray(wall).astype(np.float64, casting="same_kind") for wall in bounds)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
         raise InputError(f"bounds must be {wanted}, got {bounds!r}; give for example (0.0, 1.0)") from None
