@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,8 +87,14 @@ def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
         raise InputError(f"{name} must be {wanted}, got {got}; convert them")
 
 
-def check_number(name: str, value: Any, interval: str) -> None:
-    """Refuses what is no number in an interval, such as NaN or a string; of a traced number nothing is known.
+def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
+    """Refuses what is no number in an interval, such as NaN, True or a string; traced ones by shape and dtype.
+
+    Args:
+        name: of the number, for the message.
+        value: a number of Python or NumPy, or an array without axes.
+        interval: from 0 to 1 without 0 is "(0, 1]"; up to "inf)" a number is finite.
+        whole: only integers are numbers.
 
     Example:
         >>> check_number("kwta: fraction", 2, "(0, 1]")
@@ -95,23 +102,29 @@ def check_number(name: str, value: Any, interval: str) -> None:
         robustjax.types.InputError: kwta: fraction must be in (0, 1], got 2; give one that is
         >>> check_number("cas: beta", "2", "[0, inf)")
         Traceback (most recent call last):
-        robustjax.types.InputError: cas: beta must be at least 0 and finite, got '2'; give one that is
+        robustjax.types.InputError: cas: beta must be at least 0 and finite, got '2'; give a number
     """
-    if isinstance(value, Tracer):
+    if isinstance(value, jax.Array | np.ndarray | np.generic):  # traced values are arrays of JAX, too
+        kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
+        number = value.shape == () and any(jnp.issubdtype(value.dtype, each) for each in kinds)
+        got = str(value) if number and not isinstance(value, Tracer) else f"{value.dtype} {list(value.shape)}"
+    else:
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        got = reprlib.repr(value)  # of one line, whatever it is
+    if number and isinstance(value, Tracer):
         return
-    if isinstance(value, jax.Array):
-        value = np.asarray(value)  # within a trace, a comparison of an array of JAX would be traced
-    low, high = interval[1:-1].split(", ")
+    low, high = map(float, interval[1:-1].split(", "))
     try:
-        above = value >= float(low) if interval[0] == "[" else value > float(low)
-        below = value <= float(high) if interval[-1] == "]" else value < float(high)
-        fits = bool(above and below)
-    except (TypeError, ValueError):  # a string, or an array of several
-        fits = False
-    if not fits:
-        from_low = f"{'at least' if interval[0] == '[' else 'above'} {low} and finite"
+        given = float(value) if number else np.nan  # a Python number: an array of JAX is traced within a trace
+    except OverflowError:  # of an integer
+        given = np.inf
+    above = given >= low if interval[0] == "[" else given > low
+    below = given <= high if interval[-1] == "]" else given < high
+    if not (above and below):
+        from_low = f"{'at least' if interval[0] == '[' else 'above'} {low:g} and finite"
         wanted = from_low if interval.endswith("inf)") else f"in {interval}"
-        raise InputError(f"{name} must be {wanted}, got {value!r}; give one that is")
+        mend = "one that is" if number else "an integer" if whole else "a number"
+        raise InputError(f"{name} must be {wanted}, got {got}; give {mend}")
 
 
 def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -> None:

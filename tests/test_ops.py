@@ -71,3 +71,48 @@ def test_classes_are_integers_one_for_each_example_from_0_to_one_less_than_there
     ):
         with pytest.raises(InputError, match=rf"labels must be integers \[2\] of classes 0 to 2, got {got}"):
             ops.check_classes("labels", labels, 2, 3)
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, jnp.float32, jnp.bfloat16, np.asarray, jnp.asarray])
+def test_a_number_is_one_of_python_or_numpy_or_an_array_of_no_axes(kind):
+    ops.check_number("rate", kind(0.5), "[0, 1)")
+    ops.check_number("rate", kind(0), "[0, 1)")
+    with pytest.raises(InputError, match=r"rate must be in \[0, 1\), got 1(.0)?; give one that is"):
+        ops.check_number("rate", kind(1), "[0, 1)")
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (True, "True"), (np.True_, "bool []"), (jnp.array(True), "bool []"), (np.array([0.5]), "float64 [1]"),
+        (jnp.full((9, 9), 0.5), "float32 [9, 9]"), ([0.5], "[0.5]"), ("0.5", "'0.5'"), (None, "None"),
+        (0.5 + 0j, "(0.5+0j)"), (np.complex64(0.5), "complex64 []"), (np.array(0.5, object), "object []"),
+        (jax.random.key(0), "key<fry> []"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_in_one_line(value, got):
+    with pytest.raises(InputError) as caught:
+        ops.check_number("rate", value, "[0, 1)")
+    assert str(caught.value) == f"rate must be in [0, 1), got {got}; give a number"
+
+
+def test_an_integer_is_no_number_with_a_fraction_nor_one_without_end():
+    for value in (3, np.int64(3), jnp.int32(3)):
+        ops.check_number("width", value, "[1, inf)", whole=True)
+    for value, got in ((1.5, "1.5"), (2.0, "2.0"), (True, "True"), (jnp.float32(2), r"float32 \[\]")):
+        with pytest.raises(InputError, match=f"width must be at least 1 and finite, got {got}; give an integer"):
+            ops.check_number("width", value, "[1, inf)", whole=True)
+    with pytest.raises(InputError, match=r"width must be at least 1 and finite, got 10{17}\.\.\.0{19}; give one"):
+        ops.check_number("width", 10**400, "[1, inf)", whole=True)
+
+
+def test_of_a_traced_number_shape_and_dtype_are_known():
+    def checked(value):
+        ops.check_number("rate", value, "[0, 1)")
+        ops.check_number("rate", jnp.float32(0.5), "[0, 1)")  # not traced, within a trace
+        return value
+
+    jax.jit(checked)(2.0), jax.grad(checked)(2.0), jax.vmap(checked)(jnp.ones(2))
+    for value, got in ((jnp.ones(2), r"float32 \[2\]"), (jnp.array(True), r"bool \[\]")):
+        with pytest.raises(InputError, match=rf"rate must be in \[0, 1\), got {got}; give a number"):
+            jax.jit(checked)(value)

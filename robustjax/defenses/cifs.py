@@ -89,7 +89,8 @@ def importance(
 
 def _classes(logits: Array, labels: Array | None, top_k: int) -> Array:
     """The classes that count, integers [B, k]."""
-    if not 1 <= top_k <= logits.shape[-1]:
+    check_number("cifs: top_k", top_k, "[1, inf)", whole=True)
+    if top_k > logits.shape[-1]:
         raise InputError(f"cifs: top_k must be in [1, {logits.shape[-1]}], the number of classes, got {top_k}")
     if labels is not None:
         check_classes("cifs: labels", labels, *logits.shape)
@@ -176,7 +177,7 @@ def _check(importance: str, top_k: int, scale: float, temperature: float, class_
     check_number("cifs: temperature", temperature, "(0, inf)")
     if class_mix is not None:
         check_number("cifs: class_mix", class_mix, "[0, 1]")
-        check_number("cifs: top_k of a class_mix", top_k, "[2, inf)")
+        check_number("cifs: top_k of a class_mix", top_k, "[2, inf)", whole=True)
 
 
 def defense(
@@ -208,8 +209,8 @@ def defense(
     if attack_beta is None:
         attack_beta = beta
     check_number("cifs: attack_beta", attack_beta, "[0, inf)")
-    check_number("cifs: hidden", hidden, "[1, inf)")
-    check_number("cifs: top_k", top_k, "[1, inf)")
+    check_number("cifs: hidden", hidden, "[1, inf)", whole=True)
+    check_number("cifs: top_k", top_k, "[1, inf)", whole=True)
     _check(importance, top_k, scale, temperature, class_mix)
     mask = {"importance": importance, "scale": scale, "temperature": temperature, "class_mix": class_mix}
     return Defense(

@@ -190,7 +190,7 @@ def defense(
     check_number("fsr: temperature", temperature, "(0, inf)")
     check_number("fsr: separation_weight", separation_weight, "[0, inf)")
     check_number("fsr: recalibration_weight", recalibration_weight, "[0, inf)")
-    check_number("fsr: width", width, "[1, inf)")
+    check_number("fsr: width", width, "[1, inf)", whole=True)
     if parts not in HEADS:
         raise InputError(f"fsr: parts must be one of {', '.join(HEADS)}, got {parts!r}")
     mask = {"gumbel_noise": gumbel_noise, "hard_mask": hard_mask, "parts": parts}

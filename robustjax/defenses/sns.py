@@ -188,7 +188,7 @@ def defense(*, weight: float = 1.0, fraction: float = 0.1, norm: Norm = "l1", re
     """
     check_number("sns: weight", weight, "[0, inf)")
     check_number("sns: fraction", fraction, "(0, 1]")
-    check_number("sns: refresh_steps", refresh_steps, "[1, inf)")
+    check_number("sns: refresh_steps", refresh_steps, "[1, inf)", whole=True)
     _check(norm)
 
     def initial(features: Mapping[str, Any]) -> dict[str, Array]:

@@ -84,7 +84,8 @@ WRONG = [
     # Floats that would be divided by 255.
     ("images must be uint8", lambda: data.to_float(np.ones((1, 2, 2, 1), np.float32))),
     # Numbers out of their interval, or none.
-    *((name, lambda call=call, value=value: call(value)) for value in ("0.5", float("nan"), -1.0, np.full(2, 0.5))
+    *((name, lambda call=call, value=value: call(value))
+      for value in ("0.5", float("nan"), -1.0, np.full(2, 0.5), np.ones(1), True, 0.5j)
       for name, call in [
         ("kwta: fraction", lambda value: kwta.k_winners(FEATURES, fraction=value)),
         ("kwta: fraction", lambda value: kwta.defense(fraction=value)),
@@ -101,6 +102,7 @@ WRONG = [
         ("cifs: attack_beta", lambda value: cifs.defense(attack_beta=value)),
         ("cifs: hidden", lambda value: cifs.defense(hidden=value)),
         ("cifs: top_k", lambda value: cifs.defense(top_k=value)),
+        ("cifs: top_k", lambda value: cifs.importance(probe, FEATURES, top_k=value)),
         ("cifs: scale", lambda value: cifs.select(probe, FEATURES, scale=value)),
         ("cifs: temperature", lambda value: cifs.defense(temperature=value)),
         ("cifs: class_mix", lambda value: cifs.defense(class_mix=value)),
@@ -116,6 +118,12 @@ WRONG = [
         ("beta", lambda value: objectives.pgi(LOGITS, LOGITS, LABELS, beta=value)),
         ("label_smoothing", lambda value: objectives.smoothed_cross_entropy(LOGITS, LABELS, label_smoothing=value)),
         ("label_smoothing", lambda value: objectives.trades(LOGITS, LOGITS, LABELS, beta=1.0, label_smoothing=value)),
+    ]),
+    *((f"{name} must be at least 1 and finite, got 1.5; give an integer", call) for name, call in [
+        ("sns: refresh_steps", lambda: sns.defense(refresh_steps=1.5)),
+        ("cifs: hidden", lambda: cifs.defense(hidden=1.5)),
+        ("cifs: top_k", lambda: cifs.select(probe, FEATURES, top_k=1.5)),
+        ("fsr: width", lambda: fsr.defense(width=1.5)),
     ]),
     ("kwta: fraction must be in (0, 1], got 1.5", lambda: kwta.defense(fraction=1.5)),
     ("dropout: rate must be in [0, 1), got 1.0", lambda: dropout.defense(rate=1.0)),
