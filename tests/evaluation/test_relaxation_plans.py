@@ -167,6 +167,28 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
 
 
+def test_what_only_aiming_at_a_class_finds_on_the_sample_is_looked_for_on_all_that_is_left(monkeypatch):
+    images, labels, _ = toys.linear_examples(16, "linf")
+    hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
+    trial = Trial(
+        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
+    )  # fmt: skip
+    findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(16)
+
+    def apgd(name, rows, *, loss, target, **options):
+        run.append((loss, len(rows)))
+        shares = np.zeros(16, np.float32)
+        shares[rows[:1]] = len(run) == 3 or (loss == "ce" and len(rows) == 15)  # the first at a class, and of the rest
+        return shares
+
+    monkeypatch.setattr(trial, "apgd", apgd)
+    found = relaxations.attack(trial, hiding, findings, rows, rows, before=np.zeros(16), quicken=False)
+    assert run[:5] == [("ce", 8), ("ce", 0), ("targeted", 8), ("targeted", 7), ("targeted", 7)]
+    assert [count for loss, count in run[5:] if loss == "ce"] == [15, 14]
+    assert found.helped and found.share.sum() == 2 and found.remedies[0].misclassified == 0
+
+
 @pytest.mark.parametrize(("finds", "passes"), [(0, 1), (2, 3), (99, 5)])
 def test_a_remedy_starts_anew_as_long_as_that_finds_more(finds, passes, monkeypatch):
     images, labels, _ = toys.linear_examples(32, "linf")

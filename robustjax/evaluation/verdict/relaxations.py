@@ -126,14 +126,15 @@ def attack(
     plans, sample = list(_plans(candidates, groups, replaces=replaces)), rows[: trial.budget.num_tried]
     on_sample = [relaxing.run(plan, sample, "ce") for plan in plans]
     found = [int((is_misclassified(share) & ~is_misclassified(before)).sum()) for share in on_sample]
-    helps = any(found)
     # A stochastic network's majority seldom turns at once: how much nearer to it they came ranks them as well.
     nearer = [float(np.maximum(share - before, 0.0).sum()) for share in on_sample]
-    best, rows = (_best(plans, nearer, trial.stochastic), rows) if helps else ([every], sample)
+    best, tried = (_best(plans, nearer, trial.stochastic), rows) if any(found) else ([every], sample)
     for plan in best:
-        relaxing.run(plan, np.setdiff1d(trial.left(rows, relaxing.shares), sample), "ce")
-        relaxing.run_aimed(plan, rows)
+        relaxing.run(plan, np.setdiff1d(trial.left(tried, relaxing.shares), sample), "ce")
+        relaxing.run_aimed(plan, tried)
     first = next(plan for plan in best if not plan.replace)
+    # Aimed at classes it may find what none did before, on the sample alone: the new starts are on all.
+    helps = bool((is_misclassified(relaxing.shares) & ~is_misclassified(before)).any())
     # From other random starts, as long as they find more; a stochastic network's close calls are attacked again later.
     for _ in range(MOST_RESTARTS if helps and not trial.stochastic else 0):
         left = trial.left(rows, relaxing.shares)
@@ -146,8 +147,6 @@ def attack(
         for group, indices in enumerate(groups)
         for i in indices
     )
-    # Later ones may find what none did on the sample.
-    helps |= bool((is_misclassified(relaxing.shares) & ~is_misclassified(before)).any())
     words = _words(first, candidates) if helps else ""
     return Relaxations(findings, remedies, relaxing.shares, words, relaxing.networks(first))
 
