@@ -60,7 +60,7 @@ def test_without_hints_as_much_is_found_as_with(broken, honest):
         hints = Hints(surrogate_fn=network(bpda(cut, lambda images: images)))
         known = judge(network(cut), toys.KEY, *toys.digits()[1], epsilon=toys.EPSILON, hints=hints)
     assert own.worst_case <= known.worst_case + 0.011
-    assert not [attack for attack in own.misclassified_by if attack.startswith("again")]
+    assert {"again:apgd-ce", "again:apgd-t"} <= set(own.misclassified_by)  # though the relaxed gradient helped
     assert own.flags["relaxation_helps"].status == "fail"
 
 

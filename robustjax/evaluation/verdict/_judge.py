@@ -249,7 +249,7 @@ def _examined(
     label_only = batteries.black_box(trial, measured)
     if hints.stochastic:
         batteries.close(trial, relaxed.networks if relaxed.helped else None)
-    elif not relaxed.helped:  # else the relaxed network's gradient is better, and was started anew already
+    else:
         batteries.persist(trial)
     spent("adaptive")
     flags["planted_examples_missed"] = active.flag(trial, measured, relaxed)

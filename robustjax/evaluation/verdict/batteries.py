@@ -188,8 +188,9 @@ def persist(trial: Trial) -> None:
     """Of a deterministic network APGD from other starts on what everything else left, while that finds more.
 
     Each hint adds attacks, and with them starts: without this, a network of which nothing is declared would look better
-    only for having been attacked less often. No flag looks at what is found here, as many starts find a little more on
-    any network.
+    only for having been attacked less often. This holds for a network whose relaxation helped, too: what withstands the
+    relaxed gradient may give way to the network's own. No flag looks at what is found here, as many starts find a
+    little more on any network.
     """
     left = trial.remaining()
     for _ in range(MOST_RESTARTS if len(left) else 0):
