@@ -240,13 +240,13 @@ def evaluate_subject(
         on_record(entry)
 
     adaptive = any(spec.name == protocols.ADAPTIVE for spec in chosen)
-    apart = "compilation and adaptive attacks" if adaptive else "compilation"
+    beside = "adaptive attacks" if adaptive else ""
     for i, (threat, by_name) in enumerate(zip(threats, named, strict=True)):
         runner = subject.runner(threat)
         # Images as they are are the same under every threat.
         wanted = {name: protocol for name, protocol in by_name.items() if i == 0 or protocol.changes_images}
         tasks = [subject.task(name, protocol, runner) for name, protocol in wanted.items()]
-        found = session.outcomes(runner, tasks, key=subject.key, progress=progress, apart=apart)
+        found = session.outcomes(runner, tasks, key=subject.key, progress=progress, beside=beside)
         for task, outcome in zip(tasks, found, strict=True):
             keep(subject, task.name, task.protocol, outcome, threat.norm, threat.epsilon)
         if adaptive:

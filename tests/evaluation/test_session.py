@@ -36,7 +36,7 @@ def tasks(folder, epsilon=0.3):
     ]
 
 
-def run(folder, *, most=99, epsilon=0.3, num_examples=10, counted=None):
+def run(folder, *, most=99, epsilon=0.3, num_examples=10, counted=None, **options):
     """The outcomes, killed before unit number `most`."""
     part = DATASET._replace(images=DATASET.images[:num_examples], labels=DATASET.labels[:num_examples])
     ran = [] if counted is None else counted
@@ -52,7 +52,7 @@ def run(folder, *, most=99, epsilon=0.3, num_examples=10, counted=None):
         jax.tree_util.Partial(network, jnp.float32(1.0)), part.images, part.labels, threat=Threat("linf", epsilon),
         batch_size=4, layout=sharding.layout(),
     )  # fmt: skip
-    return list(session.outcomes(made, tasks(folder, epsilon), key=jax.random.key(0)))
+    return list(session.outcomes(made, tasks(folder, epsilon), key=jax.random.key(0), **options))
 
 
 def same(first, second):
@@ -75,6 +75,14 @@ def test_killed_at_any_batch_it_goes_on_and_ends_the_same(tmp_path, capsys):
         capsys.readouterr()
         same(run(folder, most=0), whole)
         assert capsys.readouterr().out == "every batch is stored already, and nothing is run again\n"
+
+
+def test_what_is_run_beside_stored_attacks_is_named(tmp_path, capsys):
+    run(tmp_path, beside="adaptive attacks")
+    assert "estimated time for what is left: 1 s, compilation and adaptive attacks apart" in capsys.readouterr().out
+    run(tmp_path, most=0, beside="adaptive attacks")
+    said = "every batch is stored already, and nothing but adaptive attacks is run again\n"
+    assert capsys.readouterr().out == said
 
 
 def test_more_examples_run_only_what_is_missing(tmp_path):

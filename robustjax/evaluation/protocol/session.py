@@ -38,11 +38,12 @@ def attack_key(key: Key, name: str) -> Key:
 
 
 def outcomes(
-    runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True, apart: str = "compilation"
+    runner: Runner, tasks: Sequence[Task], *, key: Key, progress: bool = True, beside: str = ""
 ) -> Iterator[Outcome]:
     """The outcome of each task as soon as it is complete; what is stored is read, the rest is run and stored.
 
-    With ``progress``, prints an estimate of the time before most of it is spent, and what stands ``apart`` from it.
+    With ``progress``, prints an estimate of the time before most of it is spent; what is run ``beside`` the tasks, and
+    is never stored, stands apart from it.
     """
     work = [[_size(rows) * runner.passes(task.protocol) for rows in runner.examples(task.protocol)] for task in tasks]
     shown = progress and hosts.is_first()
@@ -57,9 +58,10 @@ def outcomes(
             most = f" (less as {' and '.join(drivers)} succeeds)" if drivers else ""
             seconds = pace * sum(work[t][i] for t, i in left)
             there = f"; {known} of {known + len(missing)} batches are stored" if known else ""
+            apart = f"compilation and {beside}" if beside else "compilation"
             display.say(f"estimated time for what is left: {duration(seconds)}{most}, {apart} apart{there}")
         elif tasks and not missing:
-            display.say("every batch is stored already, and nothing is run again")
+            display.say(f"every batch is stored already, and nothing{beside and f' but {beside}'} is run again")
         for t, task in enumerate(tasks):
             yield runner.outcome(task.protocol, [session.unit(t, i) for i in range(len(work[t]))])
 
