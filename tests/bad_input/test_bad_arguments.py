@@ -150,6 +150,13 @@ WRONG = [
     # Names that no mapping can hold.
     ("source must be one of", lambda: interop.from_torch({}, ["cas"])),
     ("importance must be one of", lambda: cifs.select(probe, FEATURES, importance=["softmax"])),
+    # Drivers on the host, within jit.
+    *(("must be known by value, got traced ones; call what compiles by itself outside jit", call) for call in [
+        lambda: jax.jit(lambda images: evaluation.judge(linear, KEY, images, LABELS, epsilon=0.1).robust)(IMAGES),
+        lambda: jax.jit(lambda x: x * evaluation.judge(linear, KEY, IMAGES, LABELS, epsilon=0.1).clean)(1.0),
+        lambda: jax.vmap(lambda radius: attacks.autoattack(linear, KEY, IMAGES, LABELS, epsilon=radius))(jnp.ones(2)),
+        lambda: jax.jit(lambda images: evaluation.evaluate(linear, KEY, images, LABELS, threat=THREAT))(IMAGES),
+    ]),
     ("budget must be one of", lambda: evaluation.judge(linear, KEY, IMAGES, LABELS, epsilon=0.1, budget=["quick"])),
     ("budget must be one of", lambda: evaluation.evaluate(linear, KEY, IMAGES, LABELS, threat=THREAT, budget=["full"])),
     # Networks as programs.

@@ -189,6 +189,7 @@ def out_of_order(images):
         ({"epsilon": 8}, "epsilon must be at most 1 for linf, .*got 8; 8/255 is 0.0313"),
         ({"epsilon": float("nan")}, "epsilon.*nan"),
         ({"epsilon": np.full(2, 0.1)}, r"epsilon must be a number, got shape \[2\]"),
+        ({"epsilon": None}, "^epsilon must be a number >= 0, got None; give one number for all"),
         ({"images": np.full((2, 8, 8, 1), 2.0, np.float32)}, r"images.*\[0.0, 1.0\]"),
         ({"images": np.full((2, 8, 8, 1), np.nan, np.float32)}, "images.*nan"),
         ({"images": np.zeros((2, 8, 8, 1), np.uint8)}, "images.*float.*uint8"),

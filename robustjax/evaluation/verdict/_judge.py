@@ -167,6 +167,7 @@ def judge(
         raise InputError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
     if np.ndim(epsilon):
         raise InputError(f"epsilon must be a number, got shape {list(np.shape(epsilon))}; judge one radius at a time")
+    inputs.check_radius("epsilon", epsilon, None, allow_infinite=False)
     inputs.check_key(key)
     inputs.are_flags(quicken=quicken, progress=progress)
     images, labels, _, bounds = inputs.on_host(images, labels, epsilon, norm, bounds)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from robustjax.attacks import geometry, losses
 from robustjax.attacks.engine.inputs._arguments import (
@@ -149,6 +150,9 @@ def on_host(
         >>> on_host(jnp.full((1, 2, 2, 1), 0.5), jnp.array([3]), 0.1, "linf", (0.0, 1.0))[1:]
         (array([3], dtype=int32), array([0.1], dtype=float32), (0.0, 1.0))
     """
+    if any(isinstance(value, Tracer) for value in (images, labels, epsilon, jnp.zeros(()))):  # within jit the last is
+        mend = "call what compiles by itself outside jit, vmap and grad"
+        raise InputError(f"images, labels and epsilon must be known by value, got traced ones; {mend}")
     geometry.get(norm)
     images = as_images(images, 4)
     bounds = box(bounds, images.shape[-1], images.dtype)
