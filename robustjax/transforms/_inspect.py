@@ -109,7 +109,7 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
     - ``saturation``: exponentials and sigmoids of such large numbers that half of their derivatives vanish
     - ``random``: random bits that reach the outputs
     - ``callback``: calls into Python
-    - ``inner_optimisation``: loops without a fixed number of turns, and loops that take gradients
+    - ``inner_optimisation``: loops without a fixed number of iterations, and loops that take gradients
     - ``batch_dependent``: sums, means and the like over the images of a batch, where the outputs depend on it
     - ``precision``: casts to shorter floats
     - ``unknown``: operations that JAX does not define
@@ -128,7 +128,7 @@ def inspect(function: Callable[..., Any], *arguments: Any) -> Findings:
         :class:`Findings`, a tuple.
 
     Raises:
-        InputError: ``function`` is none, or the first of the arguments holds no array.
+        InputError: ``function`` cannot be called, or the first of the arguments holds no array.
 
     Example:
         >>> import jax, jax.numpy as jnp

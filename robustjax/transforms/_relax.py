@@ -55,7 +55,7 @@ def relax(
     - of ``exp``, sigmoid, tanh and erf that of the same function of smaller numbers, of mean magnitude T at the most;
     - of a call into Python the identity, and an estimate by differences in random directions where no operand is like
       the result;
-    - of a loop with no fixed number of turns that of its first 64 turns;
+    - of a loop with no fixed number of iterations that of its first 64;
     - of a product with a random factor, or a random mask, that of a product with its mean, which for dropout and
       pruning at random is the identity.
 
@@ -70,6 +70,7 @@ def relax(
             they name are relaxed. None: every kind.
         loops: "through" differentiates loops that take gradients; "around" gives their results the derivative of what
             they begin with.
+        callbacks: of calls into Python "identity", where an operand is like the result, or "differences" for all.
 
     Returns:
         A function with the same arguments and results.

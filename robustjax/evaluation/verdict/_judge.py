@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
             where it is robust.
         flags: by name.
         misclassified_by: attack -> bool [B], examples misclassified under it, of those that it was run on; robust
-            examples are never among them. Attacks after the first are run on what the direct attacks before them left.
+            examples are never among them. Most attacks are run on what the attacks before them left.
         adversarial: float32 [B, H, W, C], of each example the valid image that was misclassified in most draws.
         acceptance: "clean" and "worst_case" (the images ``adversarial``) of a stochastic network, else empty.
         seconds: part -> wall time, compilation included; they sum up to "total".
@@ -57,7 +57,8 @@ class Verdict(NamedTuple):
         threat: epsilon, norm, bounds, and the budget.
         findings: what in the network's program may hide gradients or make it random, by
             :func:`robustjax.transforms.inspect`. A finding alone accuses of nothing.
-        remedies: what relaxing each of them did.
+        remedies: for each finding that can be relaxed (attacked with another derivative), how many images it hid the
+            gradient for, and what attacks that relax it alone found.
     """
 
     clean: float
@@ -118,13 +119,14 @@ def judge(
 ) -> Verdict:
     """Attacks a network with all that applies to it, and looks for signs that the attacks failed.
 
-    Direct attacks come first (AutoAttack's); what they leave is attacked with whatever ``hints`` declares: through a
-    surrogate's gradient, jointly with auxiliary heads at several weights, by transfer from an undefended network,
-    averaging over a stochastic network's draws; and, undeclared, through the network with other derivatives, made from
-    its own program, where :func:`robustjax.transforms.inspect` finds something that hides them, and jointly with
-    scores of the classes by which the program chooses something. Every image that an
-    attack returns is verified: checked against ball and box, and classified in a float32 forward pass apart from the
-    attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
+    Direct attacks come first (AutoAttack's, PGD with its options varied, and new starts of APGD); what they leave is
+    attacked with whatever ``hints`` declares: through a surrogate's gradient, jointly with auxiliary heads at several
+    weights, by transfer from an undefended network, averaging over a stochastic network's draws; and, undeclared,
+    through the network with other derivatives, made from its own program, where
+    :func:`robustjax.transforms.inspect` finds something that hides them, and jointly with scores of the classes by
+    which the program chooses something. Last, of a deterministic network, APGD starts anew on what is left, up to five
+    times while that finds more. Every image that an attack returns is verified: checked against ball and box, and
+    classified in a float32 forward pass apart from the attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
     by majority of fresh draws. This is a driver on the host and compiles by itself: call it outside ``jit``.
 
     Args:
@@ -139,7 +141,8 @@ def judge(
         norm: "linf", "l2" or "l1".
         bounds: box of valid pixels.
         hints: what the author of the network declares.
-        budget: "quick", or "full" for the standard numbers of steps, queries and draws.
+        budget: "quick", or "full" for AutoAttack as published, the standard numbers of steps, queries and draws, and
+            HopSkipJump, which sees labels only.
         quicken: run the network and the functions of the hints by :func:`robustjax.transforms.quicken`.
         progress: print a line for each attack.
 
@@ -147,8 +150,9 @@ def judge(
         A :class:`Verdict`; ``print(verdict.report())`` puts it into words.
 
     Raises:
-        InputError: for an unknown budget or norm, images outside bounds or not finite, labels that are not classes, a
-            legacy key, or functions whose arguments or outputs are not as declared.
+        InputError: for an unknown budget or norm, an epsilon that is not one number, images outside bounds or not
+            finite, labels that are not classes, a legacy key, functions whose arguments or outputs are not as declared,
+            or a call within ``jit``, ``vmap`` or ``grad``.
 
     Example:
         >>> import jax, jax.numpy as jnp

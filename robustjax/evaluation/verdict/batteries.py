@@ -185,7 +185,7 @@ def black_box(trial: Trial, measured: np.ndarray) -> np.ndarray | None:
 
 
 def persist(trial: Trial) -> None:
-    """Of a deterministic network APGD from other starts on what everything else left, while that finds more.
+    """Of a deterministic network APGD from other starts on what is left, up to five times while it finds more.
 
     Each hint adds attacks, and with them starts: without this, a network of which nothing is declared would look better
     only for having been attacked less often. This holds for a network whose relaxation helped, too: what withstands the
@@ -205,7 +205,7 @@ def close(trial: Trial, relaxed: Networks | None) -> None:
     """Of a stochastic network APGD of more steps and draws, on examples whose majority is close.
 
     Everything before takes gradients of few draws, which is enough for the others. The network's own gradient is
-    followed only where none is known that it hides.
+    followed only where no better one is known.
 
     Args:
         trial: the examples.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# New starts of the attacks that are best so far on what they left, while they find more.
+# The most rounds of new starts of APGD on what is left, each only if the last found more: through the relaxed network
+# where that helped, and at last through the network itself.
 MOST_RESTARTS = 5
 
 

@@ -1,7 +1,7 @@
 """Attacks on what a network's own program hides: the remedies of its findings, tried on a sample and used on the rest.
 
-Each finding of :func:`robustjax.transforms.inspect` is relaxed alone, all of them together at several temperatures. How
-much of which is relaxed are traced numbers, so that one compiled attack serves every trial.
+Each finding of :func:`robustjax.transforms.inspect` is relaxed alone, and all of them are relaxed together at several
+temperatures. How much of each is relaxed is a traced number, so that one compiled attack serves every trial.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Remedy(NamedTuple):
         finding: of the network's program.
         hidden: images whose input gradient has another direction, or is there at all, once the finding is relaxed.
         num_images: images that was measured on.
-        misclassified: examples misclassified by attacks that relaxed this finding alone.
-        tried: examples those attacks were run on.
+        misclassified: examples of the sample that direct gradient-based attacks did not misclassify but APGD on
+            cross-entropy with this finding alone relaxed did (of more than eight, with others of its kind).
+        tried: examples of the sample.
     """
 
     finding: Finding
@@ -57,7 +58,7 @@ class Relaxations(NamedTuple):
         findings: of the network's program.
         remedies: of each finding that can be relaxed, in their order.
         share: float32 [N], the largest share of draws misclassified under any of the attacks; None where none ran.
-        helped: what was relaxed by the attack that succeeded most often, in words.
+        helped: what the best attack relaxed, in words, of those that keep noise and masks; empty where none helped.
         networks: the network relaxed as that attack had it, or in all places; None where nothing can be relaxed.
     """
 
