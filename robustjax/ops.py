@@ -88,13 +88,13 @@ def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
 
 
 def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
-    """Refuses what is no number in an interval, such as NaN, True or a string; traced ones by shape and dtype.
+    """Refuses what is not a number in an interval, such as NaN, True or a string; traced ones by shape and dtype alone.
 
     Args:
         name: of the number, for the message.
         value: a number of Python or NumPy, or an array without axes.
-        interval: from 0 to 1 without 0 is "(0, 1]"; up to "inf)" a number is finite.
-        whole: only integers are numbers.
+        interval: such as "(0, 1]", which excludes 0, or "[0, inf)", which excludes infinity.
+        whole: accept integers only.
 
     Example:
         >>> check_number("kwta: fraction", 2, "(0, 1]")

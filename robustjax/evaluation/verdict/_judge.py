@@ -126,8 +126,9 @@ def judge(
     :func:`robustjax.transforms.inspect` finds something that hides them, and jointly with scores of the classes by
     which the program chooses something. Last, of a deterministic network, APGD starts anew on what is left, up to five
     times while that finds more. Every image that an attack returns is verified: checked against ball and box, and
-    classified in a float32 forward pass apart from the attack. A stochastic network's examples are attacked until they are misclassified beyond doubt, and the verdict is
-    by majority of fresh draws. This is a driver on the host and compiles by itself: call it outside ``jit``.
+    classified in a float32 forward pass apart from the attack. A stochastic network's examples are attacked until they
+    are misclassified beyond doubt, and the verdict is by majority of fresh draws. This is a driver on the host and
+    compiles by itself: call it outside ``jit``.
 
     Args:
         logits_fn: images -> logits [B, K], K >= 2, or outputs with a field ``logits``, in inference mode; with
