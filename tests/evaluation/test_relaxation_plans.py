@@ -167,14 +167,20 @@ def test_what_found_most_on_a_sample_is_run_on_all_that_is_left(num_found, monke
     assert found.helped == (f"{findings[1].primitive} at {findings[1].where}" if num_found else "")
 
 
-def test_what_only_aiming_at_a_class_finds_on_the_sample_is_looked_for_on_all_that_is_left(monkeypatch):
-    images, labels, _ = toys.linear_examples(16, "linf")
+def rounding(num_examples):
+    """A linear network of rounded images, a trial of it whose sample is eight examples, and the findings."""
+    images, labels, _ = toys.linear_examples(num_examples, "linf")
     hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
     trial = Trial(
         goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
         stochastic=False, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
     )  # fmt: skip
-    findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(16)
+    return hiding, trial, relaxations.find(hiding, images[:2], ())
+
+
+def test_what_only_aiming_at_a_class_finds_on_the_sample_is_looked_for_on_all_that_is_left(monkeypatch):
+    hiding, trial, findings = rounding(16)
+    run, rows = [], np.arange(16)
 
     def apgd(name, rows, *, loss, target, **options):
         run.append((loss, len(rows)))
@@ -191,13 +197,8 @@ def test_what_only_aiming_at_a_class_finds_on_the_sample_is_looked_for_on_all_th
 
 @pytest.mark.parametrize(("finds", "passes"), [(0, 1), (2, 3), (99, 5)])
 def test_a_remedy_starts_anew_as_long_as_that_finds_more(finds, passes, monkeypatch):
-    images, labels, _ = toys.linear_examples(32, "linf")
-    hiding = goals.as_logits_fn(lambda images: toys.linear(jnp.round(3.0 * images) / 3.0))
-    trial = Trial(
-        goals.Networks(hiding), toys.KEY, images, labels, epsilon=0.05, norm="linf", bounds=(0.0, 1.0),
-        stochastic=False, budget=BUDGETS["quick"]._replace(num_tried=8), batch_size=8, report=print,
-    )  # fmt: skip
-    findings, run, rows = relaxations.find(hiding, images[:2], ()), [], np.arange(32)
+    hiding, trial, findings = rounding(32)
+    run, rows = [], np.arange(32)
 
     def apgd(name, rows, *, loss, target, **options):
         run.append((loss, len(rows)))
