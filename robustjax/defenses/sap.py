@@ -55,20 +55,22 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
     check_floats("sap: activations", activations, least_axes=1)
     if not activations.size:
         return activations
-    maps = jax.lax.stop_gradient(activations).astype(jnp.float32).reshape(activations.shape[0], -1)
-    num_draws = max(1, round(fraction * maps.shape[1]))
+    maps = jax.lax.stop_gradient(activations).astype(jnp.float32)
+    size = maps[0].size
+    num_draws = max(1, round(fraction * size))
     magnitudes = jnp.abs(maps)
-    totals = jnp.sum(magnitudes, axis=1, keepdims=True)
+    totals = jnp.sum(magnitudes, axis=tuple(range(1, maps.ndim)), keepdims=True)
     probabilities = magnitudes / jnp.where(totals > 0, totals, 1.0)
     kept_probability = -jnp.expm1(num_draws * jnp.log1p(-probabilities))
     if sampler == "multinomial":
         keys = jax.random.split(key, len(maps))
-        kept = jax.vmap(partial(_drawn, num_draws=num_draws))(keys, probabilities)
+        kept = jax.vmap(partial(_drawn, num_draws=num_draws))(keys, probabilities.reshape(-1, size))
+        kept = kept.reshape(maps.shape)
     else:
         kept = jax.random.uniform(key, maps.shape, jnp.float32) < kept_probability
     # Rounding may draw an entry of probability 0: its scale is 0, as is the entry.
     scale = jnp.where(kept & (kept_probability > 0), 1.0 / kept_probability, 0.0)
-    return (activations.astype(jnp.float32) * scale.reshape(activations.shape)).astype(activations.dtype)
+    return (activations.astype(jnp.float32) * scale).astype(activations.dtype)
 
 
 def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:

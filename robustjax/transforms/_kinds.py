@@ -27,7 +27,9 @@ IMAGE, ARGUMENT, RANDOM = 1, 2, 4
 
 STEPS = ("round", "floor", "ceil", "sign")
 SATURATING = ("exp", "exp2", "logistic", "tanh", "erf")
-DRAWS = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma")
+DRAWS = (
+    "random_bits", "quick_random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma",
+)  # fmt: skip
 CALLBACKS = ("pure_callback", "io_callback", "buffer_callback", "ffi_call")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "call", "checkpoint", "remat", "remat2", *CUSTOM)
