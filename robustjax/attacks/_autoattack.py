@@ -18,6 +18,7 @@ from robustjax.attacks._apgd import search as apgd_search
 from robustjax.attacks._fab import search as fab_search
 from robustjax.attacks._square import search as square_search
 from robustjax.attacks.engine import inputs, lanes, threads
+from robustjax.attacks.engine import sizes as sizes_lib
 from robustjax.attacks.engine.candidates import Candidates
 from robustjax.attacks.engine.hyperplane import NUM_LINEARISED
 from robustjax.attacks.engine.lanes import Stage
@@ -132,7 +133,7 @@ def autoattack(
             networks that hide theirs; or a list of attacks' names. In l1 "standard" restarts apgd-ce five
             times and its apgd-t takes five targets, as published.
         batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
-            each device, and 64 on a CPU, whose caches hold no more.
+            each device, and 64 on a CPU, whose caches hold no more. Fewer images are attacked in smaller batches.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         bfloat16_fn: the same network computing in bfloat16, called as ``logits_fn`` is: attacks take gradients through
             it, at the logits of ``logits_fn``, which alone decide on losses, step sizes and success. For devices with
@@ -209,8 +210,9 @@ def autoattack(
     if coarse is not None:
         attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
         jax.eval_shape(attacked_fn, images[:1], *keys)  # which checks its outputs
-    num_lanes = threads.most_lanes(batch_size, sharding, least=lanes.SMALLEST_BATCH)
-    sizes = lanes.batch_sizes(batch_size // num_lanes, num_devices)
+    num_lanes = threads.most_lanes(batch_size, sharding, least=sizes_lib.SMALLEST_BATCH)
+    heavy = sizes_lib.is_heavy(inputs.as_pytree(logits_fn), images[:1], keys)
+    sizes = sizes_lib.sizes_of(batch_size // num_lanes, num_devices, heavy=heavy)
     num_draws = num_draws if eot_samples else 0
     driver = lanes.Driver(
         network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
@@ -242,7 +244,7 @@ def autoattack(
         for i, (name, stage) in enumerate(stages.items()):
             later = sum(costs[i + 1 :])
             # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
-            if i == 1 and num_lanes > 1 and attacked.any():
+            if i == 1 and num_lanes > 1 and attacked.any() and not sizes.any:
                 for coming in list(stages.values())[2:]:
                     background.begin(driver.compile, coming, targets, int(attacked.sum()))
             rows = np.flatnonzero(attacked)

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -11,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robustjax import models
 from robustjax.attacks import _autoattack as autoattack_lib
 from robustjax.attacks import autoattack
 from robustjax.attacks.engine import lanes, threads
+from robustjax.attacks.engine import sizes as sizes_lib
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Search, advance
 from robustjax.attacks.engine.threads import Background, each
@@ -60,8 +61,24 @@ def test_every_attack_of_a_version_has_the_published_size(norm, version):
 
 def test_a_batch_has_the_largest_size_of_which_fewer_slots_stay_empty_than_the_next_one_has():
     for num_lanes, counts in ((1, (64, 49, 48, 13, 12, 1)), (2, (128, 97, 96, 25, 24, 1))):
-        driver = SimpleNamespace(sizes=(64, 16, 4), num_lanes=num_lanes)
-        assert [lanes.Driver._size(driver, count) for count in counts] == [64, 64, 16, 16, 4, 4]
+        assert [sizes_lib.Sizes((64, 16, 4)).first(count, num_lanes) for count in counts] == [64, 64, 16, 16, 4, 4]
+
+
+def test_a_batch_of_a_heavy_network_has_no_empty_slots_and_is_one_unless_there_are_too_many_images():
+    sizes = sizes_lib.Sizes((32, 16), any=True)
+    assert [sizes.first(count, 2) for count in (0, 1, 5, 32, 33, 50, 200)] == [1, 1, 5, 32, 17, 25, 32]
+
+
+@pytest.mark.parametrize(
+    ("heavy", "size", "count", "passes", "then"),
+    [
+        (False, 64, 16, 1500, 16), (False, 64, 16, 1499, 64), (False, 64, 17, 5000, 64), (False, 16, 3, 5000, 16),
+        (True, 32, 16, 1500, 16), (True, 32, 16, 1499, 32), (True, 32, 5, 889, 5), (True, 32, 5, 888, 32),
+        (True, 6, 5, 20_000, 6), (True, 6, 5, 24_000, 5), (True, 6, 6, 24_000, 6),
+    ],
+)  # fmt: skip
+def test_a_batch_is_made_smaller_where_that_saves_enough(heavy, size, count, passes, then):
+    assert sizes_lib.Sizes((64, 16), any=heavy).smaller(size, count, passes) == then
 
 
 def test_gradients_of_a_stochastic_network_are_means_of_the_published_number_of_draws():
@@ -157,7 +174,8 @@ def test_what_a_call_in_a_thread_raised_is_raised():
         each(call, list(range(7)), 2)
 
 
-def test_a_batch_with_few_images_left_goes_on_in_a_smaller_one_with_these(key, monkeypatch):
+@pytest.mark.parametrize(("heavy", "then"), [(False, 16), (True, 13)])
+def test_a_batch_with_few_images_left_goes_on_in_a_smaller_one_with_these(heavy, then, key, monkeypatch):
     sizes = []
     advance = lanes._advance
 
@@ -166,15 +184,31 @@ def test_a_batch_with_few_images_left_goes_on_in_a_smaller_one_with_these(key, m
         return advance(search, bounds, network, key, at, *rest)
 
     monkeypatch.setattr(lanes, "_advance", counted)
-    monkeypatch.setattr(lanes, "LEAST_PASSES_TO_SHRINK", 1)
+    monkeypatch.setattr(sizes_lib, "LEAST_PASSES_TO_SHRINK", 1)
     monkeypatch.setattr(threads, "most_lanes", lambda *_, **__: 1)
     bright = np.where(np.arange(64) % 5 == 0, 0.6, 0.505).astype(np.float32)  # 13 are out of reach
     images = np.tile(bright[:, None, None, None], (1, 1, 2, 1))
     network = lambda images: jnp.pad(images.mean(axis=(1, 2, 3))[:, None] - 0.5, ((0, 0), (0, 1)))  # noqa: E731
+    if heavy:
+        monkeypatch.setattr(sizes_lib, "HEAVY", 1.0)
     options = {"epsilon": 0.01, "version": ["apgd-ce"], "batch_size": 64}
     result = autoattack(network, key, images, np.zeros(64, np.int32), **options)
     np.testing.assert_array_equal(result.robust, bright > 0.55)
-    assert sizes[0] == 64 and set(sizes[1:]) == {16}
+    assert sizes[0] == 64 and set(sizes[1:]) == {then}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "heavy"), [("small_cnn", (28, 28, 1), False), ("resnet18", (32, 32, 3), True)]
+)
+def test_what_a_network_computes_for_an_image_says_whether_it_is_heavy(name, shape, heavy):
+    module, images = models.create(name), jnp.zeros((1, *shape))
+    variables = jax.tree.map(
+        lambda each: jnp.zeros(each.shape, each.dtype), jax.eval_shape(module.init, jax.random.key(0), images)
+    )
+    network = jax.tree_util.Partial(lambda images: module.apply(variables, images).logits)
+    assert sizes_lib.is_heavy(network, images, ()) is heavy
+    assert sizes_lib.sizes_of(32, 1, heavy=heavy) == ((32, 16), heavy)
+    assert sizes_lib.sizes_of(64, 4, heavy=heavy) == ((64, 16), False)
 
 
 def test_a_system_that_does_not_tell_its_cores_has_one(monkeypatch):

@@ -45,6 +45,30 @@ def trial_of(networks=None, *, stochastic=False, epsilon=EPSILON, images=IMAGES,
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("heavy", "count", "wanted"), [(False, 70, [64, 64]), (True, 70, [64, 16]), (True, 17, [64]), (True, 3, [4])]
+)
+def test_few_examples_of_a_heavy_network_are_computed_in_a_smaller_batch(heavy, count, wanted):
+    images, labels = np.tile(IMAGES, (5, 1, 1, 1)), np.tile(OF_TWO, 5)
+    trial = Trial(
+        Networks(network(TWO)), toys.KEY, images, labels, epsilon=BETWEEN, norm="linf", bounds=(0.0, 1.0),
+        stochastic=False, budget=BUDGETS["quick"], batch_size=64, report=print, heavy=heavy,
+    )  # fmt: skip
+    sizes = []
+
+    def program(rows):
+        sizes.append(len(rows))
+        return images[rows].sum(axis=(1, 2, 3)), rows
+
+    rows = np.arange(80)[-count:]
+    sums, seen = trial.over(rows, program)
+    np.testing.assert_array_equal(seen, rows)
+    np.testing.assert_array_equal(sums, images[rows].sum(axis=(1, 2, 3)))
+    assert sorted(sizes, reverse=True) == wanted
+    found = trial.apgd("found", rows, view="direct", loss="ce", num_steps=20)
+    np.testing.assert_array_equal(found[rows] == 1.0, np.tile(APART, 5)[rows] < BETWEEN)
+
+
 def goal_of(loss, targets, *, view=0, weights=(1.0, 0.0), plant=None, num_classes=4):
     nothing = Plant(np.zeros((len(targets), num_classes), np.float32), np.zeros(len(targets), np.float32))
     return Goal(

@@ -23,15 +23,11 @@ from robustjax.attacks.engine import inputs, output_warnings, threads, verify
 from robustjax.attacks.engine import search as search_lib
 from robustjax.attacks.engine.hyperplane import nearest_wrong
 from robustjax.attacks.engine.search import Search
+from robustjax.attacks.engine.sizes import Sizes
 from robustjax.attacks.engine.verify import Verified
 from robustjax.attacks.eot import expected_logits_fn
 from robustjax.types import Array, Key
 
-# Batches come in few sizes, each a quarter of the one before: every size compiles every attack once more.
-SHRINK, SMALLEST_BATCH = 4, 16
-# A batch changes to a smaller size if it has at least so many passes before it: what is saved must pay for compiling.
-# A run of APGD has 300, and Square 5000.
-LEAST_PASSES_TO_SHRINK = 1500
 # Draws at least by which an image of a stochastic network is found misclassified in all.
 LEAST_CHECK_DRAWS = 20
 
@@ -94,7 +90,7 @@ class Driver(NamedTuple):
         network, key, images, labels, epsilon, norm, bounds, eot_samples: as :func:`robustjax.attacks.autoattack` was
             given them, checked; images in their own dtype.
         num_draws: draws that decide on a stochastic network in the end.
-        sizes: of a lane's batch, falling.
+        sizes: of a lane's batch.
         num_lanes: batches at the same time, each driven by a thread if there are several.
         sharding: of a batch's leading axis, or None.
         attacked_fn: what attacks call: the outputs of ``network``, perhaps with other gradients.
@@ -109,7 +105,7 @@ class Driver(NamedTuple):
     bounds: geometry.Bounds
     eot_samples: int
     num_draws: int
-    sizes: tuple[int, ...]
+    sizes: Sizes
     num_lanes: int
     sharding: jax.sharding.NamedSharding | None
     attacked_fn: Any
@@ -126,7 +122,7 @@ class Driver(NamedTuple):
         """What is wrong with the network's outputs, by these clean logits and a few images."""
         return output_warnings.output_warnings(
             self.network, self._key("output_warnings"), self.images, logits, bounds=self.bounds,
-            stochastic=self.eot_samples > 0, size=self.sizes[-1], split=self._on_devices,
+            stochastic=self.eot_samples > 0, size=self.sizes.common[-1], split=self._on_devices,
         )  # fmt: skip
 
     def attack(self, stage: Stage, key: Key, targets: np.ndarray, indices: np.ndarray) -> Generator[Report, None, None]:
@@ -168,8 +164,8 @@ class Driver(NamedTuple):
             count = np.zeros(size, np.int32) if state is None else np.where(fresh, 0, np.asarray(state.count))
             runs = np.where(taken, num_runs - run, 0)
             passes = stage.cost * int(np.max(runs * num_steps - np.where(taken, count, 0)))
-            smaller = _fitting(int(taken.sum()), self.sizes)
-            if smaller < size and passes >= LEAST_PASSES_TO_SHRINK and state is not None:
+            smaller = self.sizes.smaller(size, int(taken.sum()), passes)
+            if smaller < size and state is not None:
                 rows = np.argsort(~taken, kind="stable")[:smaller]
                 occupant, run, fresh, taken, runs = (a[rows] for a in (occupant, run, fresh, taken, runs))
                 state, size = _taken(state, rows), smaller
@@ -246,9 +242,7 @@ class Driver(NamedTuple):
         return at, self.images[at], self.labels[at], targets[run // stage.num_restarts, at], self.epsilon[at]
 
     def _size(self, count: int) -> int:
-        """The size to begin with: the largest that leaves fewer slots empty than the next smaller size."""
-        each = -(-count // self.num_lanes)
-        return next((size for size, less in itertools.pairwise(self.sizes) if each > size - less), self.sizes[-1])
+        return self.sizes.first(count, self.num_lanes)
 
     def _on_devices(self, tree: Any) -> Any:
         """Arrays [B, ...], divided between the devices."""
@@ -258,15 +252,6 @@ class Driver(NamedTuple):
         return jax.random.fold_in(
             self.key, {"decide": 101, "check": 102, "output_warnings": 103, "targets": 104, "choose": 105}[purpose]
         )
-
-
-def batch_sizes(largest: int, num_devices: int) -> tuple[int, ...]:
-    """Batch sizes, falling, that the devices can share."""
-    least = -(-SMALLEST_BATCH // num_devices)
-    sizes = [largest // num_devices]
-    while sizes[-1] > least:
-        sizes.append(max(-(-sizes[-1] // SHRINK), least))
-    return tuple(size * num_devices for size in sizes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -321,8 +306,3 @@ def _blank(search: Search, images: np.ndarray, labels: np.ndarray, targets: np.n
     return jax.tree.map(
         lambda rest: np.zeros(rest.shape, rest.dtype), jax.eval_shape(begin, images, labels, targets, epsilon)
     )
-
-
-def _fitting(count: int, sizes: tuple[int, ...]) -> int:
-    """The smallest size that holds so many, or the largest there is."""
-    return min((size for size in sizes if size >= count), default=sizes[0])

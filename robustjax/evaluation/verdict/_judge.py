@@ -14,7 +14,7 @@ import numpy as np
 from robustjax import transforms
 from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import default_batch_size
-from robustjax.attacks.engine import inputs
+from robustjax.attacks.engine import inputs, sizes
 from robustjax.attacks.engine.verify import Acceptance, is_misclassified
 from robustjax.evaluation.protocol import records
 from robustjax.evaluation.protocol.threats import Threat, check_width
@@ -227,6 +227,7 @@ def _examined(
         stochastic=hints.stochastic,
         budget=BUDGETS[budget],
         batch_size=_batch_size(BUDGETS[budget], stochastic=hints.stochastic),
+        heavy=sizes.is_heavy(direct, images[:1], keys),
         report=report,
     )
     seconds = {"clean": time.perf_counter() - started}

@@ -20,6 +20,7 @@ from robustjax.attacks import geometry
 from robustjax.attacks._autoattack import NUM_CANDIDATES
 from robustjax.attacks.engine import threads
 from robustjax.attacks.engine.candidates import Candidates
+from robustjax.attacks.engine.sizes import SHRINK
 from robustjax.attacks.engine.verify import has_no_maximum, is_misclassified
 from robustjax.evaluation.verdict import probes
 from robustjax.evaluation.verdict.budgets import Budget
@@ -82,6 +83,7 @@ class Examples:
         budget: Budget,
         batch_size: int,
         report: Callable[[str], None],
+        heavy: bool = False,
     ):
         self.networks, self.images, self.labels = networks, images, labels
         self.epsilon, self.norm, self.bounds = epsilon, norm, bounds
@@ -89,6 +91,10 @@ class Examples:
         self.eot_samples = budget.eot_samples if stochastic else 0
         self.num_draws = budget.num_draws if stochastic else 0
         self._key, self._num_keys, self._batch_size = key, 0, min(batch_size, len(images))
+        # Few images of a heavy network are computed in a smaller batch. Any other is compiled for one size.
+        self._sizes = [self._batch_size]
+        while heavy and self._sizes[-1] >= SHRINK**2:
+            self._sizes.append(-(-self._sizes[-1] // SHRINK))
         self._draws_key = self.key()
         self._least_certain = _least_certain(self.num_draws)
         self.shares: dict[str, np.ndarray] = {}
@@ -121,13 +127,13 @@ class Examples:
         return (self.key(),) if self.stochastic else ()
 
     def over(self, rows: np.ndarray, program: Callable[[np.ndarray], Any]) -> Any:
-        """The program's results for some examples, [len(rows), ...], in batches of one size.
+        """The program's results for some examples, [len(rows), ...], in batches of few sizes.
 
         On a CPU several batches are computed at the same time.
         """
 
         def results(some: np.ndarray) -> Any:
-            padded = program(np.resize(some, self._batch_size))
+            padded = program(np.resize(some, min(size for size in self._sizes if size >= len(some))))
             return jax.tree.map(lambda values: np.asarray(values)[: len(some)], padded)
 
         batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
