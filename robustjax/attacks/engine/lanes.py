@@ -209,7 +209,7 @@ class Driver(NamedTuple):
         if images.dtype != np.float32:
             points = np.asarray(inputs.in_dtype_of(jnp.asarray(images), jnp.asarray(points), self.bounds))
         found = self._verified(jax.random.fold_in(self._key("check"), call), rows, points, num_draws)
-        nonfinite = np.asarray(verify.has_no_maximum(jnp.asarray(found.logits)))
+        nonfinite = verify.has_no_maximum(found.logits)
         return points, np.where(found.valid, found.share, 0.0), nonfinite
 
     def _verified(self, key: Key, rows: np.ndarray, points: np.ndarray, num_draws: int) -> Verified[np.ndarray]:

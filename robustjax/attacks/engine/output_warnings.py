@@ -46,7 +46,7 @@ def output_warnings(
         size: of the batch that is looked at.
         split: puts a batch on its devices.
     """
-    if (count := int(np.sum(has_no_maximum(jnp.asarray(logits))))) > 0:
+    if (count := int(np.sum(has_no_maximum(logits)))) > 0:
         yield not_finite(count, len(logits), "images")
     if are_probabilities(logits):
         yield (

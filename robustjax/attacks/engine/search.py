@@ -7,6 +7,7 @@ example, and the batch stays full. :func:`likeliest_wrong` orders the classes th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,6 +151,7 @@ def run_keys(keys: Key, run: Array) -> Key:
     return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(run, keys.shape))
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def likeliest_wrong(logits: Array, labels: Array, count: int) -> Array:
     """The ``count`` wrong classes with the largest logits, [min(count, K - 1), B], the likeliest first.
 

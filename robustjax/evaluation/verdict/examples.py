@@ -104,7 +104,7 @@ class Examples:
         self.candidates = Candidates(images, NUM_CANDIDATES if stochastic else 1)
         self._of_ensemble = self.candidates.strongest()
         _, share, self.logits = self.classified(np.arange(len(images)), images)
-        self.nonfinite = np.array(has_no_maximum(jnp.asarray(self.logits)))
+        self.nonfinite = has_no_maximum(self.logits)
         self.correct, self.attacked = ~is_misclassified(share), ~self.certainly_misclassified(share)
 
     @property
@@ -212,7 +212,7 @@ class Examples:
             self.valid.append(valid)
             shares[rows] = np.where(valid, share, 0.0)
             if radius <= self.epsilon:
-                self.nonfinite[rows] |= valid & np.asarray(has_no_maximum(jnp.asarray(logits)))
+                self.nonfinite[rows] |= valid & has_no_maximum(logits)
                 # Of points that are misclassified in as many draws, the one that is by the larger margin; of a
                 # deterministic network the first.
                 loss = margin(logits, self.labels[rows])[valid] if self.stochastic else None
