@@ -254,12 +254,7 @@ def _content_coin(toy, images, key):
     return _tossed(tosses, images)
 
 
-STOCHASTIC = (_noisy, _few_pixels, _noisy_gradient, _coin, _content_coin)
 COINS = ("coin", "content coin")
-
-
-def stochastic_network(toy, images, key):
-    return jax.lax.switch(toy["forward"], STOCHASTIC, toy, images, key)
 
 
 @functools.cache
@@ -275,10 +270,7 @@ def stochastic_toys():
         "coin": (_coin, _toy(_dense)),
         "content coin": (_content_coin, _toy(_dense)),
     }
-    return {
-        name: jax.tree_util.Partial(stochastic_network, toy.args[0] | {"forward": jnp.int32(STOCHASTIC.index(forward))})
-        for name, (forward, toy) in made.items()
-    }
+    return {name: jax.tree_util.Partial(forward, toy.args[0]) for name, (forward, toy) in made.items()}
 
 
 def heads(toy, images):
