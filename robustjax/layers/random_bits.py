@@ -21,8 +21,12 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 def _on_cpu(keys: Key, *, bit_width: int, shape: tuple[int, ...]) -> Array:
-    """Bits of this shape for each key; by JAX where it would not count the entries one by one in 32 bits."""
-    by_entry = jax.threefry_partitionable.value and 0 < math.prod(shape) < 2**32
+    """Bits of this shape for each key; by JAX where it would not count the entries one by one in 32 bits.
+
+    So it is where there is nothing to draw, and where the shape is not known yet, as in a program for any batch size.
+    """
+    is_known = all(isinstance(length, int) and length > 0 for length in (*keys.shape, *shape))
+    by_entry = jax.threefry_partitionable.value and is_known and math.prod(shape) < 2**32
     if str(jax.random.key_impl(keys)) != "threefry2x32" or not by_entry:
         return primitives.random_bits_p.bind(keys, bit_width=bit_width, shape=shape)
     words = jax.random.key_data(keys)[..., None, :]

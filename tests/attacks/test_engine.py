@@ -18,6 +18,7 @@ from robustjax.attacks.engine import sizes as sizes_lib
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Search, advance
 from robustjax.attacks.engine.threads import Background, each
+from robustjax.types import InputError
 
 
 class State(NamedTuple):
@@ -209,6 +210,38 @@ def test_what_a_network_computes_for_an_image_says_whether_it_is_heavy(name, sha
     assert sizes_lib.is_heavy(network, images, ()) is heavy
     assert sizes_lib.sizes_of(32, 1, heavy=heavy) == ((32, 16), heavy)
     assert sizes_lib.sizes_of(64, 4, heavy=heavy) == ((64, 16), False)
+
+
+class Labelled:
+    """Outputs that are no pytree."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def _of_sixteen(images):
+    return jnp.reshape(images, (16, 4))[:, :2]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [_of_sixteen, lambda images: jnp.squeeze(images[:, 0, 0, :2]), lambda images: Labelled(images[:, 0, 0, :2])],
+    ids=["for sixteen images", "squeezed", "no pytree"],
+)
+def test_a_network_that_cannot_take_a_single_image_is_called_with_the_common_sizes(network, key, monkeypatch):
+    monkeypatch.setattr(sizes_lib, "HEAVY", 0.0)
+    monkeypatch.setattr(threads, "most_lanes", lambda *_, **__: 1)
+    images = np.tile(np.array([0.505, 0.5, 0.5, 0.5], np.float32), (1, 1, 1, 1))
+    options = {"epsilon": 0.01, "version": ["apgd-ce"], "batch_size": 16, "quicken": False}
+    assert not autoattack(network, key, images, np.zeros(1, np.int32), **options).robust.any()
+
+
+def test_a_network_that_raises_is_blamed_whatever_it_would_take(key):
+    def network(images):
+        return images.reshape(-1, 5)
+
+    with pytest.raises(InputError, match="logits_fn must take images"):
+        autoattack(network, key, np.zeros((1, 2, 2, 1), np.float32), np.zeros(1, np.int32), epsilon=0.01)
 
 
 def test_a_system_that_does_not_tell_its_cores_has_one(monkeypatch):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from robustjax.transforms import inspect, quicken
 
@@ -45,6 +46,30 @@ def test_draws_of_many_keys(law):
     assert "quick_random_bits" in names(draw, keys)
     np.testing.assert_array_equal(jax.jit(quicken(draw))(keys), jax.jit(draw)(keys))
     np.testing.assert_array_equal(jax.vmap(quicken(draw))(keys[None])[0], jax.jit(draw)(keys))
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 4)])
+def test_no_keys_draw_nothing(shape):
+    """As an empty batch has them, of which each example has its own."""
+    draw = lambda keys: jax.vmap(lambda key: jax.random.normal(key, (3, 5)))(keys.reshape(-1))  # noqa: E731
+    keys = jax.random.split(KEY, shape)
+    assert "quick_random_bits" in names(draw, keys)
+    assert jax.jit(quicken(draw))(keys).shape == quicken(draw)(keys).shape == (0, 3, 5)
+
+
+@pytest.mark.parametrize("each_its_key", [False, True])
+def test_a_program_for_any_batch_size_draws_the_same(each_its_key):
+    def noisy(images, keys):
+        if not each_its_key:
+            return images + jax.random.normal(keys[0], images.shape)
+        return jax.vmap(lambda image, key: image + jax.random.normal(key, image.shape))(images, keys)
+
+    (size,) = export.symbolic_shape("b")
+    keys = jax.random.split(KEY, 4)
+    shapes = jax.ShapeDtypeStruct((size, 3), jnp.float32), jax.ShapeDtypeStruct((size,), keys.dtype)
+    exported = export.export(jax.jit(quicken(noisy)), platforms=["cpu"])(*shapes)
+    images = jnp.zeros((4, 3))
+    np.testing.assert_array_equal(jax.jit(exported.call)(images, keys), jax.jit(noisy)(images, keys))
 
 
 def test_gradients_are_the_same():

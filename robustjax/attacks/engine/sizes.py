@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from robustjax.attacks.engine.inputs import logits_of
 from robustjax.types import Array, Key
 
 # Batches come in few sizes, each a quarter of the one before: every size compiles every attack once more.
@@ -55,17 +56,23 @@ class Sizes(NamedTuple):
 def is_heavy(network: Any, image: np.ndarray, keys: tuple[Key, ...]) -> bool:
     """Whether a CPU takes so long for an image [1, H, W, C] that empty slots cost more than compiling for fewer.
 
+    One that does not give a row of logits for a single image is not, so that it is called with common sizes alone: it
+    may be made for a batch of these. If it is wrong, those calls say so.
+
     The network is a pytree, as ``inputs.as_pytree`` makes it.
     """
     if jax.default_backend() != "cpu":
         return False
-    cost = _outputs.lower(network, image, *keys).cost_analysis() or {}
+    try:
+        cost = _logits.lower(network, image, *keys).cost_analysis() or {}
+    except Exception:  # the user's code
+        return False
     return cost.get("flops", 0.0) >= HEAVY
 
 
 @jax.jit
-def _outputs(network: Any, image: Array, *keys: Key) -> Any:
-    return network(image, *keys)
+def _logits(network: Any, image: Array, *keys: Key) -> Array:
+    return logits_of(network(image, *keys), image.shape[0])
 
 
 def sizes_of(largest: int, num_devices: int, *, heavy: bool) -> Sizes:
