@@ -265,7 +265,7 @@ def is_correct(logits: Array, labels: Array) -> Array:
     return (predicted == jnp.asarray(labels).astype(jnp.int32)) & ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
-def has_no_maximum(logits: Array) -> Array:
+def has_no_maximum(logits: ArrayT) -> ArrayT:
     """Rows without a finite largest logit, bool [B]: those with NaN or infinity, or with -inf for every class.
 
     A figure that rests on them does not measure the network. Logits of -inf beside finite ones, as of masked classes,
@@ -279,5 +279,6 @@ def has_no_maximum(logits: Array) -> Array:
         >>> has_no_maximum(jnp.array([[1.0, -jnp.inf], [jnp.nan, 1.0], [jnp.inf, 1.0], [-jnp.inf, -jnp.inf]]))
         Array([False,  True,  True,  True], dtype=bool)
     """
-    of = np if isinstance(logits, np.ndarray) else jnp  # on the host nothing is compiled, whatever B is
-    return ~of.isfinite(of.max(logits, axis=-1))
+    if isinstance(logits, np.ndarray):  # on the host nothing is compiled, whatever B is
+        return ~np.isfinite(np.max(logits, axis=-1))
+    return ~jnp.isfinite(jnp.max(logits, axis=-1))
