@@ -210,6 +210,7 @@ def test_what_a_network_computes_for_an_image_says_whether_it_is_heavy(name, sha
     assert sizes_lib.is_heavy(network, images, ()) is heavy
     assert sizes_lib.sizes_of(32, 1, heavy=heavy) == ((32, 16), heavy)
     assert sizes_lib.sizes_of(64, 4, heavy=heavy) == ((64, 16), False)
+    assert sizes_lib.sizes_of(510, 1, heavy=heavy).common == (510, 128, 32, 16)
 
 
 class Labelled:
