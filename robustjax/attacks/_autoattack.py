@@ -201,6 +201,7 @@ def autoattack(
         inputs.check_network(bfloat16_fn, images, keys, eot_samples, name="bfloat16_fn")
     coarse = inputs.as_pytree(bfloat16_fn)
     network = inputs.as_pytree(logits_fn)
+    heavy = sizes_lib.is_heavy(network, images[:1], keys)
     if quicken:
         network = transforms.quicken(network)
     if sharding is not None:
@@ -211,7 +212,6 @@ def autoattack(
         attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
         jax.eval_shape(attacked_fn, images[:1], *keys)  # which checks its outputs
     num_lanes = threads.most_lanes(batch_size, sharding, least=sizes_lib.SMALLEST_BATCH)
-    heavy = sizes_lib.is_heavy(inputs.as_pytree(logits_fn), images[:1], keys)
     sizes = sizes_lib.sizes_of(batch_size // num_lanes, num_devices, heavy=heavy)
     num_draws = num_draws if eot_samples else 0
     driver = lanes.Driver(
