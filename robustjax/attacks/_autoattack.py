@@ -133,7 +133,7 @@ def autoattack(
             networks that hide theirs; or a list of attacks' names. In l1 "standard" restarts apgd-ce five
             times and its apgd-t takes five targets, as published.
         batch_size: images at a time, over all devices, or all threads of a CPU, of 16 at least each; by default 512 on
-            each device, and 64 on a CPU, whose caches hold no more. Fewer images are attacked in smaller batches.
+            each device, and 64 on a CPU, whose caches hold no more. Smaller ones are used where few images are left.
         bounds: box of valid pixels: two numbers, or two arrays of one number for each channel.
         bfloat16_fn: the same network computing in bfloat16, called as ``logits_fn`` is: attacks take gradients through
             it, at the logits of ``logits_fn``, which alone decide on losses, step sizes and success. For devices with
@@ -244,7 +244,7 @@ def autoattack(
         for i, (name, stage) in enumerate(stages.items()):
             later = sum(costs[i + 1 :])
             # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
-            if i == 1 and num_lanes > 1 and attacked.any() and not sizes.any:
+            if i == 1 and num_lanes > 1 and attacked.any() and not sizes.any_size:
                 for coming in list(stages.values())[2:]:
                     background.begin(driver.compile, coming, targets, int(attacked.sum()))
             rows = np.flatnonzero(attacked)

@@ -55,7 +55,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
     check_floats("sap: activations", activations, least_axes=1)
     if not activations.size:
         return activations
-    # Not flattened: beside operations on images XLA computes flat maps on a CPU without vector instructions.
+    # Kept in its shape, but for multinomial draws: on a CPU XLA does not vectorise flat maps fused with shaped ones.
     maps = jax.lax.stop_gradient(activations).astype(jnp.float32)
     size = maps[0].size
     num_draws = max(1, round(fraction * size))

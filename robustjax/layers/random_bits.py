@@ -21,9 +21,10 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 def _on_cpu(keys: Key, *, bit_width: int, shape: tuple[int, ...]) -> Array:
-    """Bits of this shape for each key; by JAX where it would not count the entries one by one in 32 bits.
+    """Bits of this shape for each key.
 
-    So it is where there is nothing to draw, and where the shape is not known yet, as in a program for any batch size.
+    JAX's own primitive draws for another generator, without ``jax_threefry_partitionable``, for empty and symbolic
+    shapes, and for 2^32 entries or more, since the counter here is one word of 32 bits.
     """
     is_known = all(isinstance(length, int) and length > 0 for length in (*keys.shape, *shape))
     by_entry = jax.threefry_partitionable.value and is_known and math.prod(shape) < 2**32

@@ -20,7 +20,7 @@ def quicken(function: Callable[..., Any]) -> Callable[..., Any]:
     it could be, and for some layouts a hundred times. The program of the function is read, whatever library wrote it,
     and each float32 convolution and pooling in it is computed by the quickest form known here, its derivatives of
     every order too. Outputs and gradients agree to rounding: within 1e-5 of the largest. Random bits of JAX's default
-    generator, "threefry2x32", are drawn in a quarter of the time and stay the same bits. Everything else stays as it
+    generator, "threefry2x32", are drawn about four times as fast, and are the same bits. Everything else stays as it
     is, custom derivative rules included, and so does the whole program where it is compiled for another backend.
 
     Drivers (:func:`robustjax.attacks.autoattack`, ``evaluation.judge`` and ``evaluation.evaluate``) do so by

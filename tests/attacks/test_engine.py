@@ -66,7 +66,7 @@ def test_a_batch_has_the_largest_size_of_which_fewer_slots_stay_empty_than_the_n
 
 
 def test_a_batch_of_a_heavy_network_has_no_empty_slots_and_is_one_unless_there_are_too_many_images():
-    sizes = sizes_lib.Sizes((32, 16), any=True)
+    sizes = sizes_lib.Sizes((32, 16), any_size=True)
     assert [sizes.first(count, 2) for count in (0, 1, 5, 32, 33, 50, 200)] == [1, 1, 5, 32, 17, 25, 32]
 
 
@@ -79,7 +79,7 @@ def test_a_batch_of_a_heavy_network_has_no_empty_slots_and_is_one_unless_there_a
     ],
 )  # fmt: skip
 def test_a_batch_is_made_smaller_where_that_saves_enough(heavy, size, count, passes, then):
-    assert sizes_lib.Sizes((64, 16), any=heavy).smaller(size, count, passes) == then
+    assert sizes_lib.Sizes((64, 16), any_size=heavy).smaller(size, count, passes) == then
 
 
 def test_gradients_of_a_stochastic_network_are_means_of_the_published_number_of_draws():

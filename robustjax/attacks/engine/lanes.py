@@ -1,8 +1,8 @@
 """Runs an attack over many images in batches whose slots are refilled; on a CPU several batches at the same time.
 
 A batch has a slot for each image. As soon as an image is misclassified, or its attack is over, another image, or the
-same image's next target or restart, takes its slot. The shapes of batches are decided by counts of images and steps
-alone, so no result depends on the clock or on how busy the machine is.
+same image's next target or restart, takes its slot. What the shapes of batches depend on
+(:mod:`robustjax.attacks.engine.sizes`) holds no clock, so no result depends on how busy the machine is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The sizes of batches: few, so that little is compiled, or of a network that takes long for an image any.
 
-They follow from counts of images, steps and operations alone.
+They depend on the network's number of operations, numbers of images and steps, the given batch size, and the backend
+with its devices and threads; never on the clock or on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from robustjax.types import Array, Key
 SHRINK, SMALLEST_BATCH = 4, 16
 # From so many operations for an image on, by XLA's count, a network is heavy.
 HEAVY = 5e7
-# A batch changes to a smaller size if it has at least so many passes before it: what is saved must pay for compiling.
-# A run of APGD has 300, and Square 5000. Of a heavy network it is so many passes of 16 slots.
+# A batch changes to a smaller size only if at least so many forward passes are still to be made, since what is saved
+# must pay for compiling: a run of APGD has 300, and Square 5000. Of a heavy network it is only if passes times the
+# slots saved, divided by 16, come to as much.
 LEAST_PASSES_TO_SHRINK = 1500
 
 
@@ -27,37 +29,38 @@ class Sizes(NamedTuple):
     """The sizes that a batch may have.
 
     Attributes:
-        common: of a network for which few sizes are compiled, falling; the first is the largest of any network.
-        any: whether a batch may have any size up to the largest, as it does for a heavy network.
+        common: the few sizes of a network that is not heavy, falling; no batch is larger than the first.
+        any_size: whether every size up to that is allowed, as for a heavy network on one device.
     """
 
     common: tuple[int, ...]
-    any: bool = False
+    any_size: bool = False
 
     def first(self, count: int, num_lanes: int) -> int:
-        """The size to begin with: the largest that leaves fewer slots empty than the next smaller one.
+        """The size to begin with.
 
-        A heavy network keeps all cores busy by itself, and several batches of it are begun only where one would not do.
+        It is the largest common size with fewer empty slots than the next smaller size has slots. A heavy network keeps
+        all cores busy by itself: one batch of exactly these images where they fit, else an equal share for each lane.
         """
-        if self.any and count <= self.common[0]:
+        if self.any_size and count <= self.common[0]:
             return max(count, 1)
         each = -(-count // num_lanes)
-        if self.any:
+        if self.any_size:
             return min(each, self.common[0])
         return next((size for size, less in itertools.pairwise(self.common) if each > size - less), self.common[-1])
 
     def smaller(self, size: int, count: int, passes: int) -> int:
         """The size to go on with, for so many images and passes left."""
-        fitting = count if self.any else min((each for each in self.common if each >= count), default=size)
-        saved = passes * (size - fitting) / SMALLEST_BATCH if self.any else passes
+        fitting = count if self.any_size else min((each for each in self.common if each >= count), default=size)
+        saved = passes * (size - fitting) / SMALLEST_BATCH if self.any_size else passes
         return fitting if fitting < size and saved >= LEAST_PASSES_TO_SHRINK else size
 
 
 def is_heavy(network: Any, image: np.ndarray, keys: tuple[Key, ...]) -> bool:
-    """Whether a CPU takes so long for an image [1, H, W, C] that empty slots cost more than compiling for fewer.
+    """Whether, on a CPU, XLA counts so many operations for an image [1, H, W, C] that batches are made to fit.
 
-    One that does not give a row of logits for a single image is not, so that it is called with common sizes alone: it
-    may be made for a batch of these. If it is wrong, those calls say so.
+    A network that does not give a row of logits for a single image is not heavy: it may be made for a fixed batch, and
+    is called with common sizes alone. If it is faulty, those later calls raise.
 
     The network is a pytree, as ``inputs.as_pytree`` makes it.
     """
@@ -81,4 +84,4 @@ def sizes_of(largest: int, num_devices: int, *, heavy: bool) -> Sizes:
     sizes = [largest // num_devices]
     while sizes[-1] > least:
         sizes.append(max(-(-sizes[-1] // SHRINK), least))
-    return Sizes(tuple(size * num_devices for size in sizes), any=heavy and num_devices == 1)
+    return Sizes(tuple(size * num_devices for size in sizes), any_size=heavy and num_devices == 1)
