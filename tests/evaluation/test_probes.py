@@ -382,6 +382,7 @@ def test_of_a_stochastic_network_a_quarter_and_half_of_the_steps_are_runs_of_the
     grid = batteries.pgd_grid(trial, ROWS[2:])
     assert {"pgd-5:0.25", "pgd-10:0.25", "pgd-20:0.25"} <= set(trial.shares)
     np.testing.assert_array_equal(grid.by_steps, np.tile((BETWEEN > APART) & (ROWS >= 2), (3, 1)))
+    assert grid.late_rise.size == 0  # a loss that rises by chance rises to the end
 
 
 def test_the_rise_of_the_last_tenth_of_the_steps_is_that_of_the_examples_that_hold():

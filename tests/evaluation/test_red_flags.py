@@ -130,6 +130,8 @@ def test_a_comparison_says_what_was_lost_and_which_threshold_holds():
     assert fired.startswith("the surrogate's gradient finds 40 of 100 examples more than the network's own")
     fired = comparisons.relaxation_helps(some(50), some(10), helped="round at net.py:3 (cut)").explanation
     assert fired.startswith("relaxing what the network's program hides (round at net.py:3 (cut)) finds 40 of 100")
+    assert fired.endswith("examples more than its own gradient: it hides them")
+    assert comparisons.relaxation_helps(some(10), some(50)).explanation.endswith("(1 finding)")
 
 
 def test_probabilities_of_half_precision_are_recognised():

@@ -201,7 +201,7 @@ def is_valid(
     inside_box = jnp.all((adversarial >= low) & (adversarial <= high), axis=axes)
     # A pixel's rounding is at most half an ulp at the larger wall; in l2 and l1 they add up over the pixels.
     ulp = float(jnp.finfo(jnp.float32).eps) * float(np.max(np.abs(np.asarray(bounds))))
-    size = max(1, int(np.prod(images.shape[1:])))
+    size = int(np.prod(images.shape[1:]))
     slack = ulp * {"linf": 1.0, "l2": 1.0, "l1": size**0.5}[norm]
     distance = geometry.get(norm).norm(adversarial - images)
     # NaN compares false everywhere, so a non-finite image is invalid.
