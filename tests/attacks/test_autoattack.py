@@ -88,7 +88,7 @@ def test_rand_breaks_what_hides_behind_noise_and_judges_by_fresh_draws(key):
     assert quick(noisy, key, images, labels, epsilon=0.9 * distances, version="rand").robust.sum() >= 7
 
 
-@pytest.mark.parametrize("eot_samples", [2, 20])
+@pytest.mark.parametrize("eot_samples", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_attacks_that_move_nothing_leave_the_clean_majority(eot_samples, key):
     """Each draw is right with a probability of 0.6, whatever the image."""
 

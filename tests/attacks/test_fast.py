@@ -179,7 +179,7 @@ def test_every_transformation_gives_the_same(key):
         np.testing.assert_allclose(result, results["eager"], atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_other_dtypes_are_aimed_at_the_same_classes(dtype, key):
     def own(images):
         return (images.reshape(-1, toys.SIZE) - 0.5) @ jnp.asarray(toys.WEIGHTS, images.dtype)

@@ -250,7 +250,7 @@ def _transformed(attack):
     yield "vmap", jax.vmap(attack)(split(IMAGES), split(LABELS)).reshape(IMAGES.shape)
 
 
-@pytest.mark.parametrize(("norm", "restarts"), [("linf", 2), ("l2", 1), ("l1", 1)])
+@pytest.mark.parametrize(("norm", "restarts"), [("linf", 2), ("l2", 1), pytest.param("l1", 1, marks=pytest.mark.slow)])
 def test_every_transformation_gives_the_eager_result(norm, restarts, key):
     # A deterministic start: shards of a batch draw other noise than the whole.
     def attack(images, labels):

@@ -43,10 +43,7 @@ def honest():
     return judge(network(lambda images: images), toys.KEY, *toys.digits()[1], epsilon=toys.EPSILON)
 
 
-SLOW = pytest.param("detached", marks=pytest.mark.slow)  # as quick to read as the others, and one more verdict
-
-
-@pytest.fixture(scope="module", params=[SLOW if name == "detached" else name for name in BROKEN])
+@pytest.fixture(scope="module", params=toys.marked(BROKEN, slow={"detached", "lying rule"}))
 def broken(request):
     """A name and a verdict, nothing declared."""
     prepare, _ = BROKEN[request.param]

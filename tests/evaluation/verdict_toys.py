@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from robustjax import attacks
@@ -271,6 +272,23 @@ def stochastic_toys():
         "content coin": (_content_coin, _toy(_dense)),
     }
     return {name: jax.tree_util.Partial(forward, toy.args[0]) for name, (forward, toy) in made.items()}
+
+
+class Verdicts(dict):
+    """Name -> verdict, of which each is reached when it is asked for."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.reach = reach
+
+    def __missing__(self, name):
+        self[name] = self.reach(name)
+        return self[name]
+
+
+def marked(names, slow):
+    """Names as parameters, some of which take long and show again what others do."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 def heads(toy, images):

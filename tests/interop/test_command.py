@@ -1,15 +1,12 @@
 """The command line, from a checkpoint to a judged run."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from checkpoints import random_variables, safetensors
+from processes import QUICKLY, run
 
 from robustjax import build, config, data, defenses, interop, models
 from robustjax.interop.__main__ import Options, _config, main
@@ -17,8 +14,6 @@ from robustjax.interop.convert import read
 from robustjax.models import ResNet
 from robustjax.runs import config_file
 from robustjax.runs.checkpoint import Checkpoints
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +52,8 @@ def test_a_checkpoint_becomes_a_run_that_evaluate_judges(wide, checkpoint, tmp_p
     with Checkpoints(workdir, read_only=True) as checkpoints:
         assert checkpoints.steps() == [0]
 
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "robustjax.evaluate",
-            f"--workdir={workdir}",
-            "--attacks=clean,fgsm",
-            "--num_examples=8",
-            "--batch_size=8",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    flags = ["--attacks=clean,fgsm", "--num_examples=8", "--batch_size=8"]
+    done = run("evaluate", f"--workdir={workdir}", *flags, **QUICKLY)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     record = json.loads((workdir / "evaluation" / "clean.json").read_text())
     assert record["checkpoint_step"] == 0 and record["num_examples"] == 8 and record["epsilon"] == 0.1
