@@ -121,7 +121,9 @@ def test_importing_everything_loads_no_tensorflow_and_starts_no_backend():
         "import robustjax.train, robustjax.evaluate, robustjax.report, robustjax.data, sys; "
         "import robustjax.interop.__main__, robustjax.analysis.__main__; "
         "from jax._src import xla_bridge as bridge; assert not bridge.backends_are_initialized(); "
-        "found = {name.split('.')[0] for name in sys.modules} & {'tensorflow', 'clu'}; assert not found, found"
+        # tensorboardX imports PyTorch where it is installed.
+        "heavy = {'tensorflow', 'clu', 'torch', 'tensorboardX'}; "
+        "found = {name.split('.')[0] for name in sys.modules} & heavy; assert not found, found"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

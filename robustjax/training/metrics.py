@@ -5,15 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-
-# protobuf makes these classes at import, where a type checker does not see them.
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from robustjax.runtime import files
 from robustjax.types import InputError
@@ -40,11 +32,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
         with files.writing(self.path):
             files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = open(self.path, "a")  # noqa: SIM115 - closed by close()
-        # tensorboardX's SummaryWriter writes from a thread, which a full disk kills; then the run would hang.
-        with files.writing(f"TensorBoard's file in {workdir}"):
-            self._events = EventsWriter(str(Path(workdir) / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-        session = SessionLog(status=SessionLog.START)
-        self._event(step=after_step + 1, session_log=session)  # hides what an earlier process wrote past this step
+        from robustjax.training.event_file import EventFile  # only where a run is written, since it takes long
+
+        self._events = EventFile(workdir, after_step=after_step)
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one line, which is on the disk when this returns."""
@@ -57,21 +47,16 @@ class MetricsWriter(contextlib.AbstractContextManager):
     def plot(self, split: str, step: int, values: dict[str, float]) -> None:
         """Writes to TensorBoard only."""
         for name, value in values.items():
-            self._event(step=step, summary=summary.scalar(f"{split}/{name}", value))
+            self._events.scalar(f"{split}/{name}", step, value)
 
     def close(self) -> None:
         """Closes both files, also after a failed write."""
-        for file in (self._file, self._events):
-            with contextlib.suppress(OSError):  # what could not be written was told when it was
-                file.close()
+        with contextlib.suppress(OSError):  # what could not be written was told when it was
+            self._file.close()
+        self._events.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _event(self, **content: Any) -> None:
-        with files.writing("TensorBoard's file"):
-            self._events.write_event(Event(wall_time=time.time(), **content))
-            self._events.flush()
 
 
 def read(workdir: str | Path) -> list[dict]:
