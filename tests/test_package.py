@@ -137,9 +137,10 @@ def test_an_installed_wheel_trains_and_evaluates_in_an_empty_folder(built, tmp_p
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python, here = tmp_path / "venv" / "bin" / "python", tmp_path / "empty"
     (wheel,) = built.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
     here.mkdir()
+    # With the checkout in it pip would take the package for installed.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, env=environment)
 
     def run(*arguments):
         command = [python, "-m", *arguments]
