@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all.
 # Usage: launch/test.sh [PYTEST_ARGUMENTS...]
-# `launch/test.sh -m slow` runs the few that take minutes each, `launch/test.sh -m torch` those that need PyTorch, in an
-# environment of their own: its wheels are gigabytes; `launch/test.sh -m notebooks` executes the notebooks.
+# `launch/test.sh -m slow` runs those that take minutes each, or show again what a sibling shows; `launch/test.sh -m torch`
+# those that need PyTorch, in an environment of their own: its wheels are gigabytes; `launch/test.sh -m notebooks` executes
+# the notebooks.
 # Tests on real MNIST and CIFAR-10 run where TFDS_DATA_DIR holds them prepared, and are skipped elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
