@@ -188,7 +188,7 @@ def test_more_attacks_on_a_stochastic_network_are_no_more_chances():
     images, labels = np.full((50, 2, 2, 1), 0.5, np.float32), np.zeros(50, int)
     result = evaluation.evaluate(
         blind, jax.random.key(0), images, labels, threat=[Threat("linf", 0.1), Threat("l2", 0.1)], batch_size=48,
-        attacks=("clean", "pgd:num_steps=2", "autoattack:version=apgd-ce"), hints=Hints(stochastic=True),
+        attacks=("clean", "fgsm", "pgd:num_steps=2", "autoattack:version=apgd-ce"), hints=Hints(stochastic=True),
         eot_samples=1, num_draws=5,
     )  # fmt: skip
     clean = result.records[0]
