@@ -31,7 +31,7 @@ class EventFile:
         self._write(step=step, summary=summary.scalar(name, value))
 
     def close(self) -> None:
-        """Closes it, also after a failed write, which was told when it failed."""
+        """Closes it; of a failed write, which was told, tensorboardX leaves the file to the garbage collector."""
         with contextlib.suppress(OSError):
             self._events.close()
 

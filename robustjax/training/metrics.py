@@ -27,14 +27,16 @@ class MetricsWriter(contextlib.AbstractContextManager):
             workdir: of the run.
             after_step: lines of later steps are dropped.
         """
-        self.path = Path(workdir) / "metrics.jsonl"
-        kept = [line for line in read(workdir) if line["step"] <= after_step]
-        with files.writing(self.path):
-            files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._file = open(self.path, "a")  # noqa: SIM115 - closed by close()
         from robustjax.training.event_file import EventFile  # only where a run is written, since it takes long
 
-        self._events = EventFile(workdir, after_step=after_step)
+        self.path = Path(workdir) / "metrics.jsonl"
+        kept = [line for line in read(workdir) if line["step"] <= after_step]
+        with contextlib.ExitStack() as opened:
+            with files.writing(self.path):
+                files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+                self._file = opened.enter_context(open(self.path, "a"))
+            self._events = EventFile(workdir, after_step=after_step)
+            opened.pop_all()  # both are open: close() closes them
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one line, which is on the disk when this returns."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustjax.training import metrics
+from robustjax.training import event_file, metrics
 from robustjax.types import InputError
 
 
@@ -40,3 +40,21 @@ def test_a_folder_in_its_place_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(.*Is a directory"):
         metrics.read(tmp_path)
+
+
+def test_where_the_second_file_cannot_be_opened_the_first_is_closed(tmp_path, monkeypatch):
+    opened = []
+
+    class Full:
+        def __init__(self, *_, **__):
+            raise OSError("No space left on device")
+
+    def recorded(*arguments, **options):
+        opened.append(open(*arguments, **options))  # noqa: SIM115 - the writer has to close it
+        return opened[-1]
+
+    monkeypatch.setattr(event_file, "EventFile", Full)
+    monkeypatch.setattr(metrics, "open", recorded, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        metrics.MetricsWriter(tmp_path, after_step=0)
+    assert [file.closed for file in opened] == [True]
