@@ -2,7 +2,8 @@
 
 python -m robustjax.train --config=configs/cifar100.py:at --workdir=runs/cifar100_at
 
-Names after the colon and settings are those of `cifar10.py`. Cost: that of `cifar10.py`.
+Names after the colon are those of `cifar10.py`. Weight decay and epochs are the same for all; MART has a learning rate
+of its own. Cost: that of `cifar10.py`.
 """
 
 from robustjax import config as config_lib

@@ -6,7 +6,7 @@ The number after the colon is the batch over all devices (default: 2048). The le
 128 as in cifar10_at.py, and comes up from 0 over the first 5 epochs (Goyal et al. 2017, arXiv 1706.02677). The network
 computes in bfloat16; weights, statistics, losses and images are float32.
 
-Cost: that of cifar10_at.py, 154 PFLOP, divided by the devices.
+Cost: that of cifar10_at.py, 150 PFLOP, divided by the devices.
 """
 
 from robustjax import config as config_lib

@@ -5,7 +5,7 @@ python -m robustjax.train --config=configs/cifar10_fast.py --workdir=runs/cifar1
 One random-start FGSM step of 1.25 epsilon, a cyclic schedule over 15 epochs. `--config.attack.name=n_fgsm` is the
 variant of de Jorge et al. (2022, arXiv 2202.01181), which is less prone to catastrophic overfitting.
 
-Cost: 5.6 GFLOP an image and epoch, 4.2 PFLOP in all: minutes on one GPU. Published: 83.3 % clean, 43.2 % AutoAttack.
+Cost: 5.6 GFLOP an image and epoch, 4.1 PFLOP in all: minutes on one GPU. Published: 83.3 % clean, 43.2 % AutoAttack.
 """
 
 from robustjax import config as config_lib

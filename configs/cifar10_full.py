@@ -7,7 +7,7 @@ takes part in training ("cas", "cifs", "fsr", "sns", "kwta") or nothing. `launch
 judges them. `configs/cifar10.py` has what the papers set each by itself; here learning rate, schedule and weight decay
 are the same for all, so that a difference is the defense's.
 
-Cost: "at" takes 1.28 PFLOP an epoch, 77 PFLOP in all; the others about a tenth more.
+Cost: "at" takes 1.25 PFLOP an epoch, 75 PFLOP in all; what the others add is in `cifar10.py`.
 """
 
 from robustjax import config as config_lib

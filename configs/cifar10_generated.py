@@ -4,9 +4,12 @@ python -m robustjax.train --config=configs/cifar10_generated.py:28-10 --config.d
 
 The name after the colon is depth and width. FILE.npz holds generated, pseudo-labelled images under "image" and "label",
 as Gowal et al. (2021, arXiv 2110.09468) and Wang et al. (2023, arXiv 2302.04638) publish them; seven tenths of each
-batch are taken from it. TRADES with beta 5, averaged weights, label smoothing, one cycle. An epoch is as many steps as
-CIFAR-10 alone would take. Without `--config.data.extra`, `--config.data.cutmix=1` is Rebuffi et al. (2021, arXiv
-2103.01946). `:94-16 --config.train.num_epochs=10000` is the size of Bartoldson et al. (2024, arXiv 2404.09349).
+batch are taken from it. An epoch is as many steps as CIFAR-10 alone would take. TRADES with beta 5, averaged weights,
+label smoothing, one cycle: here it is linear and has its peak after a tenth of the epochs, in the published code it is
+a cosine (PyTorch's OneCycleLR) with its peak after a quarter.
+
+Without `--config.data.extra`, `--config.data.cutmix=1` is Rebuffi et al. (2021, arXiv 2103.01946).
+`:94-16 --config.train.num_epochs=10000` is the size of Bartoldson et al. (2024, arXiv 2404.09349).
 
 Cost of 28-10: 10.5 GFLOP a forward pass, 280 GFLOP an image and epoch, 5.6 EFLOP in all. Published: 92.4 % clean,
 67.3 % AutoAttack with 20 million images and 2400 epochs. Not measured here.

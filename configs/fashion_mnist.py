@@ -3,7 +3,7 @@
 python -m robustjax.train --config=configs/fashion_mnist.py:at --workdir=runs/fashion_mnist_at
 
 Names after the colon are those of `cifar10.py`. The network, WideResNet-10-1, has BatchNorm, which CIFS's masks need.
-Cost: 0.15 GFLOP an image and epoch, 0.18 PFLOP in all: about an hour on two CPU cores, minutes on one GPU.
+Cost: 0.43 GFLOP an image and epoch, 0.51 PFLOP in all: about an hour on two CPU cores, minutes on one GPU.
 """
 
 from robustjax import config as config_lib

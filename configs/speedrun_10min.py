@@ -5,7 +5,7 @@ python benchmarks/speedrun.py --config=configs/speedrun_10min.py --workdir=runs/
 
 Budget: 2 * 3 + 3 forward passes of 6.7 GFLOP (WideResNet-28-8) are 60 GFLOP an image, 3.0 PFLOP an epoch of
 49,000, 83 PFLOP in 28 epochs: 331 s at 250 TFLOP/s, ten minutes at 138. Aim: 50.5 % AutoAttack, which ResNet-18 needs
-PGD-10 and 100 epochs (128 PFLOP) for. Not measured yet.
+PGD-10 and 100 epochs (125 PFLOP) for. Not measured yet.
 """
 
 from robustjax import config as config_lib

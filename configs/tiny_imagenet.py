@@ -2,8 +2,9 @@
 
 python -m robustjax.train --config=configs/tiny_imagenet.py:at --workdir=runs/tiny_imagenet_at
 
-Names after the colon and settings are those of `cifar10.py`. "test" is its validation split, as the labels of its test
-images are not public. Cost: 8 times that of `cifar10.py`, of twice the images with four times the pixels.
+Names after the colon are those of `cifar10.py`; learning rate, weight decay and epochs are the same for all. "test" is
+its validation split, as the labels of its test images are not public. Cost: 8 times that of `cifar10.py`, of twice the
+images with four times the pixels.
 """
 
 from robustjax import config as config_lib
