@@ -16,8 +16,6 @@ from robustjax.attacks.engine.inputs import Inputs
 from robustjax.attacks.eot import expected_gradient, expected_outcome
 from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
-# Standard deviation of the start that TRADES published instead of a uniform one: x + 0.001 N(0, 1).
-GAUSSIAN_START = 0.001
 # Share of the steps in which a widened ball comes down to its radius.
 SHRINKING = 0.8
 
@@ -142,15 +140,6 @@ def ascend(
     def outcome(key: Key, points: Array) -> tuple[Array, Array]:
         return expected_outcome(logits_fn, key, points, labels, loss=loss, num_samples=eot_samples, targeted=targeted)
 
-    def start(key: Key) -> Array:
-        if not random_start:
-            return images
-        if random_start == "gaussian":
-            delta = GAUSSIAN_START * jax.random.normal(key, images.shape, images.dtype)
-        else:
-            delta = norm_ball.random_start(key, images, widened * epsilon)
-        return norm_ball.project(images, images + delta, widened * epsilon, bounds)
-
     def one_restart(key: Key) -> Array:
         def step(i: Array, points: Array) -> Array:
             gradient = expected_gradient(
@@ -166,7 +155,7 @@ def ascend(
             return points, state[1].or_better(inside, *outcome(jax.random.fold_in(key, num_steps + i), inside))
 
         key, key_start = jax.random.split(key)
-        first = start(key_start)
+        first = geometry.start(norm, key_start, images, widened * epsilon, bounds, random_start=random_start)
         if not keep_best:
             return in_ball(jax.lax.fori_loop(0, num_steps, step, first))
         return jax.lax.fori_loop(0, num_steps, step_and_compare, (first, Best.none(first)))[1].images

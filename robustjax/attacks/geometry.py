@@ -22,6 +22,9 @@ Bounds = tuple[Any, Any]
 # gradient; Tramer and Boneh (2019, arXiv 1904.13000) move the top hundredth.
 L1_STEP_FRACTION = 0.01
 
+# Standard deviation of the start that TRADES published instead of a uniform one.
+GAUSSIAN_START = 0.001
+
 
 class Geometry(NamedTuple):
     r"""The operations of a norm that attacks use.
@@ -67,6 +70,35 @@ def get(norm: str) -> Geometry:
     if not isinstance(norm, str) or norm not in GEOMETRIES:
         raise InputError(f"norm must be one of {', '.join(GEOMETRIES)}, got {norm!r}; choose one of these")
     return GEOMETRIES[norm]
+
+
+def start(
+    norm: str, key: Key, images: Array, epsilon: Array | float, bounds: Bounds, *, random_start: bool | str
+) -> Array:
+    """The points at which an attack starts, inside ball and box.
+
+    Args:
+        norm: of the ball.
+        key: of the draws.
+        images: [B, ..., C], the centres.
+        epsilon: radius, a number or one for each example [B].
+        bounds: the box.
+        random_start: True draws uniformly in the ball, False is the image itself, and "gaussian" x + 0.001 N(0, 1), as
+            in TRADES (Zhang et al. 2019).
+
+    Example:
+        >>> images = jnp.array([[0.5, 0.5]])
+        >>> start("linf", jax.random.key(0), images, 0.1, (0.0, 1.0), random_start=False)
+        Array([[0.5, 0.5]], dtype=float32)
+    """
+    if not random_start:
+        return images
+    ball = get(norm)
+    if random_start == "gaussian":
+        delta = GAUSSIAN_START * jax.random.normal(key, images.shape, images.dtype)
+    else:
+        delta = ball.random_start(key, images, epsilon)
+    return ball.project(images, images + delta, epsilon, bounds)
 
 
 def per_example(values: Array | float, images: Array) -> Array:

@@ -1,7 +1,8 @@
 """Attacks that only training uses: they stop early, start where the last epoch ended, or take one step from noise.
 
 Each is ``(outputs_fn, key, images, labels, *, loss, ...) -> images``, where ``outputs_fn`` returns a network's
-``Outputs``. Arguments are not checked: the training step has made them.
+``Outputs``; :func:`fgsm_from` has the points to start from in place of the key. Arguments are not checked: the training
+step has made them.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def friendly_pgd(
         images: [B, H, W, C] in [0, 1].
         labels: integers [B].
         loss: to climb.
-        epsilon, step_size: radius, and length of a step.
+        epsilon, step_size: radius, and length of a step, in units of pixels in [0, 1].
         num_steps: at most; every step costs the same, whoever has stopped.
         tau: steps after the first misclassification, from 0; ``num_steps`` makes it PGD.
-        random_start: True, False, or "gaussian" for x + 0.001 N(0, 1).
-        norm: of the ball.
+        random_start: True, False, or "gaussian", as for :func:`robustjax.attacks.geometry.start`.
+        norm: "linf", "l2" or "l1".
 
     Returns:
-        Images inside ball and box.
+        Images of the same shape, inside ball and box.
 
     Example:
         >>> from robustjax.types import Outputs
@@ -59,11 +60,7 @@ def friendly_pgd(
     """
     ball = geometry.get(norm)
     length = geometry.per_example(step_size, images)
-    start = images
-    if random_start == "gaussian":
-        start = images + 0.001 * jax.random.normal(key, images.shape, images.dtype)
-    elif random_start:
-        start = images + ball.random_start(key, images, epsilon)
+    start = geometry.start(norm, key, images, epsilon, BOUNDS, random_start=random_start)
 
     def value(points: Array) -> tuple[Array, Array]:
         outputs = outputs_fn(points)
@@ -76,8 +73,7 @@ def friendly_pgd(
         moved = ball.project(images, points + length * ball.steepest(gradient, points, BOUNDS), epsilon, BOUNDS)
         return jnp.where((left >= 0)[:, None, None, None], moved, points), left
 
-    first = ball.project(images, start, epsilon, BOUNDS), jnp.full(labels.shape, tau, jnp.int32)
-    return jax.lax.fori_loop(0, num_steps, step, first)[0]
+    return jax.lax.fori_loop(0, num_steps, step, (start, jnp.full(labels.shape, tau, jnp.int32)))[0]
 
 
 def fgsm_from(
@@ -90,11 +86,20 @@ def fgsm_from(
     epsilon: Array | float,
     step_size: Array | float,
 ) -> Array:
-    """One step in linf from a given place, projected back: what FGSM-PGI and NuAT have in common.
+    """One step of FGSM in linf from given points (Jia et al. 2022, arXiv 2207.08859, from those of the last epoch).
 
     Args:
         outputs_fn, images, labels, loss, epsilon, step_size: as for :func:`friendly_pgd`.
-        start: [B, H, W, C], to be projected as well.
+        start: [B, H, W, C]; what lies outside ball and box is projected first.
+
+    Returns:
+        Images of the same shape, inside ball and box.
+
+    Example:
+        >>> images, start = jnp.full((1, 1, 1, 1), 0.5), jnp.full((1, 1, 1, 1), 0.4)
+        >>> options = {"loss": lambda outputs, labels: outputs, "epsilon": 0.2, "step_size": 0.25}
+        >>> fgsm_from(lambda x: x.sum((1, 2, 3)), start, images, jnp.array([0]), **options).ravel()
+        Array([0.65], dtype=float32)
     """
     ball = geometry.get("linf")
     start = ball.project(images, start, epsilon, BOUNDS)
@@ -105,10 +110,18 @@ def fgsm_from(
 def bernoulli_fgsm(
     outputs_fn: LogitsFn, key: Key, images: Array, labels: Array, *, loss: LossFn, epsilon: Array | float
 ) -> Array:
-    """A step of epsilon from half of it up or down at each pixel: the attack of NuAT (Sriramanan et al. 2021).
+    """FGSM of step epsilon from x + epsilon / 2 times a random sign at each pixel (NuAT, Sriramanan et al. 2021).
 
     Args:
         outputs_fn, key, images, labels, loss, epsilon: as for :func:`friendly_pgd`.
+
+    Returns:
+        Images of the same shape, inside the linf ball and the box.
+
+    Example:
+        >>> images, options = jnp.full((1, 1, 1, 1), 0.5), {"loss": lambda outputs, labels: outputs, "epsilon": 0.2}
+        >>> bernoulli_fgsm(lambda x: x.sum((1, 2, 3)), jax.random.key(0), images, jnp.array([0]), **options).ravel()
+        Array([0.6], dtype=float32)
     """
     signs = jax.random.rademacher(key, images.shape, images.dtype)
     start = images + 0.5 * epsilon * signs
