@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from robustjax import attacks, defenses, models, objectives
+from robustjax import attacks, models, objectives
 from robustjax.training import attacks as training_attacks
 from robustjax.training import optim, step
 from robustjax.types import Array, Key, LogitsFn, LossFn
 
 MODELS = models.MODELS
-DEFENSES = defenses.DEFENSES
 SCHEDULES = optim.SCHEDULES
 OPTIMIZERS = optim.OPTIMIZERS
 

@@ -31,7 +31,7 @@ LossFn = Callable[[Any, Array], Array]
 
 
 # (view -> logits [B, K], labels [B]) -> [B]: an objective's loss, or what a training attack climbs. The views are the
-# images that an update passes through the network, "natural" and "adversarial".
+# images that an update passes through the network, of ``robustjax.objectives.VIEWS``.
 Term = Callable[[Mapping[str, Array], Array], Array]
 
 

@@ -16,11 +16,9 @@ def base() -> Config:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # "digits" (embedded), a prepared tfds data set, or the path of a folder of splits
-    config.data.data_dir = config_dict.placeholder(
-        str
-    )  # where tfds data sets lie; None: TFDS_DATA_DIR or tfds's default
+    config.data.data_dir = config_dict.placeholder(str)  # of tfds data sets; None: TFDS_DATA_DIR or tfds's default
     config.data.validation_examples = 200  # held out from the training split, never from the test split
-    config.data.train_examples = config_dict.placeholder(int)  # use only the first of this many; None: all
+    config.data.train_examples = config_dict.placeholder(int)  # use only the first so many; None: all
     config.data.pipeline = "memory"  # "memory", on the devices, or "stream", read from disk while the run trains
     config.data.image_size = config_dict.placeholder(int)  # side to which images of any size are scaled and cropped
     config.data.random_resized_crop = False  # in training: of 8 to 100 % of the area (Szegedy et al. 2015); stream only
@@ -92,10 +90,10 @@ def base() -> Config:
 
     config.objective = ConfigDict()
     config.objective.name = "adversarial"  # "standard", "adversarial" (Madry 2018), "trades", "mart", "nuat" or "pgi"
-    config.objective.beta = 6.0  # weight of the robust term of trades (6), mart (5), nuat (4) and pgi (10)
+    config.objective.beta = 6.0  # weight of the robust term of trades (6), mart (5), nuat (4.5) and pgi (10)
     config.objective.label_smoothing = 0.0  # share of a label spread over all classes, in [0, 1)
     config.objective.natural_share = 0.0  # share of each batch whose adversarial images are left natural, in [0, 1)
-    config.objective.awp_gamma = 0.0  # of adversarial weight perturbation (Wu 2020: 0.005); 0: off
+    config.objective.awp_gamma = 0.0  # of adversarial weight perturbation (Wu 2020: 0.01, with trades 0.005); 0: off
     config.objective.awp_from_epoch = 0.0  # the first epoch in which weights are perturbed
     config.objective.gradalign = 0.0  # weight of gradient alignment (Andriushchenko 2020: 0.2); 0: off
 

@@ -22,7 +22,10 @@ def move(params: Any, gradient: Any, *, gamma: Array | float) -> Any:
     Args:
         params: pytree of weights.
         gradient: of the loss, same structure.
-        gamma: 0.005 in the paper; 0.005 to 0.01 with TRADES.
+        gamma: at least 0; in the published code 0.01 with adversarial training, 0.005 with TRADES.
+
+    Returns:
+        Weights of the same structure.
 
     Example:
         >>> params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.ones(2)}

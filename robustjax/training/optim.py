@@ -39,7 +39,8 @@ def _decayed_gradient(transform: optax.GradientTransformation, config: Config, m
 
 
 # Each takes (config.optimizer, schedule, which weights decay). Where a name ends in "w", or has no other form, weight
-# decay shrinks the weights themselves, by learning rate times weight_decay (Loshchilov and Hutter 2019).
+# decay shrinks the weights themselves, by learning rate times weight_decay (Loshchilov and Hutter 2019); lamb scales
+# that together with its update.
 OPTIMIZERS = {
     "sgd": lambda config, schedule, mask: _decayed_gradient(
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov), config, mask

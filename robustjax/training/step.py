@@ -44,13 +44,13 @@ def metric_names(objective: Objective, defense: Defense | None) -> tuple[str, ..
 
 
 class Extras(NamedTuple):
-    """What an update may have beside attack and loss; by default nothing.
+    """Training options of an update, all off by default.
 
     Attributes:
         awp_gamma, awp_from_step: of :func:`robustjax.training.awp.move`, and the first update with it.
         alignment: weight of :func:`robustjax.training.alignment.misalignment`, added to the loss.
-        cutmix: share of the images that :func:`robustjax.data.augment.cutmix` mixes. Attack and loss climb and minimise
-            their terms of both labels, by the shares of the pixels; guards that look at labels get the larger one.
+        cutmix: share of the images that :func:`robustjax.data.augment.cutmix` mixes. Attack and loss weigh the terms of
+            both labels by their shares of the pixels; guards and accuracies have the label with the larger one.
         natural_share: of a batch whose adversarial images are left natural, in [0, 1).
         carries: whether the attack starts at perturbations that ``state.carried`` keeps for each example, in units of
             epsilon, and the update puts those that it ended at in their place. They are carried as the images lie in
@@ -116,7 +116,7 @@ def make_step(
         axis: name of the mapped axis where the step runs under ``shard_map`` or ``pmap``, each device with its part of
             the batch. BatchNorm then sees that part, every device draws for itself, and gradient, metrics and running
             statistics are means over the devices.
-        extras: what the update has besides.
+        extras: training options; by default none.
     """
 
     def apply(variables: Mapping[str, Any], images: Array, labels: Array | None, key: Key, statistics: str):
