@@ -41,10 +41,19 @@ def _mart(natural, adversarial, beta):
     return boosted + beta * np.sum(p * np.log(p / q), 1) * (1 - p[ROWS, LABELS])
 
 
+def _nuat(natural, adversarial, beta):
+    return _trades(natural, natural, 0.0) + beta * np.linalg.norm(adversarial - natural, "nuc") / len(natural)
+
+
+def _pgi(prior, adversarial, beta):
+    return _trades(adversarial, adversarial, 0.0) + beta * ((adversarial - prior) ** 2).mean(1)
+
+
 ORACLES = {
     "trades": (partial(objectives.trades, beta=6.0), lambda a, b: _trades(a, b, 6.0)),
     "smoothed": (partial(objectives.trades, beta=1.0, label_smoothing=0.1), lambda a, b: _trades(a, b, 1.0, 0.1)),
     "mart": (partial(objectives.mart, beta=5.0), lambda a, b: _mart(a, b, 5.0)),
+    "pgi": (partial(objectives.pgi, beta=10.0), lambda a, b: _pgi(a, b, 10.0)),
 }
 
 
@@ -109,11 +118,21 @@ def test_label_smoothing_is_cross_entropy_against_soft_labels():
             lambda: _trades(NATURAL, ADVERSARIAL, 6.0),
         ),
         (objectives.mart_objective(beta=5.0), ("natural", "adversarial"), lambda: _mart(NATURAL, ADVERSARIAL, 5.0)),
+        (
+            objectives.nuat_objective(beta=4.0, label_smoothing=0.0),
+            ("natural", "adversarial"),
+            lambda: _nuat(NATURAL, ADVERSARIAL, 4.0),
+        ),
+        (
+            objectives.pgi_objective(beta=10.0, label_smoothing=0.0),
+            ("prior", "adversarial"),
+            lambda: _pgi(NATURAL, ADVERSARIAL, 10.0),
+        ),
     ],
 )
 def test_objectives_need_the_views_they_name_and_no_more(objective, views, oracle):
     assert objective.views == views
-    logits = dict(zip(("natural", "adversarial"), _jax(NATURAL, ADVERSARIAL), strict=True))
+    logits = dict(zip(("natural", "prior", "adversarial"), _jax(NATURAL, NATURAL, ADVERSARIAL), strict=True))
     outputs = {view: Outputs(logits[view], {}, {}) for view in views}
     own = {view: output.logits for view, output in outputs.items()}
     np.testing.assert_allclose(objective.term(outputs)(own, jnp.asarray(LABELS)), oracle(), rtol=1e-4)
@@ -137,36 +156,50 @@ def test_attacks_climb_cross_entropy_or_the_divergence():
     np.testing.assert_allclose(objectives.climb_cross_entropy(logits, labels), expected, rtol=1e-5)
     expected = _trades(NATURAL, ADVERSARIAL, 1.0) - _trades(NATURAL, ADVERSARIAL, 0.0)
     np.testing.assert_allclose(objectives.climb_divergence(logits, labels), expected, rtol=1e-4, atol=1e-5)
+    nuat = objectives.nuat_objective(beta=4.0, label_smoothing=0.0)
+    expected = _nuat(ADVERSARIAL, 2 * ADVERSARIAL - NATURAL, 4.0)  # the same difference, from the adversarial logits
+    np.testing.assert_allclose(nuat.inner(logits, labels), expected, rtol=1e-4)
+    assert nuat.inner_views == ("natural", "adversarial")
+
+
+def test_the_nuclear_norm_has_the_gradient_of_its_singular_vectors():
+    difference = ADVERSARIAL - NATURAL
+    u, _, vt = np.linalg.svd(difference, full_matrices=False)
+    np.testing.assert_allclose(jax.grad(objectives.nuclear_norm)(*_jax(difference)), u @ vt, atol=1e-4)
+    assert np.isfinite(jax.grad(objectives.nuclear_norm)(jnp.zeros((6, 4)))).all()
 
 
 @pytest.mark.parametrize(
-    ("objective", "start"), [("standard", None), ("adversarial", None), ("trades", "gaussian"), ("mart", "gaussian")]
-)
+    ("objective", "start"),
+    [("standard", None), ("adversarial", None), ("trades", "gaussian"), ("mart", "gaussian"), ("nuat", None),
+     ("pgi", None)],
+)  # fmt: skip
 def test_only_trades_and_mart_start_where_their_papers_say(objective, start):
     made = config.digits()
     made.objective.name = objective
     assert build.objective(made).start == start
 
 
+@pytest.mark.parametrize("attack", ["pgd", "friendly"])
 @pytest.mark.parametrize("random_start", [True, False])
 @pytest.mark.parametrize(
     ("objective", "start"),
     [("standard", None), ("adversarial", None), ("trades", "gaussian"), ("mart", "gaussian")],
 )
-def test_the_training_attack_starts_where_config_or_paper_say(key, objective, start, random_start):
+def test_the_training_attack_starts_where_config_or_paper_say(key, objective, start, random_start, attack):
     """Standard training with SNS looks at natural images too, and starts as attack.random_start says all the same."""
     made = config.digits()
-    made.objective.name, made.defense.name = objective, "sns"
+    made.objective.name, made.defense.name, made.attack.name = objective, "sns", attack
     made.attack.random_start, made.attack.num_steps = random_start, 1
-    attack = build.training_attack(made, build.objective(made))
+    train_attack = build.training_attack(made, build.objective(made))
     seen = []
 
-    def logits_fn(images):
+    def outputs_fn(images):
         jax.debug.callback(lambda distance: seen.append(float(distance)), jnp.abs(images - 0.5).max())
-        return jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], axis=1)
+        return Outputs(jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], axis=1), {}, {})
 
     images, labels = jnp.full((4, 3, 3, 1), 0.5), jnp.zeros(4, jnp.int32)
-    attack(logits_fn, key, images, labels, loss=lambda logits, _: logits[:, 0], scale=jnp.float32(1.0))
+    train_attack(outputs_fn, key, images, labels, loss=lambda outputs, _: outputs.logits[:, 0], scale=jnp.float32(1.0))
     jax.effects_barrier()
     distance = seen[0]
     if start == "gaussian":

@@ -1,5 +1,7 @@
 """Further images: which of them are in which batch, and files that hold them."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,15 @@ def test_a_batch_is_a_function_of_seed_and_step():
     mixture = data.Mixture(num_own=20, num_extra=9, batch_size=8, extra_per_batch=3)
     np.testing.assert_array_equal(mixture.indices(1)(7), mixture.indices(1)(7))
     assert (mixture.indices(1)(7) != mixture.indices(2)(7)).any()
+
+
+def test_places_are_spread_evenly():
+    for size, count in product((1, 7, 16), (0, 1, 5, 16)):
+        if count <= size:
+            marked = data.spread(count, size)
+            assert marked.sum() == count
+            halves = marked[: size // 2].sum(), marked[size // 2 :].sum()
+            assert abs(halves[1] - halves[0]) <= 1 + size % 2
 
 
 @pytest.mark.parametrize(

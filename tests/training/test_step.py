@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from processes import QUICKLY
 
-from robustjax import attacks, build, config, data, defenses, models, runs
+from robustjax import build, config, data, defenses, models, runs
 from robustjax.models.resnet import PreActResNet
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runs.warm_start import warm_start
@@ -146,8 +146,9 @@ def test_batch_norm_sees_one_micro_batch_after_another(monkeypatch):
 
 
 def test_shard_map_and_pmap_compute_what_jit_does():
-    (whole,), _ = run_steps(build.experiment(make_config(**DETERMINISTIC)), [1])
-    experiment = build.experiment(make_config(batch_norm__devices="per_device", **DETERMINISTIC))
+    settings = {**DETERMINISTIC, "objective__awp_gamma": 0.05}  # by the gradient of all devices
+    (whole,), _ = run_steps(build.experiment(make_config(**settings)), [1])
+    experiment = build.experiment(make_config(batch_norm__devices="per_device", **settings))
     layout = sharding.layout()
     state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
     chosen = data.epoch_order(0, 0, 64)[:SIZE]
@@ -209,24 +210,6 @@ def test_every_objective_and_attack_lowers_its_loss(changes):
     sums = [0.0] + [state.sums["loss"] for state in states]
     losses = np.diff(sums) / 4
     assert np.all(np.isfinite(losses)) and losses[-1] < 0.95 * losses[0]
-
-
-def test_epsilon_grows_over_the_first_epochs():
-    experiment = build.experiment(make_config())
-    seen = []
-    # warmup_epochs = 1 and four steps an epoch: a quarter of epsilon, then a half, and from the fourth step on all.
-    attack = build.training_attack(make_config(), build.objective(make_config()))
-    module = experiment.module
-    state = experiment.create_state()
-    images = data.to_float(experiment.train.images[:SIZE])
-    labels = jnp.asarray(experiment.train.labels[:SIZE])
-    logits_fn = lambda points: module.apply(state.variables, points).logits  # noqa: E731
-    for scale in (0.25, 0.5, 1.0):
-        adversarial = attack(
-            logits_fn, state.key, images, labels, loss=attacks.losses.cross_entropy, scale=jnp.asarray(scale)
-        )
-        seen.append(float(jnp.max(jnp.abs(adversarial - images))))
-    np.testing.assert_allclose(seen, [0.05, 0.1, 0.2], rtol=1e-5)
 
 
 def test_sns_holds_the_neurons_still_that_it_selected():
