@@ -13,16 +13,17 @@ the worst case of all adaptive attacks with the quick budget, as the defenses' o
 """
 
 import json
-import math
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from ablations import ABLATIONS
 from absl import flags
 
 from robustjax import cli
+from robustjax.statistics import paired_difference, wilson_interval
 from robustjax.types import InputError
 
 OPTION = flags.DEFINE_string("option", None, "One of the options or ablations.")
@@ -87,7 +88,6 @@ def run(option: str, seed: int) -> dict:
 
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from robustjax import attacks, config, data, runs
     from robustjax.evaluation.protocol import records
@@ -182,8 +182,6 @@ def table(records: dict) -> str:
         if not own:
             continue
         clean, robust = (statistics.fmean(record[key] for record in own) for key in ("clean", "accuracy"))
-        from robustjax.statistics import wilson_interval
-
         count = own[0]["num_examples"]
         low, high = wilson_interval(robust * count, count)
         each = ", ".join(f"{record['accuracy']:.1%}" for record in sorted(own, key=lambda record: record["seed"]))
@@ -195,15 +193,13 @@ def table(records: dict) -> str:
 
 
 def _difference(own: list[dict], base: list[dict]) -> str:
-    """Of the share of seeds that are robust, image by image: mean and 95 % interval over the images."""
-
-    def shares(records: list[dict]) -> list[float]:
-        return [statistics.fmean(int(flag) for flag in flags) for flags in zip(*(r["robust"] for r in records))]  # noqa: B905
-
-    gaps = [a - b for a, b in zip(shares(own), shares(base), strict=True)]
-    half = 1.96 * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    mean = statistics.fmean(gaps)
-    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+    """Of the accuracies over the seeds that both have, paired image by image: mean and 95 % interval."""
+    by_seed = [{record["seed"]: [int(flag) for flag in record["robust"]] for record in each} for each in (own, base)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if not seeds:
+        return ""
+    mean, (low, high) = paired_difference(*(np.array([each[seed] for seed in seeds]) for each in by_seed))
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _read(path: Path) -> dict:

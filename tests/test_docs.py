@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,14 @@ def test_every_page_is_in_the_contents():
     pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("*.md")]
     pages += [page.relative_to(DOCS).with_suffix("").as_posix() for page in (DOCS / "reference").glob("*.md")]
     assert [page for page in pages if page != "index" and not re.search(rf"^{page}$", contents, re.MULTILINE)] == []
+
+
+def test_the_table_of_training_options_is_that_of_its_records():
+    root, program = DOCS.parent, "benchmarks/training_options.py"
+    command = [sys.executable, program, "--table", "--records=results/training_options.json"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    printed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "| at | 3 |" in printed and printed.strip() in (DOCS / "training_options.md").read_text()
 
 
 def test_every_flag_is_explained():
