@@ -18,6 +18,7 @@ part is not run again. A part that cannot be finished in what is left is skipped
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -63,7 +64,7 @@ def main() -> int:
     states = {}
     for part in parts:
         left = max(0.0, end - time.monotonic())
-        if (output / f"{part}.json").exists():
+        if _finished(output / f"{part}.json"):
             states[part] = "finished before"
         elif left < (5 if TINY.value else 60 * LEAST_MINUTES[part]):
             states[part] = f"skipped: {left / 60:.1f} minutes were left, it takes {LEAST_MINUTES[part]:g}"
@@ -83,9 +84,14 @@ def _start(part: str, output: Path, seconds: float) -> str:
             status = subprocess.run(again, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
             return f"stopped: not finished in the {seconds / 60:.1f} minutes that were left, see {log.name}"
-    if status.returncode or not (output / f"{part}.json").exists():
+    if status.returncode or not _finished(output / f"{part}.json"):
         return f"failed with status {status.returncode}, see {log.name}"
     return "finished"
+
+
+def _finished(record: Path) -> bool:
+    """Whether a part was written to its end, and not only some seeds of it."""
+    return record.exists() and "part" in json.loads(record.read_text())
 
 
 def _run_part(part: str, output: Path) -> int:
@@ -138,55 +144,37 @@ def _train(output: Path) -> dict:
     """Steps on data that lie on the device: median of five dispatches."""
     import statistics
 
-    import jax
-
-    from robustjax import build, data
-    from robustjax.planning import counts
-    from robustjax.runtime import sharding
-    from robustjax.training import step
-
     settings = _settings("cifar10_at")
     if not TINY.value:
         settings.model.dtype, settings.train.batch_size = "bfloat16", 512
-    experiment, layout = build.experiment(settings), sharding.layout()
-    size = settings.train.batch_size
-    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
-    dispatch = step.make_dispatch(experiment.step, layout)
-    images, labels = layout.replicate((experiment.train.images, experiment.train.labels))
-    order = data.epoch_order(0, 0, len(labels))[: len(labels) // size * size].reshape(-1, size)
-    count = 2 if TINY.value else 20
-    started = time.perf_counter()
-    state = jax.block_until_ready(dispatch(state, images, labels, order, 1))
-    first, seconds = time.perf_counter() - started, []
-    for _ in range(5):
-        started = time.perf_counter()
-        state = jax.block_until_ready(dispatch(state, images, labels, order, count))
-        seconds.append((time.perf_counter() - started) / count)
-    batch = (jax.ShapeDtypeStruct((size, *images.shape[1:]), "float32"), jax.ShapeDtypeStruct((size,), "int32"))
-    flops = counts.count(jax.make_jaxpr(experiment.step)(jax.eval_shape(experiment.create_state), *batch)).flops
-    rate, peak = flops / statistics.median(seconds), measure.ceiling(settings.model.dtype)
+    found = measure.training(settings, steps=2 if TINY.value else 20, repetitions=5)
+    median = statistics.median(found.seconds)
     return {
         "model": settings.model.name,
         "dtype": settings.model.dtype,
-        "batch_size": size,
-        "first_step_seconds": first,
-        "step_seconds": sorted(seconds),
-        "flops_per_step": flops,
-        "flops_per_second": rate,
-        "share_of_ceiling": rate / peak,
-        "epoch_seconds": statistics.median(seconds) * experiment.steps_per_epoch,
+        "batch_size": settings.train.batch_size,
+        "first_step_seconds": found.first,
+        "step_seconds": found.seconds,
+        "flops_per_step": found.flops,
+        "flops_per_second": found.flops / median,
+        "share_of_ceiling": found.flops / median / measure.ceiling(settings.model.dtype),
+        "epoch_seconds": median * found.steps_per_epoch,
     }
 
 
 def _speedrun(output: Path, *, name: str) -> dict:
-    """A run by ``speedrun.py``: a seed after the other, evaluated by AutoAttack's ``fast``, as the time allows."""
+    """A seed after the other as the time allows, evaluated by AutoAttack's ``fast``; those that are there are kept."""
     from robustjax import config, evaluation, runs
 
-    found = {}
+    record = output / f"{name}.json"
+    found = json.loads(record.read_text())["seeds"] if record.exists() else {}
     for seed in (0,) if TINY.value else (0, 1, 2):
+        if str(seed) in found:
+            continue
         settings = _settings(name)
         settings.seed = seed
         workdir = output / "runs" / f"{name}_{seed}"
+        shutil.rmtree(workdir, ignore_errors=True)  # a run that is resumed has no time
         compiling = measure.compilations()
         started = time.perf_counter()
         stopped = runs.train(config.from_plain(config.plain(settings), source=name), workdir)
@@ -206,7 +194,7 @@ def _speedrun(output: Path, *, name: str) -> dict:
             "accuracy": {record["attack"]: record["accuracy"] for record in result.records},
             "num_examples": result.worst_case["num_examples"],
         }
-        _write(output / f"{name}.json", {"seeds": found})  # a seed is a result, should the time end in the next
+        _write(record, {"seeds": found})  # a seed is a result, should the time end in the next
     return {"seeds": found}
 
 
@@ -228,7 +216,7 @@ def _attacked(output: Path):
 
 
 def _autoattack(output: Path, *, version: str) -> dict:
-    """Twice on a part, then on all: what compiling takes stands apart."""
+    """AutoAttack on all test images; the seconds of compilation stand apart."""
     import jax
 
     from robustjax import attacks

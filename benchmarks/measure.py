@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 PAUSE = 0.5  # seconds in which the idle threads of a side fall asleep
 
@@ -121,12 +122,47 @@ def ceiling(dtype: str = "float32") -> float:
     return max(rates) * (1 if on_cpu else jax.device_count())
 
 
-def passes(settings) -> int:
-    """Forward passes that cost as much as an image's part in a training step: 2 K of K attack steps, 3 of each view."""
-    from robustjax import build
+class Training(NamedTuple):
+    """How fast a config trains.
+
+    Attributes:
+        first: seconds of the first step, compilation included.
+        seconds: of a step, one of each timed dispatch, ascending.
+        flops: of a step, counted in its program.
+        steps_per_epoch: full batches of the training set.
+    """
+
+    first: float
+    seconds: list[float]
+    flops: float
+    steps_per_epoch: int
+
+
+def training(settings, *, steps: int, repetitions: int) -> Training:
+    """Times dispatches of the compiled step on data that lie on the devices.
+
+    Args:
+        settings: config of the run, whose data are in memory.
+        steps: of a dispatch, at most an epoch.
+        repetitions: timed dispatches.
+    """
+    import jax
+
+    from robustjax import build, data
+    from robustjax.planning import facts, programs
+    from robustjax.runtime import sharding
     from robustjax.training import step
 
-    goal = build.objective(settings)
-    steps = settings.attack.num_steps if settings.attack.name in ("pgd", "friendly") else 1
-    attack_steps = 0 if goal.inner is None else steps
-    return 2 * attack_steps + 3 * len(step.views_of(goal, build.defense(settings)))
+    experiment, layout, size = build.experiment(settings), sharding.layout(), settings.train.batch_size
+    layout.check_batch_size("train.batch_size", size)
+    state = jax.jit(experiment.create_state, out_shardings=layout.replicated)()
+    dispatch = step.make_dispatch(experiment.step, layout)
+    images, labels = layout.replicate((experiment.train.images, experiment.train.labels))
+    order = data.epoch_order(0, 0, len(labels))[: len(labels) // size * size].reshape(-1, size)
+    seconds, count = [], min(steps, len(order))
+    for taken in (1, *[count] * repetitions):
+        started = time.perf_counter()
+        state = jax.block_until_ready(dispatch(state, images, labels, order, taken))
+        seconds.append((time.perf_counter() - started) / taken)
+    counted, _ = programs.counted(settings, facts.facts_of(settings), 1)
+    return Training(seconds[0], sorted(seconds[1:]), counted.flops, experiment.steps_per_epoch)

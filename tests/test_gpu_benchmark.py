@@ -17,6 +17,16 @@ def gpu(*arguments):
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def test_a_part_with_some_of_its_seeds_is_not_finished(tmp_path):
+    (tmp_path / "speedrun_1min.json").write_text(json.dumps({"seeds": {"0": {}}}))
+    (tmp_path / "ceiling.json").write_text(json.dumps({"part": "ceiling"}))
+    done = gpu("--minutes=0", f"--output={tmp_path}", "--parts=speedrun_1min,ceiling")
+    assert done.stdout.splitlines() == [
+        "speedrun_1min: skipped: 0.0 minutes were left, it takes 3",
+        "ceiling: finished before",
+    ]
+
+
 def test_parts_that_do_not_fit_are_skipped_and_named(tmp_path):
     done = gpu("--minutes=0", f"--output={tmp_path}", "--parts=train,speedrun_1min")
     assert done.returncode == 0, done.stderr
