@@ -1,7 +1,8 @@
-"""Random crops, flips and cut-outs of a batch: pure functions that run inside a jitted training step.
+"""Random crops, flips, cut-outs and CutMix of a batch: pure functions that run inside a jitted training step.
 
 Every function takes ``(key, images)``, images [B, H, W, C] of any real dtype, and returns images of the same shape and
-dtype. Every example has its own draw. Bind the options with ``functools.partial``, and give each function its own key.
+dtype; :func:`cutmix` also returns the shares by which labels count. Every example has its own draw. Bind the options
+with ``functools.partial``, and give each function its own key.
 """
 
 from __future__ import annotations
@@ -85,15 +86,10 @@ def cutout(key: Key, images: Array, *, size: int) -> Array:
     1
     """
     _check_size("size", size)
-    batch, height, width, _ = images.shape
-    row_key, column_key = jax.random.split(key)
-
-    def covered(key: Key, length: int) -> Array:
-        first = jax.random.randint(key, (batch, 1), 0, length, jnp.int32) - size // 2
-        offset = jnp.arange(length, dtype=jnp.int32)[None, :] - first
-        return (offset >= 0) & (offset < size)
-
-    square = covered(row_key, height)[:, :, None, None] & covered(column_key, width)[:, None, :, None]
+    _, height, width, _ = images.shape
+    key_row, key_column = jax.random.split(key)
+    sizes = jnp.full((len(images), 1), size, jnp.int32)
+    square = _covered(key_row, sizes, height)[:, :, None, None] & _covered(key_column, sizes, width)[:, None, :, None]
     return jnp.where(square, jnp.zeros_like(images), images)
 
 
@@ -125,15 +121,15 @@ def cutmix(key: Key, images: Array, *, share: float) -> tuple[Array, Array]:
     batch, height, width, _ = images.shape
     key_size, key_row, key_column, key_which = jax.random.split(key, 4)
     side = jnp.sqrt(1.0 - jax.random.uniform(key_size, (batch, 1), jnp.float32))
-
-    def covered(key: Key, length: int) -> Array:
-        size = jnp.floor(side * length).astype(jnp.int32)
-        offset = jnp.arange(length, dtype=jnp.int32)[None, :] - (
-            jax.random.randint(key, (batch, 1), 0, length, jnp.int32) - size // 2
-        )
-        return (offset >= 0) & (offset < size)
-
-    box = covered(key_row, height)[:, :, None] & covered(key_column, width)[:, None, :]
+    rows, columns = (jnp.floor(side * length).astype(jnp.int32) for length in (height, width))
+    box = _covered(key_row, rows, height)[:, :, None] & _covered(key_column, columns, width)[:, None, :]
     box &= jax.random.bernoulli(key_which, jnp.float32(share), (batch, 1, 1))
     own = 1.0 - jnp.mean(box, axis=(1, 2), dtype=jnp.float32)
     return jnp.where(box[..., None], jnp.roll(images, 1, axis=0), images), own
+
+
+def _covered(key: Key, sizes: Array, length: int) -> Array:
+    """Which of ``length`` pixels [B, length] an interval of each size [B, 1] covers, around a uniform centre."""
+    first = jax.random.randint(key, sizes.shape, 0, length, jnp.int32) - sizes // 2
+    offset = jnp.arange(length, dtype=jnp.int32)[None, :] - first
+    return (offset >= 0) & (offset < sizes)
