@@ -22,7 +22,8 @@ from robustjax.types import Config
 def _parts(config: Config, facts: Facts) -> tuple[Any, Callable]:
     """The abstract state of a run, and its step."""
     module = build.model(config, facts.num_classes)
-    state = jax.eval_shape(build.initial_state(config, module, facts.image_shape))
+    count = facts.num_examples + facts.num_extra
+    state = jax.eval_shape(build.initial_state(config, module, facts.image_shape, num_examples=count))
     return state, build.training_step(config, module, facts.num_examples // config.train.batch_size)
 
 

@@ -96,6 +96,14 @@ def test_data_sets_need_not_be_there():
     assert facts.facts_of(c) == (1_280_167, (224, 224, 3), 1000, 0)
 
 
+def test_perturbations_that_are_carried_are_planned_for_without_the_images():
+    c = tiny()
+    c.data.name, c.data.data_dir, c.attack.name = "cifar10", "/nowhere", "fgsm_pgi"
+    c.train.batch_size = 64
+    _, state = programs.counted(c, facts.facts_of(c), 4)
+    assert state.carried["perturbations"].shape == (49_800, 32, 32, 3)
+
+
 def test_chips_share_a_batch_or_it_is_refused(without_compiler):
     c = tiny()
     c.train.batch_size = 66
