@@ -46,7 +46,14 @@ def extra_dataset(config: Config, train: data.Dataset | data.Stream) -> data.Dat
     if config.data.extra is None:
         return None
     streamed = config.data.pipeline == "stream"
-    found = data.open_extra(config.data.extra, like=train, streamed=streamed, data_dir=config.data.data_dir)
+    found = data.open_extra(
+        config.data.extra,
+        like=train,
+        streamed=streamed,
+        data_dir=config.data.data_dir,
+        image_size=config.data.image_size,
+        random_resized_crop=config.data.random_resized_crop,
+    )
     data.Mixture.of(train, found, batch_size=config.train.batch_size, ratio=config.data.extra_ratio)
     return found
 
