@@ -20,6 +20,7 @@ from robustjax.training import feeding, metrics, step, validation
 from robustjax.training.experiment import CheckpointStore, Experiment
 from robustjax.training.pace import Pace
 from robustjax.training.state import TrainState
+from robustjax.types import InputError
 
 # The part of a run after which a network should be better than a guess.
 WARN_OF_CHANCE_AFTER = 0.1
@@ -54,10 +55,21 @@ class NotFiniteError(FloatingPointError):
 
 
 def check(experiment: Experiment) -> None:
-    """Raises InputError unless the devices can share the batches of training and validation evenly."""
+    """Raises InputError unless the devices can share the batches of training and validation evenly.
+
+    Likewise if the part of a batch that is left natural is none of what an update sees at once, or all of it.
+    """
     layout, settings = sharding.layout(), experiment.config["train"]
     layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
     layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
+    parts = layout.num_devices if experiment.config["batch_norm"]["devices"] == "per_device" else 1
+    at_once = settings["batch_size"] // (settings["accumulation"] * parts)
+    share = experiment.config["objective"]["natural_share"]
+    if share and not 0 < round(share * at_once) < at_once:
+        raise InputError(
+            f"objective.natural_share must be 0, or leave at least one of the {at_once} images that are attacked "
+            f"together natural, and one not, got {share}"
+        )
 
 
 def run(
