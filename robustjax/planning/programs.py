@@ -90,7 +90,7 @@ def compiled(lower: Callable[[], Any], minutes: float) -> tuple[Memory | None, A
     # The compiler cannot be interrupted. A thread can be left behind: it ends with the process.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(60 * minutes)
+    thread.join(min(60 * minutes, threading.TIMEOUT_MAX))
     if not outcome:
         return None, None, f"not within {minutes:g} minutes"
     if isinstance(outcome[0], BaseException):
