@@ -135,7 +135,7 @@ class Mixture(NamedTuple):
 
         Example:
             >>> Mixture(num_own=4, num_extra=2, batch_size=3, extra_per_batch=1).indices(0)(0).tolist()
-            [0, 2, 4]
+            [2, 4, 0]
         """
         order = functools.lru_cache(maxsize=4)(permutation)
 
