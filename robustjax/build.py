@@ -265,6 +265,7 @@ def experiment(config: Config) -> Experiment:
     steps_per_epoch = train.num_examples // config.train.batch_size
     extra = extra_dataset(config, train)
     module = model(config, train.num_classes)
+    guarded(module, defense(config))  # sites that there are not say so now, also of what only evaluation switches on
     num_examples = train.num_examples + (extra.num_examples if extra else 0)
     create_state = initial_state(config, module, train.image_shape, num_examples=num_examples)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written

@@ -133,6 +133,8 @@ CONTRADICTIONS = [
     (["defense.name=kwta", "defense.fraction=1.5"], "1.5"),
     (["model.name=wide_resnet", "model.depth=10", "model.width=1", "defense.name=cifs", "defense.top_k=11"], "11"),
     (["defense.name=cas", "defense.sites=stage1"], "sites must be some of conv1, "),
+    (["defense.name=sap", "defense.sites=conv9"], "sites must be some of conv1, "),
+    (["defense.name=cas+meansparse:sites=weights"], "sites must be those of features"),
     (["defense.name=sns", "defense.sites=conv1_input"], "whose features are compared"),
     (["defense.name=cas+cifs"], "heads of their own"),
     (["defense.name=cifs"], "a network with BatchNorm"),
