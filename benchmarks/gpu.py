@@ -22,6 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -91,27 +93,33 @@ def _start(part: str, output: Path, seconds: float) -> str:
 
 def _finished(record: Path) -> bool:
     """Whether a part was written to its end, and not only some seeds of it."""
-    return record.exists() and "part" in json.loads(record.read_text())
+    return record.exists() and json.loads(record.read_text())["finished"]
 
 
 def _run_part(part: str, output: Path) -> int:
-    import functools
-
     works = {
         "ceiling": _ceiling,
         "train": _train,
-        "autoattack": functools.partial(_autoattack, version="standard"),
-        "autoattack_fast": functools.partial(_autoattack, version="fast"),
+        "autoattack": partial(_autoattack, version="standard"),
+        "autoattack_fast": partial(_autoattack, version="fast"),
         "precision": _precision,
         "pytorch": _pytorch,
     }
-    work = works.get(part) or functools.partial(_speedrun, name=part)
     started = time.perf_counter()
-    figures = work(output)
-    from robustjax.evaluation.protocol import records
 
-    about = {"part": part, "seconds": time.perf_counter() - started, "tiny": TINY.value, **records.conditions()}
-    _write(output / f"{part}.json", {**figures, **about})
+    def record(figures: dict, *, finished: bool = True) -> None:
+        from robustjax.evaluation.protocol import records
+
+        about = {"part": part, "finished": finished, "seconds": time.perf_counter() - started, "tiny": TINY.value}
+        _write(output / f"{part}.json", {**figures, **about, **records.conditions()})
+
+    if part in works:
+        record(works[part](output))
+        return 0
+    seeds = {}
+    for seeds in _speedrun(output, part):
+        record({"seeds": seeds}, finished=False)  # a seed is a result, should the time end in the next
+    record({"seeds": seeds})
     return 0
 
 
@@ -162,47 +170,51 @@ def _train(output: Path) -> dict:
     }
 
 
-def _speedrun(output: Path, *, name: str) -> dict:
-    """A seed after the other as the time allows, evaluated by AutoAttack's ``fast``; those that are there are kept."""
-    from robustjax import config, evaluation, runs
-
+def _speedrun(output: Path, name: str) -> Iterator[dict]:
+    """What is known after each seed of a speed-run; those that are there are kept."""
     record = output / f"{name}.json"
     found = json.loads(record.read_text())["seeds"] if record.exists() else {}
     for seed in (0,) if TINY.value else (0, 1, 2):
-        if str(seed) in found:
-            continue
-        settings = _settings(name)
-        settings.seed = seed
-        workdir = output / "runs" / f"{name}_{seed}"
-        shutil.rmtree(workdir, ignore_errors=True)  # a run that is resumed has no time
-        compiling = measure.compilations()
-        started = time.perf_counter()
-        stopped = runs.train(config.from_plain(config.plain(settings), source=name), workdir)
-        elapsed = time.perf_counter() - started
-        attack = "apgd:loss=ce,num_steps=2" if TINY.value else "autoattack:version=fast"
-        options = evaluation.Options(
-            workdir=str(workdir),
-            attacks=["clean", attack],
-            checkpoint="last",
-            num_examples=32 if TINY.value else None,
-        )
-        result = evaluation.evaluate_run(options)
-        found[str(seed)] = {
-            "training_seconds": elapsed - sum(compiling),
-            "compilation_seconds": sum(compiling),
-            "complete": stopped.complete,
-            "accuracy": {record["attack"]: record["accuracy"] for record in result.records},
-            "num_examples": result.worst_case["num_examples"],
-        }
-        _write(record, {"seeds": found})  # a seed is a result, should the time end in the next
-    return {"seeds": found}
+        if str(seed) not in found:
+            found[str(seed)] = _speedrun_seed(output, name, seed)
+        yield found
+
+
+def _speedrun_seed(output: Path, name: str, seed: int) -> dict:
+    """Trains from the start, as what is left of a run that was stopped has no time; AutoAttack's ``fast`` evaluates."""
+    from robustjax import config, evaluation, runs
+
+    settings = _settings(name)
+    settings.seed = seed
+    workdir = output / "runs" / f"{name}_{seed}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    compiling = measure.compilations()
+    started = time.perf_counter()
+    stopped = runs.train(config.from_plain(config.plain(settings), source=name), workdir)
+    elapsed, compilation = time.perf_counter() - started, sum(compiling)  # before the evaluation compiles
+    attack = "apgd:loss=ce,num_steps=2" if TINY.value else "autoattack:version=fast"
+    options = evaluation.Options(
+        workdir=str(workdir),
+        attacks=["clean", attack],
+        checkpoint="last",
+        num_examples=32 if TINY.value else None,
+    )
+    result = evaluation.evaluate_run(options)
+    return {
+        "training_seconds": elapsed - compilation,
+        "compilation_seconds": compilation,
+        "complete": stopped.complete,
+        "accuracy": {record["attack"]: record["accuracy"] for record in result.records},
+        "num_examples": result.worst_case["num_examples"],
+    }
 
 
 def _newest_run(output: Path) -> Path:
-    found = sorted((output / "runs").glob("speedrun_*_0/config.json"), key=lambda path: path.stat().st_mtime)
+    """The run of the newest speed-run that has figures: one that was stopped may have no checkpoint."""
+    found = sorted(output.glob("speedrun_*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise SystemExit("there is no network yet; a speedrun comes first")
-    return found[-1].parent
+    return output / "runs" / f"{found[-1].stem}_0"
 
 
 def _attacked(output: Path):
@@ -216,7 +228,7 @@ def _attacked(output: Path):
 
 
 def _autoattack(output: Path, *, version: str) -> dict:
-    """AutoAttack on all test images; the seconds of compilation stand apart."""
+    """On all images; what compiling takes stands apart."""
     import jax
 
     from robustjax import attacks
@@ -239,8 +251,6 @@ def _autoattack(output: Path, *, version: str) -> dict:
 
 def _precision(output: Path) -> dict:
     """The same weights and starts through both precisions; success is decided in float32."""
-    from functools import partial
-
     import jax
     import jax.numpy as jnp
 

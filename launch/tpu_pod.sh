@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on a slice of TPU VMs, steered from here: requests the slice or takes the one that is there, copies this
-# checkout, installs it, and runs robustjax.train on all workers. A slice that is taken away is requested again, and the
-# run goes on from its newest checkpoint, until it is trained to the end.
+# Trains on a slice of TPU VMs, steered from here: plans the run, requests the slice or takes the one that is there,
+# copies this checkout, installs it, and runs robustjax.train on all workers. A slice that is taken away is requested
+# again, and the run goes on from its newest checkpoint, until it is trained to the end.
 #
 # Usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --accelerator=TYPE --nfs=HOST:/SHARE [OPTIONS] -- TRAIN_ARGUMENTS
 #   --name, --zone, --accelerator   of the slice, such as pod, us-west4-a, v5litepod-16
@@ -11,14 +11,17 @@
 #   --spot            a slice that may be taken away at any time
 #   --max_restarts=N  how many times to begin again (default: 20)
 #   --delete          delete the slice once the run is trained to the end
+#   --no_plan         request the slice without knowing whether the run fits it
 #   --dry_run         print the commands instead of running them
+#
+# PYTHON (default: .venv/bin/python) has robustjax[tpu] for the plan.
 set -euo pipefail
 
 readonly mount=/mnt/robustjax poll_seconds=${POLL_SECONDS:-30}
 readonly stopped=75  # what a run ends with that was told to stop and has saved
 
 refuse() {
-  echo "error: $1 (usage: head -14 launch/tpu_pod.sh)" >&2
+  echo "error: $1 (usage: head -18 launch/tpu_pod.sh)" >&2
   exit 2
 }
 
@@ -27,14 +30,15 @@ fail() {
   exit 1
 }
 
-name='' zone='' accelerator='' nfs='' version=v2-alpha-tpuv5-lite project='' spot='' max_restarts=20 delete='' dry_run=''
+name='' zone='' accelerator='' nfs='' version=v2-alpha-tpuv5-lite project='' spot='' max_restarts=20 delete='' no_plan=''
+dry_run=''
 while [ $# -gt 0 ]; do
   case $1 in
     --name=* | --zone=* | --accelerator=* | --nfs=* | --version=* | --project=* | --max_restarts=*)
       option=${1%%=*}
       printf -v "${option#--}" %s "${1#*=}"
       ;;
-    --spot | --delete | --dry_run) printf -v "${1#--}" yes ;;
+    --spot | --delete | --no_plan | --dry_run) printf -v "${1#--}" yes ;;
     --) shift && break ;;
     *) refuse "unexpected argument '$1'" ;;
   esac
@@ -50,6 +54,8 @@ done
 [ -n "$dry_run" ] || command -v gcloud >/dev/null || refuse "gcloud is not installed"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+readonly python=${PYTHON:-.venv/bin/python}
+[ -n "$no_plan$dry_run" ] || [ -x "$python" ] || refuse "no $python to plan with; set PYTHON, or give --no_plan"
 where=(--zone="$zone" ${project:+--project="$project"})
 
 run() {
@@ -67,6 +73,19 @@ tpu() {
 
 on_all_workers() {
   tpu tpu-vm ssh --worker=all --command="$1"
+}
+
+# What does not fit is not paid for.
+plan() {
+  local slice=$accelerator status=0
+  # Google counts the cores of a v4 or v5p, two a chip.
+  [[ ! $slice =~ ^(v4|v5p)-([0-9]+)$ ]] || slice=${BASH_REMATCH[1]}-$((BASH_REMATCH[2] / 2))
+  run "$python" -m robustjax.train --plan="$slice" "$@" || status=$?
+  case $status in
+    0) ;;
+    1) refuse "the run does not fit $accelerator, as said above; --no_plan requests it all the same" ;;
+    *) refuse "the run cannot be planned for $accelerator, as said above; --no_plan requests it all the same" ;;
+  esac
 }
 
 requested=''
@@ -93,6 +112,8 @@ get_slice() {
   while now=$(state) && [ "$now" != READY ]; do
     case $now in
       ABSENT)
+        [ -n "$no_plan" ] || plan "$@"
+        no_plan=yes
         [ $((requests += 1)) -le 3 ] || fail "the request for $name has failed three times"
         tpu queued-resources create --node-id="$name" --accelerator-type="$accelerator" --runtime-version="$version" \
           ${spot:+--spot}
@@ -136,7 +157,7 @@ TFDS_DATA_DIR=\${TFDS_DATA_DIR:-$mount/data} exec ../robustjax-env/bin/python -m
 }
 
 for ((restart = 0; ; restart++)); do
-  get_slice
+  get_slice "$@"
   status=0
   if install; then train "$@" || status=$?; else status=1; fi
   case $status in

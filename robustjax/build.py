@@ -46,7 +46,14 @@ def extra_dataset(config: Config, train: data.Dataset | data.Stream) -> data.Dat
     if config.data.extra is None:
         return None
     streamed = config.data.pipeline == "stream"
-    found = data.open_extra(config.data.extra, like=train, streamed=streamed, data_dir=config.data.data_dir)
+    found = data.open_extra(
+        config.data.extra,
+        like=train,
+        streamed=streamed,
+        data_dir=config.data.data_dir,
+        image_size=config.data.image_size,
+        random_resized_crop=config.data.random_resized_crop,
+    )
     data.Mixture.of(train, found, batch_size=config.train.batch_size, ratio=config.data.extra_ratio)
     return found
 
@@ -183,13 +190,24 @@ def optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTrans
     return optim.create(config.optimizer, num_epochs=config.train.num_epochs, steps_per_epoch=steps_per_epoch)
 
 
-def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]) -> Callable[[], state.TrainState]:
-    """() -> the state before the first step; its shapes alone say how to read a checkpoint."""
-    perturbed, guards = 0, defense(config)
-    if config.attack.name in registry.CARRYING and objective(config).inner is not None:
-        train = datasets(config)[0]
-        extra = extra_dataset(config, train)
-        perturbed = train.num_examples + (extra.num_examples if extra else 0)
+def carries(config: Config) -> bool:
+    """Whether a run carries a perturbation for each of its training images."""
+    return config.attack.name in registry.CARRYING and objective(config).inner is not None
+
+
+def initial_state(
+    config: Config, module: Any, image_shape: tuple[int, int, int], *, num_examples: int = 0
+) -> Callable[[], state.TrainState]:
+    """() -> the state before the first step; its shapes alone say how to read a checkpoint.
+
+    Args:
+        config: of the run.
+        module: its network.
+        image_shape: (H, W, C).
+        num_examples: training images with the further ones, for each of which a run that :func:`carries` has a
+            perturbation; 0: without them.
+    """
+    guards = defense(config)
     return partial(
         state.create,
         module,
@@ -199,7 +217,7 @@ def initial_state(config: Config, module: Any, image_shape: tuple[int, int, int]
         averaged=config.train.ema_decay > 0,
         sum_names=step.metric_names(objective(config), defense(config)),
         tracker=guards.tracker_in(module.sites()) if guards else None,
-        perturbed_examples=perturbed,
+        perturbed_examples=num_examples if carries(config) else 0,
     )
 
 
@@ -226,7 +244,7 @@ def training_step(config: Config, module: Any, steps_per_epoch: int) -> step.Ste
             alignment=config.objective.gradalign,
             cutmix=config.data.cutmix,
             natural_share=config.objective.natural_share,
-            carries=goal.inner is not None and config.attack.name in registry.CARRYING,
+            carries=carries(config),
             epsilon=config.attack.epsilon,
         ),
     )
@@ -247,7 +265,9 @@ def experiment(config: Config) -> Experiment:
     steps_per_epoch = train.num_examples // config.train.batch_size
     extra = extra_dataset(config, train)
     module = model(config, train.num_classes)
-    create_state = initial_state(config, module, train.image_shape)
+    guarded(module, defense(config))  # sites that there are not say so now, also of what only evaluation switches on
+    num_examples = train.num_examples + (extra.num_examples if extra else 0)
+    create_state = initial_state(config, module, train.image_shape, num_examples=num_examples)
     jax.eval_shape(create_state)  # a network that does not fit the images says so here, before anything is written
     return Experiment(
         config=config_lib.plain(config),

@@ -161,7 +161,10 @@ def mart_weight(natural_logits: Array, labels: Array) -> Array:
 
 
 def nuclear_norm(differences: Array) -> Array:
-    """The sum of a matrix's singular values, float32, with the gradient U V^T of its singular value decomposition.
+    """The sum of a matrix's singular values, float32, with the gradient U V^T over those that are not 0.
+
+    Of all subgradients this is the smallest, and 0 for the zero matrix, which NuAT's attack meets where it starts at
+    the image itself. Singular vectors of the value 0 are any: they would push examples by their places in the batch.
 
     Args:
         differences: [B, K].
@@ -174,7 +177,10 @@ def nuclear_norm(differences: Array) -> Array:
         >>> jax.value_and_grad(nuclear_norm)(jnp.diag(jnp.array([3.0, -4.0])))[0].round(4)
         Array(7., dtype=float32)
     """
-    return jnp.sum(jnp.linalg.svd(differences.astype(jnp.float32), full_matrices=False, compute_uv=False))
+    matrix = differences.astype(jnp.float32)
+    left, values, right = jnp.linalg.svd(jax.lax.stop_gradient(matrix), full_matrices=False)
+    least = jnp.max(values) * max(matrix.shape) * jnp.finfo(jnp.float32).eps
+    return jnp.sum(matrix * (jnp.where(values > least, left, 0.0) @ right))
 
 
 def nuat(

@@ -16,8 +16,9 @@ SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sb
 TRAINING = ["--config=configs/cifar10_at_pod.py", "--workdir=/mnt/robustjax/runs/at", "--config.data.name=a b"]
 SLICE = ["--name=pod", "--zone=us-west4-a", "--accelerator=v5litepod-16", "--nfs=10.0.0.2:/share"]
 
-# Notes its name and arguments; then, as gcloud, keeps one request for a slice in a file, and ends every training as the
-# first line of `endings` says: a status, and "lost" where the slice goes with it.
+# Notes its name and arguments; then, as Python, ends a plan with the status in `plan`, or with 0; as gcloud, keeps one
+# request for a slice in a file, and ends every training as the first line of `endings` says: a status, and "lost" where
+# the slice goes with it.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 here = pathlib.Path(__file__).parent.parent
@@ -25,6 +26,8 @@ name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
 with open(here / "calls", "a") as calls:
     calls.write(json.dumps([name, *arguments]) + "\\n")
 request = here / "request"
+if name == "python":
+    sys.exit(int((here / "plan").read_text()) if (here / "plan").exists() else 0)
 if name == "gcloud" and "describe" in arguments:
     if "tpu-vm" in arguments:
         print("READY")
@@ -51,7 +54,7 @@ elif name == "srun" or "robustjax.train" in arguments[-1]:
 def stand_ins(tmp_path):
     """A folder with stand-ins in `bin`; `endings` says how trainings end."""
     (tmp_path / "bin").mkdir()
-    for name in ("gcloud", "srun", "scontrol"):
+    for name in ("gcloud", "srun", "scontrol", "python"):
         (tmp_path / "bin" / name).write_text(STAND_IN)
         (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
@@ -60,6 +63,8 @@ def stand_ins(tmp_path):
 def run(script, *arguments, stand_ins=None, cwd=ROOT, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     path = f"{stand_ins / 'bin'}:{os.environ['PATH']}" if stand_ins else os.environ["PATH"]
+    if stand_ins:
+        clean["PYTHON"] = str(stand_ins / "bin" / "python")
     return subprocess.run(
         [ROOT / "launch" / script, *arguments],
         cwd=cwd,
@@ -96,7 +101,8 @@ def test_a_pod_is_requested_installed_trained_on_and_deleted(stand_ins):
     (stand_ins / "endings").write_text("0")
     done = run("tpu_pod.sh", *SLICE, "--spot", "--delete", "--", *TRAINING, stand_ins=stand_ins)
     assert done.returncode == 0, done.stderr
-    request, copy, install, train, delete = calls(stand_ins)
+    plan, request, copy, install, train, delete = calls(stand_ins)
+    assert plan == ["python", "-m", "robustjax.train", "--plan=v5litepod-16", *TRAINING]
     tpus, zone = ["gcloud", "compute", "tpus"], "--zone=us-west4-a"
     assert request == [
         *tpus, "queued-resources", "create", "pod", zone, "--node-id=pod", "--accelerator-type=v5litepod-16",
@@ -123,7 +129,7 @@ def test_a_pod_is_requested_installed_trained_on_and_deleted(stand_ins):
 def test_the_dry_run_lists_the_commands_of_a_run_and_gives_none(stand_ins):
     arguments = [*SLICE, "--project=mine", "--delete"]
     planned = run("tpu_pod.sh", *arguments, "--dry_run", "--", *TRAINING, stand_ins=stand_ins)
-    assert planned.returncode == 0 and not calls(stand_ins) and len(planned.stdout.splitlines()) == 6
+    assert planned.returncode == 0 and not calls(stand_ins) and len(planned.stdout.splitlines()) == 7
     (stand_ins / "endings").write_text("0")
     run("tpu_pod.sh", *arguments, "--", *TRAINING, stand_ins=stand_ins)
     given = calls(stand_ins)
@@ -132,6 +138,29 @@ def test_the_dry_run_lists_the_commands_of_a_run_and_gives_none(stand_ins):
     path = f"{stand_ins / 'bin'}:{os.environ['PATH']}"
     subprocess.run(["bash", "-e"], input=planned.stdout, text=True, cwd=ROOT, env={"PATH": path}, check=True)
     assert calls(stand_ins) == given
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("1", "the run does not fit v4-64, as said above; --no_plan requests it all the same"),
+        ("2", "the run cannot be planned for v4-64, as said above; --no_plan"),
+    ],
+)
+def test_what_does_not_fit_is_not_requested(stand_ins, status, line):
+    (stand_ins / "plan").write_text(status)
+    (stand_ins / "endings").write_text("0")
+    slice_ = [*SLICE, "--accelerator=v4-64"]
+    assert line in refused(run("tpu_pod.sh", *slice_, "--", *TRAINING, stand_ins=stand_ins))
+    (plan,) = calls(stand_ins)
+    assert plan[3] == "--plan=v4-32"  # by chips, of which Google counts two cores each
+    assert run("tpu_pod.sh", *slice_, "--no_plan", "--", *TRAINING, stand_ins=stand_ins).returncode == 0
+    assert "create" in calls(stand_ins)[1]
+
+
+def test_a_pod_without_a_python_to_plan_with_is_refused_in_one_line(stand_ins):
+    done = run("tpu_pod.sh", *SLICE, "--", *TRAINING, stand_ins=stand_ins, PYTHON="/nowhere/python")
+    assert "no /nowhere/python to plan with" in refused(done) and not calls(stand_ins)
 
 
 def test_a_pod_that_is_there_is_taken_and_kept(stand_ins):

@@ -166,7 +166,16 @@ def test_the_nuclear_norm_has_the_gradient_of_its_singular_vectors():
     difference = ADVERSARIAL - NATURAL
     u, _, vt = np.linalg.svd(difference, full_matrices=False)
     np.testing.assert_allclose(jax.grad(objectives.nuclear_norm)(*_jax(difference)), u @ vt, atol=1e-4)
-    assert np.isfinite(jax.grad(objectives.nuclear_norm)(jnp.zeros((6, 4)))).all()
+
+
+def test_the_nuclear_norm_of_few_directions_pushes_along_them_alone():
+    """The attack of NuAT may start at the image itself, where there is none; natural images have none either."""
+    np.testing.assert_array_equal(jax.grad(objectives.nuclear_norm)(jnp.zeros((6, 4))), np.zeros((6, 4)))
+    a, b = np.array([0.0, 0.0, 3.0, 4.0, 0.0]), np.array([2.0, 2.0, 1.0])
+    for scale in (1.0, 1e-20):
+        found, slope = jax.value_and_grad(objectives.nuclear_norm)(jnp.asarray(scale * np.outer(a, b), jnp.float32))
+        np.testing.assert_allclose(found, scale * 15.0, rtol=1e-5)
+        np.testing.assert_allclose(slope, np.outer(a, b) / 15.0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

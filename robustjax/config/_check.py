@@ -271,8 +271,18 @@ def _option_problems(config: Config) -> Iterator[str]:
         for key in ("natural_share", "awp_gamma"):
             if objective[key] > 0:
                 yield f"objective.{key} must be 0 for objective.name standard, got {objective[key]}"
+    if objective.awp_gamma > 0 and objective.awp_from_epoch >= config.train.num_epochs:
+        yield (
+            f"objective.awp_from_epoch must be less than train.num_epochs ({config.train.num_epochs}) where "
+            f"objective.awp_gamma is above 0, got {objective.awp_from_epoch}"
+        )
     if config.data.extra == "":
         yield "data.extra must be an .npz file, a prepared data set, or None, got ''"
+    if config.data.extra is not None and config.data.extra == config.data.name:
+        yield (
+            f"data.extra must be another data set than data.name, whose training split has the validation images, got "
+            f"{config.data.extra!r} twice"
+        )
 
 
 def _get(config: Config, path: str):

@@ -10,18 +10,26 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax.data import arrays
-from robustjax.data.order import permutation, spread
+from robustjax.data.order import permutation
 from robustjax.data.sources import Dataset, load
 from robustjax.data.stream import Stream, open_stream
 from robustjax.runtime.files import place
 from robustjax.types import InputError
 
-# Second half of the keys that order the passes over further images; epochs of the training set count from 0.
+# Second halves of the keys that order the places of a batch, by step, and the passes over further images; epochs of the
+# training set count from 0.
+_PLACES = 2**61
 _PASSES = 2**62
 
 
 def open_extra(
-    spec: str, *, like: Dataset | Stream, streamed: bool, data_dir: str | os.PathLike | None = None
+    spec: str,
+    *,
+    like: Dataset | Stream,
+    streamed: bool,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    random_resized_crop: bool = False,
 ) -> Dataset | Stream:
     """Labelled or pseudo-labelled images to be mixed into the batches of a training set.
 
@@ -32,20 +40,27 @@ def open_extra(
         streamed: read while the run trains. An .npz file is then in the host's memory, and its images go to the devices
             batch by batch.
         data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        image_size, random_resized_crop: of a data set, as for ``load`` and ``open_stream``; images of an .npz file are
+            taken as they are.
 
     Returns:
         A :class:`Dataset`, or a :class:`Stream` if ``streamed``.
 
     Raises:
-        InputError: there is no such file or data set, or its images or labels do not fit the training set's.
+        InputError: there is no such file or data set, or its images, labels or the names of its classes do not fit the
+            training set's.
     """
     path = place(spec)
     if path.suffix != ".npz":
-        found = open_stream(spec, data_dir=data_dir) if streamed else load(spec, "train", data_dir=data_dir)
-        _check_fit(spec, like, found.image_shape, found.num_classes)
+        if streamed:
+            crop = {"image_size": image_size, "random_resized_crop": random_resized_crop}
+            found = open_stream(spec, data_dir=data_dir, **crop)
+        else:
+            found = load(spec, "train", data_dir=data_dir, image_size=image_size)
+        _check_fit(spec, like, found.image_shape, found.num_classes, found.label_names)
         return found
-    images, labels, _, _ = arrays.examples(path, "train")
-    _check_fit(spec, like, images.shape[1:], int(labels.max()) + 1)
+    images, labels, label_names, _ = arrays.examples(path, "train")
+    _check_fit(spec, like, images.shape[1:], int(labels.max()) + 1, label_names or ())
     if images.dtype != np.uint8:
         images = np.round(images * 255.0).astype(np.uint8)
     labels = labels.astype(np.int32)
@@ -56,7 +71,9 @@ def open_extra(
     )
 
 
-def _check_fit(spec: str, like: Dataset | Stream, image_shape: tuple[int, ...], num_classes: int) -> None:
+def _check_fit(
+    spec: str, like: Dataset | Stream, image_shape: tuple[int, ...], num_classes: int, label_names: tuple[str, ...]
+) -> None:
     if tuple(image_shape) != tuple(like.image_shape):
         raise InputError(
             f"data.extra must hold images of {list(like.image_shape)} as {like.name} does, got {list(image_shape)} in "
@@ -67,6 +84,13 @@ def _check_fit(spec: str, like: Dataset | Stream, image_shape: tuple[int, ...], 
             f"data.extra must have labels 0 to {like.num_classes - 1} as {like.name} does, got {num_classes - 1} in "
             f"{spec}; leave out other classes"
         )
+    own = {name: number for number, name in enumerate(like.label_names)}
+    for number, name in enumerate(label_names):
+        if own.get(name, number) != number:
+            raise InputError(
+                f"data.extra must number its classes as {like.name} does, where {name!r} is {own[name]}, got {number} "
+                f"in {spec}; number them alike"
+            )
 
 
 class Mixture(NamedTuple):
@@ -104,24 +128,25 @@ class Mixture(NamedTuple):
         return cls(own.num_examples, extra.num_examples, batch_size, count)
 
     def indices(self, seed: int) -> Callable[[int], np.ndarray]:
-        """step -> int32 [batch_size]; further examples are spread evenly, so that devices and micro-batches share them.
+        """step -> int32 [batch_size], both kinds in random places of the batch.
+
+        Whatever takes a part of the batch by its places, such as a device, a micro-batch or the share of it that is
+        left natural, then has both kinds; of places with a period it might have one alone.
 
         Example:
             >>> Mixture(num_own=4, num_extra=2, batch_size=3, extra_per_batch=1).indices(0)(0).tolist()
-            [0, 2, 4]
+            [2, 4, 0]
         """
         order = functools.lru_cache(maxsize=4)(permutation)
-        is_extra = spread(self.extra_per_batch, self.batch_size)
 
         def part(step: int, count: int, stored: int, first_key: int) -> np.ndarray:
             turn, done = divmod(step, stored // count)
             return order((seed, first_key + turn), stored)[done * count : (done + 1) * count]
 
         def indices(step: int) -> np.ndarray:
-            chosen = np.empty(self.batch_size, np.int32)
-            chosen[~is_extra] = part(step, self.batch_size - self.extra_per_batch, self.num_own, 0)
-            chosen[is_extra] = self.num_own + part(step, self.extra_per_batch, self.num_extra, _PASSES)
-            return chosen
+            own = part(step, self.batch_size - self.extra_per_batch, self.num_own, 0)
+            further = self.num_own + part(step, self.extra_per_batch, self.num_extra, _PASSES)
+            return np.concatenate([own, further])[permutation((seed, _PLACES + step), self.batch_size)]
 
         return indices
 

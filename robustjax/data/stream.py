@@ -32,6 +32,7 @@ class Stream(NamedTuple):
         image_shape: (H, W, C).
         num_classes: K.
         read: (index in 0..N - 1, uniform numbers in [0, 1)) -> uint8 image [H, W, C] and its label.
+        label_names: K strings, or () where nothing tells them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stream(NamedTuple):
     image_shape: tuple[int, int, int]
     num_classes: int
     read: Callable[[int, np.ndarray], tuple[np.ndarray, int]]
+    label_names: tuple[str, ...] = ()
 
 
 def open_stream(
@@ -79,7 +81,7 @@ def open_stream(
             )
         return image, label
 
-    return Stream(name, len(indices), shape, len(source.label_names), read)
+    return Stream(name, len(indices), shape, len(source.label_names), read, source.label_names)
 
 
 def stream_batches(

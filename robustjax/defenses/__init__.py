@@ -127,6 +127,8 @@ def read_spec(text: str, *, source: str) -> list[tuple[str, dict[str, Any]]]:
             option, equals, value = item.partition("=")
             if not equals or option not in known:
                 raise InputError(f"{source}={name}: options look like {'=..., '.join(known)}=..., got {item!r}")
+            if option in options:
+                raise InputError(f"{source}={name}: {option} must be given once, got {text!r}; leave one out")
             options[option] = _value(value, known[option], f"{source}={name}: {option}")
         found.append((name, options))
     return found

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from robustjax import config as config_lib
+from robustjax.ops import check_number
 from robustjax.planning import chips, programs
 from robustjax.planning.facts import Facts, facts_of
 from robustjax.planning.page import Plan, reported
 from robustjax.runtime import sharding
+from robustjax.training import loop
 from robustjax.types import Config, InputError
 
 
@@ -44,9 +46,10 @@ def plan(config: Config, target: chips.Slice | str, *, minutes: float = 30.0) ->
     """
     if isinstance(target, str):
         target = chips.parse(target)
+    check_number("minutes (--plan_minutes)", minutes, "[0, inf)")
     config_lib.validate(config)
     layout = sharding.layout(chips.devices(target))
-    layout.check_batch_size("train.batch_size", config.train.batch_size, parts=config.train.accumulation)
+    loop.check(config_lib.plain(config), layout)
     facts = facts_of(config)
     if facts.num_examples < config.train.batch_size:
         raise InputError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from robustjax import build
 from robustjax.data.known import KNOWN
+from robustjax.data.sources import select
 from robustjax.types import Config, InputError
 
 # What the training split has of data sets that need not be there to plan for them.
@@ -44,7 +45,7 @@ def facts_of(config: Config) -> Facts:
             raise InputError(f"data.image_size must be set for {name}, whose images are of many sizes, got None")
         names = KNOWN[known].class_names if known in KNOWN else None
         classes = len(names["label"]) if isinstance(names, Mapping) else NUM_CLASSES[known]
-        total = TRAINING_EXAMPLES[known] - config.data.validation_examples
-        return Facts(min(total, config.data.train_examples or total), shape, classes)
+        kept = config.data.validation_examples, config.data.train_examples
+        return Facts(len(select(TRAINING_EXAMPLES[known], name, "train", *kept)), shape, classes)
     train, _ = build.datasets(config)
     return Facts(train.num_examples, train.image_shape, train.num_classes)

@@ -22,7 +22,8 @@ from robustjax.types import Config
 def _parts(config: Config, facts: Facts) -> tuple[Any, Callable]:
     """The abstract state of a run, and its step."""
     module = build.model(config, facts.num_classes)
-    state = jax.eval_shape(build.initial_state(config, module, facts.image_shape))
+    count = facts.num_examples + facts.num_extra
+    state = jax.eval_shape(build.initial_state(config, module, facts.image_shape, num_examples=count))
     return state, build.training_step(config, module, facts.num_examples // config.train.batch_size)
 
 
@@ -89,7 +90,7 @@ def compiled(lower: Callable[[], Any], minutes: float) -> tuple[Memory | None, A
     # The compiler cannot be interrupted. A thread can be left behind: it ends with the process.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(60 * minutes)
+    thread.join(min(60 * minutes, threading.TIMEOUT_MAX))
     if not outcome:
         return None, None, f"not within {minutes:g} minutes"
     if isinstance(outcome[0], BaseException):

@@ -130,7 +130,7 @@ def _read(workdir: Path, checkpoint: str, abstract: Any, layout: sharding.Layout
         try:
             with Checkpoints(workdir, read_only=True) as checkpoints:
                 step = checkpoints.find(checkpoint)
-                return step, hosts.together(partial(checkpoints.restore, step, abstract, layout)).evaluated
+                return step, hosts.together(partial(checkpoints.evaluated, step, abstract, layout))
         except (FileNotFoundError, DamagedError):
             deleted = step is None or not (workdir / "checkpoints" / str(step)).exists()
             if not deleted or attempt == attempts:

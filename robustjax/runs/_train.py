@@ -12,7 +12,7 @@ from robustjax import config as config_lib
 from robustjax.runs.checkpoint import Checkpoints
 from robustjax.runs.claim import claim, identity
 from robustjax.runs.warm_start import warm_start
-from robustjax.runtime import files, hosts
+from robustjax.runtime import files, hosts, sharding
 from robustjax.training import loop
 from robustjax.training.experiment import Experiment
 from robustjax.types import Config, InputError
@@ -61,7 +61,7 @@ def run(
     workdir = files.place(workdir)
     data = identity(train=experiment.train, validation=experiment.validation, extra=experiment.extra)
     hosts.agree({"data": data})
-    loop.check(experiment)
+    loop.check(experiment.config, sharding.layout())
     if initial_variables is not None and not any(workdir.glob("checkpoints/*")):
         hosts.together(initial_variables)  # before anything is written: it may not fit
     keep = experiment.config["train"]["keep_checkpoints"]

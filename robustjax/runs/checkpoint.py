@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from robustjax.runtime import files, hosts
 from robustjax.runtime.sharding import Layout
+from robustjax.training.state import TrainState, with_perturbations
 from robustjax.types import InputError
 
 # What "best" means: the metric of a validation by which checkpoints are ranked.
@@ -121,6 +122,17 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise DamagedError(self._damaged(step, f"other bits than were written in {', '.join(sorted(differing))}"))
         wrap = lambda leaf, array: jax.random.wrap_key_data(array) if _is_key(leaf) else array  # noqa: E731
         return jax.tree.map(wrap, abstract_state, layout.replicate(host))
+
+    def evaluated(self, step: int, abstract_state: TrainState, layout: Layout) -> dict[str, Any]:
+        """The variables that the state of a step is evaluated by, as :meth:`restore` reads them.
+
+        Where it carries perturbations, ``abstract_state`` is without them: their number is that of the training images,
+        which need not be there.
+        """
+        if form := self._manifest(step)["arrays"].get("carried/perturbations"):
+            shape = json.loads(form[form.index("[") : form.index("]") + 1])
+            abstract_state = with_perturbations(abstract_state, jax.ShapeDtypeStruct(shape, jnp.float16))
+        return self.restore(step, abstract_state, layout).evaluated
 
     def restore_newest(
         self, abstract_state: Any, layout: Layout, *, warn: Callable[[str], None], validated: bool = False

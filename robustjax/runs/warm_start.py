@@ -31,9 +31,7 @@ def warm_start(config: Config, module: Any, image_shape: tuple[int, int, int]) -
         with Checkpoints(config.init_from, read_only=True) as checkpoints:
             source = build.initial_state(other, build.model(other, module.num_classes), image_shape)
             try:
-                found = checkpoints.restore(
-                    checkpoints.find("last"), jax.eval_shape(source), sharding.layout()
-                ).evaluated
+                found = checkpoints.evaluated(checkpoints.find("last"), jax.eval_shape(source), sharding.layout())
             except ValueError as error:  # other images or classes
                 raise InputError(f"init_from {config.init_from} does not fit: {error}") from error
         own = jax.jit(build.initial_state(config, module, image_shape))().variables

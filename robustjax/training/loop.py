@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from robustjax.training import feeding, metrics, step, validation
 from robustjax.training.experiment import CheckpointStore, Experiment
 from robustjax.training.pace import Pace
 from robustjax.training.state import TrainState
+from robustjax.types import InputError
 
 # The part of a run after which a network should be better than a guess.
 WARN_OF_CHANCE_AFTER = 0.1
@@ -53,11 +54,26 @@ class NotFiniteError(FloatingPointError):
         self.rate_factor = rate_factor
 
 
-def check(experiment: Experiment) -> None:
-    """Raises InputError unless the devices can share the batches of training and validation evenly."""
-    layout, settings = sharding.layout(), experiment.config["train"]
+def check(config: Mapping[str, Any], layout: sharding.Layout) -> None:
+    """Raises InputError unless the devices can share the batches of training and validation evenly.
+
+    Likewise if the part of a batch that is left natural is none of what is attacked together, or all of it.
+
+    Args:
+        config: of a run, every key, as plain data.
+        layout: of the devices.
+    """
+    settings = config["train"]
     layout.check_batch_size("train.batch_size", settings["batch_size"], parts=settings["accumulation"])
-    layout.check_batch_size("validation.batch_size", experiment.config["validation"]["batch_size"])
+    layout.check_batch_size("validation.batch_size", config["validation"]["batch_size"])
+    parts = layout.num_devices if config["batch_norm"]["devices"] == "per_device" else 1
+    at_once = settings["batch_size"] // (settings["accumulation"] * parts)
+    share = config["objective"]["natural_share"]
+    if share and not 0 < round(share * at_once) < at_once:
+        raise InputError(
+            f"objective.natural_share must be 0, or leave at least one of the {at_once} images that are attacked "
+            f"together natural, and one not, got {share}"
+        )
 
 
 def run(
@@ -80,8 +96,8 @@ def run(
         FloatingPointError: a loss that is not finite, with the step and the checkpoint to go back to.
         WriteError: the disk is full or gone; what was saved before is intact.
     """
-    check(experiment)
     settings, layout = experiment.config["train"], sharding.layout()
+    check(experiment.config, layout)
     with (
         stop_signals() as stopping,
         Progress("training", total=experiment.num_steps, shown=hosts.is_first()) as display,

@@ -72,11 +72,7 @@ def create(
     average = jax.tree.map(jnp.copy, variables) if averaged else None  # donated buffers must not be shared
     sums = {name: jnp.zeros((), jnp.float32) for name in sum_names}
     carried = tracker.initial(outputs.features) if tracker else None
-    if perturbed_examples:
-        shape = (perturbed_examples, *image_shape)
-        start = jax.random.uniform(jax.random.fold_in(key_init, 1), shape, jnp.float32, -1.0, 1.0).astype(jnp.float16)
-        carried = {"defense": carried, "perturbations": start}
-    return TrainState(
+    state = TrainState(
         jnp.zeros((), jnp.int32),
         key_run,
         variables,
@@ -86,6 +82,16 @@ def create(
         jnp.ones((), jnp.float32),
         carried,
     )
+    if not perturbed_examples:
+        return state
+    shape = (perturbed_examples, *image_shape)
+    start = jax.random.uniform(jax.random.fold_in(key_init, 1), shape, jnp.float32, -1.0, 1.0)
+    return with_perturbations(state, start.astype(jnp.float16))
+
+
+def with_perturbations(state: TrainState, perturbations: Any) -> TrainState:
+    """A state without perturbations as one that carries these, arrays or their shapes."""
+    return state._replace(carried={"defense": state.carried, "perturbations": perturbations})
 
 
 def carries_perturbations(state: TrainState) -> bool:

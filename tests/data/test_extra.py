@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from robustjax import data
 from robustjax.types import InputError
@@ -18,13 +19,24 @@ def test_each_kind_is_passed_through_in_turn_whatever_is_an_epoch():
     batches = np.stack([mixture.indices(5)(step) for step in range(12)])
     is_extra = batches >= 20
     assert (is_extra.sum(1) == 3).all()
-    np.testing.assert_array_equal(is_extra, np.tile(is_extra[0], (12, 1)))
-    assert (is_extra[0].reshape(2, 4).sum(1) > 0).all()  # both halves of a batch have some
     own_ones, further = batches[~is_extra].reshape(-1, 20), batches[is_extra].reshape(-1, 9)
     for passes, first, count in ((own_ones, 0, 20), (further, 20, 9)):
         for each in passes:
             assert sorted(each) == list(range(first, first + count))
     assert (own_ones[0] != own_ones[1]).any() and (further[0] != further[1]).any()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_have_further_images_by_their_share_of_it(parts):
+    """Devices take so many places in a row, micro-batches every so many, and what is left natural such again."""
+    mixture = data.Mixture(num_own=4096, num_extra=4096, batch_size=64, extra_per_batch=32)
+    is_extra = np.stack([mixture.indices(0)(step) for step in range(40)]) >= 4096
+    per_part = 32 / parts
+    for places in (*np.arange(64).reshape(parts, -1), *np.arange(64).reshape(-1, parts).T):
+        counts = is_extra[:, places].sum(1)
+        assert abs(counts.mean() - per_part) < 2 and counts.min() > 0 and counts.max() < 64 / parts
+    shares = is_extra[:, data.spread(16, 64)].mean()
+    assert 0.4 < shares < 0.6
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -70,6 +82,24 @@ def test_a_file_of_generated_images_is_read_in_memory_and_as_a_stream(tmp_path):
         assert label == labels[3]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_images_of_any_size_are_scaled_as_the_training_images_are(tmp_path, streamed):
+    rng = np.random.default_rng(0)
+    for name, sides in {"a": (9, 12), "b": (20, 10)}.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (*sides, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "train" / name / "0.png")
+    options = {"like": own(shape=(8, 8, 3)), "streamed": streamed}
+    found = data.open_extra(str(tmp_path), image_size=8, **options)
+    assert found.image_shape == (8, 8, 3)
+    if streamed:
+        assert found.read(1, np.zeros(40))[0].shape == (8, 8, 3)
+        cropped = data.open_extra(str(tmp_path), image_size=8, random_resized_crop=True, **options)
+        assert (cropped.read(1, np.full(40, 0.1))[0] != cropped.read(1, np.full(40, 0.6))[0]).any()
+    with pytest.raises(InputError):
+        data.open_extra(str(tmp_path), **options)
+
+
 def test_a_stream_goes_on_with_further_images_after_its_own():
     first = data.Stream("own", 2, (1,), 3, lambda index, draws: (np.array([index]), 0))
     second = data.Stream("more", 3, (1,), 3, lambda index, draws: (np.array([100 + index]), 1))
@@ -82,6 +112,19 @@ def test_a_stream_goes_on_with_further_images_after_its_own():
     )  # fmt: skip
     images, labels = next(batches)
     assert images.ravel().tolist() == [1, 101] and labels.tolist() == [0, 1]
+
+
+def test_classes_of_the_same_names_have_the_same_numbers(tmp_path):
+    digits = tuple("0123456789")
+    arrays = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.arange(4)}
+    like = own()._replace(label_names=digits)
+    for names in (digits, ("zero", "one", "two", "three")):  # whose names tell nothing are believed
+        np.savez(tmp_path / "more.npz", class_names=np.array(names), **arrays)
+        assert data.open_extra(str(tmp_path / "more.npz"), like=like, streamed=False).num_examples == 4
+    np.savez(tmp_path / "more.npz", class_names=np.array(digits[::-1]), **arrays)
+    for streamed in (False, True):
+        with pytest.raises(InputError, match="must number its classes as own does, where '9' is 9, got 0 in"):
+            data.open_extra(str(tmp_path / "more.npz"), like=like, streamed=streamed)
 
 
 @pytest.mark.parametrize(

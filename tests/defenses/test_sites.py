@@ -198,6 +198,7 @@ def test_a_specification_is_read_and_spelled():
         "cas+none": "got 'none'",
         "fsr:hard_mask=2": "--defense=fsr: hard_mask must be bool, got '2'",
         "cifs:class_mix=x": "--defense=cifs: class_mix must be float, got 'x'",
+        "sap:fraction=0.5,fraction=0.7": "fraction must be given once",
         "cas:sites": "options look like beta=..., attack_beta=..., sites=..., got 'sites'",
         "sap:fraction=0.5,stage1": "fraction must be float, got '0.5,stage1'",
     }.items():

@@ -96,11 +96,52 @@ def test_data_sets_need_not_be_there():
     assert facts.facts_of(c) == (1_280_167, (224, 224, 3), 1000, 0)
 
 
+def test_perturbations_that_are_carried_are_planned_for_without_the_images():
+    c = tiny()
+    c.data.name, c.data.data_dir, c.attack.name = "cifar10", "/nowhere", "fgsm_pgi"
+    c.train.batch_size = 64
+    _, state = programs.counted(c, facts.facts_of(c), 4)
+    assert state.carried["perturbations"].shape == (49_800, 32, 32, 3)
+
+
 def test_chips_share_a_batch_or_it_is_refused(without_compiler):
     c = tiny()
     c.train.batch_size = 66
     with pytest.raises(InputError, match=r"train\.batch_size must be divisible by the 4 devices, got 66"):
         planning.plan(c, "v5e-4")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("validation.batch_size", 6, r"validation\.batch_size must be divisible by the 4 devices, got 6"),
+        ("objective.natural_share", 0.001, "objective.natural_share must be 0, or"),
+        ("data.validation_examples", 60_000, "validation_examples must be less than the 50000 examples"),
+        ("data.train_examples", 60_000, "num_examples must be 1 to 49800"),
+    ],
+)
+def test_what_a_run_on_those_chips_would_refuse_is_not_planned(without_compiler, key, value, message):
+    c = tiny()
+    c.data.name, c.data.data_dir = "cifar10", "/nowhere"
+    section, _, name = key.partition(".")
+    c[section][name] = value
+    with pytest.raises(InputError, match=message):
+        planning.plan(c, "v5e-4")
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0, "5"])
+def test_a_time_that_is_none_is_refused(without_compiler, minutes):
+    with pytest.raises(InputError, match=r"minutes \(--plan_minutes\) must be"):
+        planning.plan(tiny(), "v5e-4", minutes=minutes)
+
+
+def test_the_compiler_may_have_any_time():
+    def lower():
+        raise InputError("lowered")
+
+    assert programs.compiled(lower, 0.0)[0] is None
+    with pytest.raises(InputError, match="lowered"):
+        programs.compiled(lower, 1e300)
 
 
 @needs_libtpu

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from test_step import assert_equal, make_config, run_steps
 
-from robustjax import attacks, build, config, data, registry
+from robustjax import attacks, build, config, data, registry, runs
 from robustjax.data import augment
 from robustjax.runs._train import run
+from robustjax.runs.warm_start import warm_start
 from robustjax.training import alignment, awp, loop, validation
 from robustjax.training import attacks as training_attacks
 from robustjax.types import InputError, Outputs
@@ -288,6 +289,12 @@ def test_a_run_with_carried_perturbations_and_further_images_goes_on_to_the_same
         patch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(lambda: False))
         assert run(experiment, tmp_path / "stopped").complete
     assert ending(tmp_path / "stopped") == ending(tmp_path / "whole")
+    # The perturbations are of the training images, and whoever has only the run can still evaluate and extend it.
+    further.unlink()
+    loaded = runs.load(tmp_path / "whole", checkpoint="last")
+    after = make_config()
+    after.init_from = str(tmp_path / "whole")
+    assert_equal(warm_start(after, loaded.module, (8, 8, 1))()["params"], loaded.variables["params"])
 
 
 OBJECTIVES = ("standard", "adversarial", "trades", "mart", "nuat", "pgi")
@@ -336,7 +343,7 @@ def test_objectives_options_and_defenses_go_together_in_pairs():
     for objective, option, defense in pairwise():
         c = combined(objective, OPTIONS[option], DEFENSES[defense])
         module = build.model(c, 10)
-        state = jax.eval_shape(build.initial_state(c, module, (8, 8, 1)))
+        state = jax.eval_shape(build.initial_state(c, module, (8, 8, 1), num_examples=64))
         batch = [jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)]
         if c.attack.name in registry.CARRYING and objective != "standard":
             batch.append(jax.ShapeDtypeStruct((16,), jnp.int32))
