@@ -66,7 +66,7 @@ def validate(config: Config) -> None:
         ...
         robustjax.types.InputError: config has 2 problems: model.name must be one of deepmind_preact_resnet18,
         deepmind_wide_resnet, lenet5, preact_resnet18, resnet10, resnet18, resnet20, resnet34, resnet50, small_cnn,
-        vgg16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
+        vgg16, vit_b16, vit_s16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
         in (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
     """
     if not isinstance(config, ConfigDict):

@@ -10,6 +10,7 @@ from robustjax.models.layers import Network, per_channel
 from robustjax.models.resnet import BottleneckResNet, PreActResNet, ResNet
 from robustjax.models.small import LeNet5, SmallCNN
 from robustjax.models.vgg import VGG16
+from robustjax.models.vit import VisionTransformer
 from robustjax.types import Guards, InputError, nearest
 
 
@@ -52,10 +53,12 @@ MODELS = {
     "resnet50": BottleneckResNet,
     "small_cnn": SmallCNN,
     "vgg16": _vgg16,
+    "vit_b16": partial(VisionTransformer, width=768, heads=12),
+    "vit_s16": VisionTransformer,
     "wide_resnet": _wide_resnet,
 }
 NAMES = tuple(MODELS)
-WITHOUT_BATCH_NORM = ("lenet5", "small_cnn")
+WITHOUT_BATCH_NORM = ("lenet5", "small_cnn", "vit_b16", "vit_s16")
 OPTIONS = ("mean", "std", "dtype", "remat")
 OWN_OPTIONS = {
     "deepmind_wide_resnet": ("depth", "width"),

@@ -23,7 +23,7 @@ Sites = dict[str, tuple[str, ...]]
 # The site that the kernel of every layer passes.
 WEIGHTS = "weights"
 
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": partial(jax.nn.gelu, approximate=False)}
 
 KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
 
@@ -35,7 +35,8 @@ class Network(nn.Module):
         num_classes: K, at least 2.
         mean, std: the first layer subtracts mean from the pixels and divides by std; one number, or one per channel.
         dtype: of the computation, "float32" or "bfloat16"; parameters, statistics and logits are float32.
-        activation: "relu" or "silu", x sigmoid(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+        activation: "relu", "silu", x sigmoid(x), or "gelu", x times the normal distribution of x (both Hendrycks and
+            Gimpel 2016, arXiv 1606.08415).
         norm_momentum: share of BatchNorm's running statistics that stays in an update.
         remat: whether the gradient computes what is inside a block again, in place of keeping it (Chen et al. 2016,
             arXiv 1604.06174): memory of a block for each block's output, for one more forward pass.
@@ -57,7 +58,8 @@ class Network(nn.Module):
 
         "activation" is every ReLU's output, "preactivation" its input, "late" the last stage's sites at which CAS and
         CIFS sit by default, "final" the one at which FSR does. Of residual networks "stage1" and so on are what the
-        blocks of a stage pass on; of VGG-16 "group1" and so on are the activations of a group.
+        blocks of a stage pass on; of VGG-16 "group1" and so on are the activations of a group; of vision transformers
+        "block" is what each block passes on.
         "weights" is where the kernel of every layer passes, one after the other, each as a batch of one.
         """
         raise NotImplementedError
@@ -144,6 +146,10 @@ class Pass:
     def norm(self, name: str, features: Array) -> Array:
         """BatchNorm: batch statistics in training, running ones in inference."""
         return BatchNorm(self._train, momentum=self.network.norm_momentum, name=name)(features)
+
+    def layer_norm(self, name: str, features: Array) -> Array:
+        """Normalises the channels of each position in float32, with a scale and a shift for each."""
+        return nn.LayerNorm(name=name)(features.astype(jnp.float32)).astype(self._dtype)
 
     def dense(self, name: str, features: Array, channels: int) -> Array:
         """A fully connected layer with a bias."""
