@@ -185,7 +185,8 @@ def table(records: dict) -> str:
         count = own[0]["num_examples"]
         low, high = wilson_interval(robust * count, count)
         each = ", ".join(f"{record['accuracy']:.1%}" for record in sorted(own, key=lambda record: record["seed"]))
-        cells = [option, str(len(own)), f"{clean:.1%}", f"{robust:.1%} ({each})", f"{low:.1%} to {high:.1%}"]
+        found = f"{robust:.1%} ({each})" if len(own) > 1 else each
+        cells = [option, str(len(own)), f"{clean:.1%}", found, f"{low:.1%} to {high:.1%}"]
         base = [record for record in records.values() if record["option"] == other]
         cells += [other, _difference(own, base)] if base else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")

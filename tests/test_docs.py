@@ -27,12 +27,13 @@ def test_every_page_is_in_the_contents():
     assert [page for page in pages if page != "index" and not re.search(rf"^{page}$", contents, re.MULTILINE)] == []
 
 
-def test_the_table_of_training_options_is_that_of_its_records():
+@pytest.mark.parametrize(("records", "row"), [("training_options", "| at | 3 |"), ("ablations", "| cas_final | 1 |")])
+def test_the_tables_of_training_options_are_those_of_their_records(records, row):
     root, program = DOCS.parent, "benchmarks/training_options.py"
-    command = [sys.executable, program, "--table", "--records=results/training_options.json"]
+    command = [sys.executable, program, "--table", f"--records=results/{records}.json"]
     environment = os.environ | {"PYTHONPATH": str(root)}
     printed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "| at | 3 |" in printed and printed.strip() in (DOCS / "training_options.md").read_text()
+    assert row in printed and printed.strip() in (DOCS / "training_options.md").read_text()
 
 
 def test_every_flag_is_explained():
