@@ -14,26 +14,12 @@ from robustjax import config as config_lib
 
 
 def get_config():
-    config = config_lib.base()
-    config.data.name = "imagenet2012"
-    config.data.pipeline = "stream"
-    config.data.image_size = 224
-    config.data.random_resized_crop = True
-    config.data.flip = True
-    config.data.validation_examples = 5000
+    config = config_lib.imagenet()
     config.model.name = "resnet50"
-    config.model.mean = (0.485, 0.456, 0.406)
-    config.model.std = (0.229, 0.224, 0.225)
-    config.model.dtype = "bfloat16"
     config.attack.name = "rs_fgsm"
-    config.attack.epsilon = 4 / 255
     config.attack.step_size = 5 / 255
-    config.objective.label_smoothing = 0.1
     config.optimizer.learning_rate = 0.4  # 0.1 at 256
-    config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 5.0
     config.optimizer.weight_decay = 1e-4
     config.train.num_epochs = 30
-    config.train.batch_size = 1024
-    config.validation.batch_size = 512
     return config

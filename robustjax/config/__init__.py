@@ -6,7 +6,7 @@ error that names the nearest one, and a value keeps its type.
 
 from robustjax.config._check import defense_options, validate
 from robustjax.config._given import check_overrides, from_plain, plain
-from robustjax.config._presets import base, cifar10, digits, mnist, speedrun
+from robustjax.config._presets import base, cifar10, digits, imagenet, mnist, speedrun
 from robustjax.config._recipes import apply_recipe, renamed
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "defense_options",
     "digits",
     "from_plain",
+    "imagenet",
     "mnist",
     "plain",
     "renamed",

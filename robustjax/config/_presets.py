@@ -178,6 +178,26 @@ def cifar10() -> Config:
     return config
 
 
+def imagenet() -> Config:
+    """ImageNet at 224 x 224, read from disk, under linf 4/255, in bfloat16 and batches of 1,024."""
+    config = base()
+    config.data.name = "imagenet2012"
+    config.data.pipeline = "stream"
+    config.data.image_size = 224
+    config.data.random_resized_crop = True
+    config.data.flip = True
+    config.data.validation_examples = 5000
+    config.model.mean = (0.485, 0.456, 0.406)
+    config.model.std = (0.229, 0.224, 0.225)
+    config.model.dtype = "bfloat16"
+    config.attack.epsilon = 4 / 255
+    config.objective.label_smoothing = 0.1
+    config.optimizer.schedule = "cosine"
+    config.train.batch_size = 1024
+    config.validation.batch_size = 512
+    return config
+
+
 def speedrun() -> Config:
     """Robust CIFAR-10 in minutes on one GPU: bfloat16, large batches, one cycle, averaged weights."""
     config = cifar10()
