@@ -75,6 +75,24 @@ def test_sentences_follow_from_the_intervals(cells, table, tmp_path):
     assert cifs.endswith("A gain under PGD-20, and a gain against every attack that was tried.")
 
 
+def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(cells, table, tmp_path):
+    half, more = np.arange(N) < 100, np.arange(N) < 150
+    incomplete = record(cells, more)
+    del incomplete["judge_with_hints"]
+    names = {"at": record(cells, half, pgd20=half), "at_cas": record(cells, half[::-1] & more, pgd20=more)}
+    _, text = written(cells, table, tmp_path, **names, at_cifs=incomplete, trades=record(cells, half),
+                      trades_cas=record(cells, more), mart_cas=record(cells, more))  # fmt: skip
+    told = text.split("## What this says of each abstract")[1].split("\n## ")[0]
+    (cas,) = (line for line in told.splitlines() if line.startswith("- "))  # of CIFS no cell is complete
+    assert "CAS (Bai et al. 2021) says that suppressing redundant channels makes" in cas and "mart" not in cas
+    assert "without an attack no significant difference on digits (`at_cas` +0.0, `trades_cas` +0.0); " in cas
+    assert "; under PGD-20 a gain on digits (`at_cas` +25.0), no significant difference on digits (`trades_cas`" in cas
+    assert cas.endswith(
+        "; against all attacks a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
+    )
+    assert set(table.ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
+
+
 def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one_verdict(cells):
     judged, attacked = np.arange(N) % 2 == 0, np.arange(N) < 120
     np.testing.assert_array_equal(cells.worst_case(record(cells, judged, pgd20=attacked)), judged & attacked)
