@@ -88,9 +88,10 @@ def page(plan: Plan) -> Iterator[str]:
     chip, n = plan.target.chip, plan.target.num_chips
     yield f"{plan.title}, for {n} chips of {plan.target.kind}, {plan.batch_per_chip} examples on each"
     counted = plan.memory is None and not reported(plan.not_compiled)
-    verdict = "does not fit" if not plan.fits else "may fit" if counted else "fits"
-    least = "at least " if counted else ""
-    yield f"memory a chip: {least}{_gib(plan.needed)} of {_gib(chip.memory)}, which {verdict}"
+    # The compiler pads and copies, and computes again what it has no room for: a count errs on both sides.
+    verdicts = ("may fit", "may not fit") if counted else ("fits", "does not fit")
+    about = "about " if counted else ""
+    yield f"memory a chip: {about}{_gib(plan.needed)} of {_gib(chip.memory)}, which {verdicts[not plan.fits]}"
     if plan.memory is not None:
         memory = plan.memory
         rest = memory.total - memory.arguments - memory.temporaries - memory.program

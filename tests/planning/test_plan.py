@@ -70,7 +70,7 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
     text = str(found)
     assert "not compiled: not within 0.5 minutes" in text and "collectives of a step: unknown" in text
     assert f"at least {1e3 * found.counted.flops / 197e12:.3g} ms" in text or "by state" in text
-    assert "memory a chip: at least" in text and "which may fit" in text  # a floor, and no word of the links
+    assert "memory a chip: about" in text and ", which may fit" in text  # a count errs on both sides
     assert "interconnect" not in found.seconds
 
     c.train.batch_size = 1024
@@ -78,7 +78,7 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
     small = chips.CHIPS["v5e"]._replace(memory=int(found.needed - 0.3 * found.counted.held))
     monkeypatch.setitem(chips.CHIPS, "v5e", small)
     tight = planning.plan(c, "v5e-4")
-    assert not tight.fits and "which does not fit" in str(tight)
+    assert not tight.fits and ", which may not fit" in str(tight)
     ways = dict(tight.mends)
     assert ways["train.accumulation=2"] < small.memory and ways["v5e-8"] < small.memory
     assert ways["model.remat=True"] < found.needed
