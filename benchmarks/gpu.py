@@ -62,6 +62,10 @@ def main() -> int:
         raise InputError(f"--parts must be of {', '.join(LEAST_MINUTES)}, got {', '.join(unknown) or 'none'}")
     output = Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
+    for record in output.glob("*.json"):
+        if _read(record).get("tiny", TINY.value) != TINY.value:
+            without = "without" if TINY.value else "with"
+            raise InputError(f"--output must be a folder of its own with --tiny, got {record}, written {without} it")
     end = time.monotonic() + 60 * MINUTES.value
     states = {}
     for part in parts:
@@ -93,7 +97,11 @@ def _start(part: str, output: Path, seconds: float) -> str:
 
 def _finished(record: Path) -> bool:
     """Whether a part was written to its end, and not only some seeds of it."""
-    return record.exists() and json.loads(record.read_text())["finished"]
+    return _read(record).get("finished", False)  # which records of earlier versions do not say
+
+
+def _read(record: Path) -> dict:
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def _run_part(part: str, output: Path) -> int:
@@ -172,8 +180,7 @@ def _train(output: Path) -> dict:
 
 def _speedrun(output: Path, name: str) -> Iterator[dict]:
     """What is known after each seed of a speed-run; those that are there are kept."""
-    record = output / f"{name}.json"
-    found = json.loads(record.read_text())["seeds"] if record.exists() else {}
+    found = _read(output / f"{name}.json").get("seeds", {})
     for seed in (0,) if TINY.value else (0, 1, 2):
         if str(seed) not in found:
             found[str(seed)] = _speedrun_seed(output, name, seed)

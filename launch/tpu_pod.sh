@@ -21,7 +21,7 @@ readonly mount=/mnt/robustjax poll_seconds=${POLL_SECONDS:-30}
 readonly stopped=75  # what a run ends with that was told to stop and has saved
 
 refuse() {
-  echo "error: $1 (usage: head -18 launch/tpu_pod.sh)" >&2
+  echo "error: $1 (usage: head -17 launch/tpu_pod.sh)" >&2
   exit 2
 }
 

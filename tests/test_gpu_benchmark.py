@@ -27,6 +27,20 @@ def test_a_part_with_some_of_its_seeds_is_not_finished(tmp_path):
     ]
 
 
+def test_records_of_earlier_versions_and_of_tiny_runs_are_no_figures(tmp_path):
+    record = tmp_path / "ceiling.json"
+    record.write_text(json.dumps({"part": "ceiling"}))
+    arguments = ("--minutes=0", f"--output={tmp_path}", "--parts=ceiling")
+    assert gpu(*arguments).stdout == "ceiling: skipped: 0.0 minutes were left, it takes 0.5\n"
+    for tiny, words in ((True, "with it"), (False, "without it")):
+        record.write_text(json.dumps({"part": "ceiling", "finished": True, "tiny": tiny}))
+        done = gpu(*arguments, *([] if tiny else ["--tiny"]))
+        assert done.returncode == 2 and done.stdout == ""
+        wanted = "error: --output must be a folder of its own with --tiny"
+        assert done.stderr == f"{wanted}, got {record}, written {words}\n"
+        assert gpu(*arguments, *(["--tiny"] if tiny else [])).stdout == "ceiling: finished before\n"
+
+
 def test_parts_that_do_not_fit_are_skipped_and_named(tmp_path):
     done = gpu("--minutes=0", f"--output={tmp_path}", "--parts=train,speedrun_1min")
     assert done.returncode == 0, done.stderr

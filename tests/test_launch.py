@@ -97,6 +97,12 @@ def test_scripts_are_sound(script):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_usage_that_is_named_is_shown_and_no_more(stand_ins):
+    lines = (ROOT / "launch" / "tpu_pod.sh").read_text().splitlines()
+    shown = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    assert f"(usage: head -{shown} launch/tpu_pod.sh)" in refused(run("tpu_pod.sh", stand_ins=stand_ins))
+
+
 def test_a_pod_is_requested_installed_trained_on_and_deleted(stand_ins):
     (stand_ins / "endings").write_text("0")
     done = run("tpu_pod.sh", *SLICE, "--spot", "--delete", "--", *TRAINING, stand_ins=stand_ins)

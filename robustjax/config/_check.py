@@ -278,11 +278,6 @@ def _option_problems(config: Config) -> Iterator[str]:
         )
     if config.data.extra == "":
         yield "data.extra must be an .npz file, a prepared data set, or None, got ''"
-    if config.data.extra is not None and config.data.extra == config.data.name:
-        yield (
-            f"data.extra must be another data set than data.name, whose training split has the validation images, got "
-            f"{config.data.extra!r} twice"
-        )
 
 
 def _get(config: Config, path: str):

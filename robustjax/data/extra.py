@@ -11,7 +11,7 @@ import numpy as np
 
 from robustjax.data import arrays
 from robustjax.data.order import permutation
-from robustjax.data.sources import Dataset, load
+from robustjax.data.sources import Dataset, load, stored_at
 from robustjax.data.stream import Stream, open_stream
 from robustjax.runtime.files import place
 from robustjax.types import InputError
@@ -47,11 +47,16 @@ def open_extra(
         A :class:`Dataset`, or a :class:`Stream` if ``streamed``.
 
     Raises:
-        InputError: there is no such file or data set, or its images, labels or the names of its classes do not fit the
-            training set's.
+        InputError: there is no such file or data set, it is the training set itself, or its images, labels or the names
+            of its classes do not fit the training set's.
     """
     path = place(spec)
     if path.suffix != ".npz":
+        if stored_at(spec, data_dir) == stored_at(like.name, data_dir):
+            raise InputError(
+                f"data.extra must be another data set than data.name, whose training split has the validation images, "
+                f"got {spec!r} and {like.name!r}"
+            )
         if streamed:
             crop = {"image_size": image_size, "random_resized_crop": random_resized_crop}
             found = open_stream(spec, data_dir=data_dir, **crop)

@@ -167,6 +167,14 @@ def _as_folder(name: str, data_dir: str | os.PathLike | None) -> Path | None:
     return path
 
 
+def stored_at(name: str, data_dir: str | os.PathLike | None) -> Path | str:
+    """Where the data set of a name lies: two names of one data set lie at one place. Without a place, the name."""
+    folder = _as_folder(name, data_dir)
+    if folder is None:
+        return tfds_source.find_prepared(tfds_source.resolve_data_dir(data_dir)).get(name, name)
+    return folder.resolve()
+
+
 def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> str:
     """The name under which a split is stored.
 

@@ -56,10 +56,10 @@ class Network(nn.Module):
     def sites(self) -> Sites:
         """Groups of the named sites, each in the order in which the network passes them.
 
-        "activation" is every ReLU's output, "preactivation" its input, "late" the last stage's sites at which CAS and
-        CIFS sit by default, "final" the one at which FSR does. Of residual networks "stage1" and so on are what the
-        blocks of a stage pass on; of VGG-16 "group1" and so on are the activations of a group; of vision transformers
-        "block" is what each block passes on.
+        "activation" is every activation function's output, "preactivation" its input, "late" the last stage's sites at
+        which CAS and CIFS sit by default, "final" the one at which FSR does. Of residual networks "stage1" and so on
+        are what the blocks of a stage pass on; of VGG-16 "group1" and so on are the activations of a group; of vision
+        transformers "block" is what each block passes on.
         "weights" is where the kernel of every layer passes, one after the other, each as a batch of one.
         """
         raise NotImplementedError
@@ -70,7 +70,7 @@ class Network(nn.Module):
 
 
 def before(site: str) -> str:
-    """The site before the ReLU whose output is the site ``site``.
+    """The site before the activation function whose output is the site ``site``.
 
     Example:
         >>> before("stem")
@@ -138,10 +138,13 @@ class Pass:
         padding = size // 2 if padding is None else padding
         return _Convolution(channels, size, stride, padding, guard=self._weights_guard(), name=name)(features)
 
-    def biased_conv(self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int):
+    def biased_conv(
+        self, name: str, features: Array, channels: int, size: int, *, stride: int = 1, padding: int,
+        initializer: Callable[..., Array] = KERNEL,
+    ):  # fmt: skip
         """A convolution with a bias, for networks without BatchNorm."""
-        guard = self._weights_guard()
-        return _Convolution(channels, size, stride, padding, use_bias=True, guard=guard, name=name)(features)
+        options = {"use_bias": True, "initializer": initializer, "guard": self._weights_guard()}
+        return _Convolution(channels, size, stride, padding, **options, name=name)(features)
 
     def norm(self, name: str, features: Array) -> Array:
         """BatchNorm: batch statistics in training, running ones in inference."""
@@ -243,12 +246,13 @@ class _Convolution(nn.Module):
     stride: int
     padding: int
     use_bias: bool = False
+    initializer: Callable[..., Array] = KERNEL
     guard: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         shape = (self.size, self.size, features.shape[-1], self.channels)
-        kernel = self.param("kernel", KERNEL, shape, jnp.float32)
+        kernel = self.param("kernel", self.initializer, shape, jnp.float32)
         kernel = (kernel if self.guard is None else self.guard(kernel)).astype(features.dtype)
         outputs = conv2d(features, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:

@@ -13,6 +13,10 @@ import numpy as np
 from robustjax.models.layers import Network, Pass, Sites, average_pool, with_inputs
 from robustjax.types import Array, InputError, Outputs
 
+# As Beyer et al. have it: tokens have the variance of the pixels, and positions have one half. He's initialiser by
+# fan-out supposes kernels that overlap, and would make tokens of 16 x 16 pixels an eighth as large (ViT-S).
+PATCHES = nn.initializers.lecun_normal()
+
 
 class VisionTransformer(Network):
     """Vision transformer without a class token: fixed positions, and the mean of all tokens is classified.
@@ -48,7 +52,8 @@ class VisionTransformer(Network):
         net = Pass(self, images, labels, train)
         if any(side % self.patch for side in images.shape[1:3]):
             raise InputError(f"images must have sides divisible by {self.patch}, got {images.shape[1:3]}; scale them")
-        x = net.biased_conv("patches", net.images, self.width, self.patch, stride=self.patch, padding=0)
+        window = {"stride": self.patch, "padding": 0, "initializer": PATCHES}
+        x = net.biased_conv("patches", net.images, self.width, self.patch, **window)
         x = x + jnp.asarray(_positions(*x.shape[1:]), x.dtype)[None]
         for number in range(1, self.depth + 1):
             x = net.block(partial(self._block, f"block{number}"), x)

@@ -69,7 +69,9 @@ class Plan(NamedTuple):
         chip, n = self.target.chip, self.target.num_chips
         seconds = {"compute": self.counted.flops / chip.flops, "state": 2 * self.state_bytes / chip.bandwidth}
         if self.collectives is not None:
-            sent = sum(each.bytes for each in self.collectives.values()) * 2 * (n - 1) / n
+            # An all-reduce sends what it takes twice, for the sum and for its copies; others send theirs once at least.
+            passes = {kind: 2 if kind == "all-reduce" else 1 for kind in self.collectives}
+            sent = sum(passes[kind] * each.bytes for kind, each in self.collectives.items()) * (n - 1) / n
             seconds["interconnect"] = sent / chip.interconnect
         return seconds
 

@@ -100,6 +100,21 @@ def test_images_of_any_size_are_scaled_as_the_training_images_are(tmp_path, stre
         data.open_extra(str(tmp_path), **options)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_training_set_under_another_name_is_no_further_one(tmp_path, streamed):
+    (tmp_path / "mine" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "other").symlink_to(tmp_path / "mine")
+    (tmp_path / "data" / "cifar10" / "3.0.2").mkdir(parents=True)
+    (tmp_path / "data" / "cifar10" / "3.0.2" / "features.json").touch()
+    options = {"streamed": streamed, "data_dir": tmp_path / "data"}
+    for name, spec in [
+        (f"{tmp_path}/mine", f"{tmp_path}/mine/"), (f"{tmp_path}/mine", f"{tmp_path}/other"),
+        ("cifar10", "cifar10:3.0.2"), ("cifar10:3.0.2", "cifar10"), ("digits", "digits"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=r"another data set than data\.name, .*, got"):
+            data.open_extra(spec, like=own()._replace(name=name), **options)
+
+
 def test_a_stream_goes_on_with_further_images_after_its_own():
     first = data.Stream("own", 2, (1,), 3, lambda index, draws: (np.array([index]), 0))
     second = data.Stream("more", 3, (1,), 3, lambda index, draws: (np.array([100 + index]), 1))

@@ -32,6 +32,7 @@ PUBLISHED = [
 ]
 EVERY = [(name, options, shape) for name, options, shape, _, _ in PUBLISHED[:-3]]
 EVERY.append(("wide_resnet", {"depth": 10, "width": 1}, CIFAR))
+EVERY.append(("vit_s16", {}, CIFAR))
 
 
 class Double(nn.Module):
@@ -95,7 +96,7 @@ def test_sites_are_what_the_network_passes_in_this_order(name, options, shape):
 @pytest.mark.parametrize(("name", "options", "shape"), EVERY)
 def test_classes_channels_and_dtypes_are_free(name, options, shape):
     network = models.create(name, num_classes=3, dtype="bfloat16", mean=(0.5,), std=(0.25,) * 2, **options)
-    variables, outputs = shapes(network, (40, 36, 2))
+    variables, outputs = shapes(network, (48, 32, 2))
     assert outputs.logits.shape == (2, 3) and outputs.logits.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert {feature.dtype for feature in outputs.features.values()} == {jnp.dtype("bfloat16")}

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from robustjax import config, planning
-from robustjax.planning import chips, facts, programs
+from robustjax.planning import chips, facts, hlo, programs
 from robustjax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +83,14 @@ def test_what_was_not_compiled_is_judged_by_our_own_count(without_compiler, monk
     assert ways["train.accumulation=2"] < small.memory and ways["v5e-8"] < small.memory
     assert ways["model.remat=True"] < found.needed
     assert "train.accumulation=2 would fit: about" in str(tight)
+
+
+def test_only_an_all_reduce_passes_the_links_twice(without_compiler):
+    c = tiny()
+    found = planning.plan(c, "v5e-4")
+    for kind, passes in {"all-reduce": 2, "collective-permute": 1, "all-gather": 1}.items():
+        made = found._replace(collectives={kind: hlo.Collective(3, 200e9)})
+        assert made.seconds["interconnect"] == pytest.approx(passes * 3 / 4)
 
 
 def test_data_sets_need_not_be_there():
