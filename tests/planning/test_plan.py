@@ -93,6 +93,24 @@ def test_only_an_all_reduce_passes_the_links_twice(without_compiler):
         assert made.seconds["interconnect"] == pytest.approx(passes * 3 / 4)
 
 
+@pytest.mark.parametrize(("factor", "scale"), [(0.5, 1.0), (3.0, 3.0)])
+def test_a_compiler_that_was_short_of_memory_promises_no_less_than_our_count(
+    without_compiler, monkeypatch, factor, scale
+):
+    c = tiny()
+    c.train.batch_size = 1024
+    counted = planning.plan(c, "v5e-4")
+    fixed = counted.state_bytes + counted.data_bytes
+    used = fixed + factor * counted.counted.held
+    reason = f"RESOURCE_EXHAUSTED: Used {used / 2**20:.6f}M of 1.00M hbm"
+    monkeypatch.setattr(programs, "compiled", lambda lower, minutes: (None, None, reason))
+    monkeypatch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(memory=int(used) - 4096))
+    found = planning.plan(c, "v5e-4")
+    assert not found.fits and found.needed == pytest.approx(used, rel=1e-6)
+    ((name, needed),) = (way for way in found.mends if way[0].startswith("v5e-"))
+    assert needed == pytest.approx(fixed + scale * planning.plan(c, name).counted.held, rel=1e-5)
+
+
 def test_data_sets_need_not_be_there():
     c = config.cifar10()
     c.data.data_dir = "/nowhere"
