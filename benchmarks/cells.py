@@ -68,9 +68,9 @@ training falls to chance). Nothing else was tuned. CAS and CIFS lose accuracy ev
 weight of its authors' experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no
 BatchNorm). Its gradients mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust
 under all attacks, where AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead
-likewise. The rows say nothing of TRADES and MART as published. `trades_cas` and `mart_cas` are missing as they diverge in
-the first 600 steps at the learning rate of all others: their loss grows without bound, as nothing bounds CAS's factors.
-`mart_fsr` has not learned the task: it is right on a third of the images without an attack."""
+likewise. The rows say nothing of TRADES and MART as published. `trades_cas` and `mart_cas` are missing as they diverge
+in the first 600 steps at the learning rate of all others: their loss grows without bound, as nothing bounds CAS's
+factors. `mart_fsr` has not learned the task, as its accuracy without an attack shows."""
 ABOUT_FULL = """\
 For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
 their own. Learning rate, schedule and weight decay are the same for all networks, and not each paper's own."""
