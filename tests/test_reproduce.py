@@ -91,6 +91,10 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
         "; against all attacks a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
     )
     assert set(table.ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
+    untrained = record(cells, more)
+    untrained["protocol"]["robust"]["clean"] = cells.packed(np.arange(N) < 99)
+    _, text = written(cells, table, tmp_path, at_fsr=untrained)
+    assert "- FSR" not in text.split("## What this says of each abstract")[1].split("\n## ")[0]
 
 
 def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one_verdict(cells):
