@@ -62,7 +62,7 @@ def main() -> int:
         raise InputError(f"--parts must be of {', '.join(LEAST_MINUTES)}, got {', '.join(unknown) or 'none'}")
     output = Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    for record in output.glob("*.json"):
+    for record in (output / f"{part}.json" for part in LEAST_MINUTES):  # other files may lie there
         if _read(record).get("tiny", TINY.value) != TINY.value:
             without = "without" if TINY.value else "with"
             raise InputError(f"--output must be a folder of its own with --tiny, got {record}, written {without} it")

@@ -97,6 +97,19 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
     assert "- FSR" not in text.split("## What this says of each abstract")[1].split("\n## ")[0]
 
 
+def test_a_seed_that_was_not_attacked_in_full_is_in_no_difference(cells, table, tmp_path):
+    half, none = np.arange(N) < 100, np.zeros(N, bool)
+    begun = record(cells, half, pgd20=none)
+    del begun["judge"], begun["judge_with_hints"]
+    cells.write(tmp_path, "digits", cells.Cell("at", "", 1), record(cells, half, pgd20=half))
+    cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 1), begun)
+    whole = record(cells, half, pgd20=half)
+    digits, text = written(cells, table, tmp_path, at=whole, at_cas=whole)
+    assert "| `at_cas` | 2 of 3 |" in digits
+    assert "- `at_cas`, CAS (Bai et al. 2021), against `at`, points: +0.0 (" in digits
+    assert "under PGD-20 no significant difference on digits (`at_cas` +0.0)" in text
+
+
 def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one_verdict(cells):
     judged, attacked = np.arange(N) % 2 == 0, np.arange(N) < 120
     np.testing.assert_array_equal(cells.worst_case(record(cells, judged, pgd20=attacked)), judged & attacked)

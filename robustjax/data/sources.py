@@ -169,10 +169,10 @@ def _as_folder(name: str, data_dir: str | os.PathLike | None) -> Path | None:
 
 def stored_at(name: str, data_dir: str | os.PathLike | None) -> Path | str:
     """Where the data set of a name lies: two names of one data set lie at one place. Without a place, the name."""
-    folder = _as_folder(name, data_dir)
-    if folder is None:
-        return tfds_source.find_prepared(tfds_source.resolve_data_dir(data_dir)).get(name, name)
-    return folder.resolve()
+    found = _as_folder(name, data_dir)
+    if found is None and name != "digits":  # which are embedded, whatever was prepared under that name
+        found = tfds_source.find_prepared(tfds_source.resolve_data_dir(data_dir)).get(name)
+    return name if found is None else found.resolve()
 
 
 def _stored_split(name: str, split: str, data_dir: str | os.PathLike | None) -> str:

@@ -106,13 +106,22 @@ def test_the_training_set_under_another_name_is_no_further_one(tmp_path, streame
     (tmp_path / "other").symlink_to(tmp_path / "mine")
     (tmp_path / "data" / "cifar10" / "3.0.2").mkdir(parents=True)
     (tmp_path / "data" / "cifar10" / "3.0.2" / "features.json").touch()
+    (tmp_path / "data" / "copy").symlink_to(tmp_path / "data" / "cifar10")
     options = {"streamed": streamed, "data_dir": tmp_path / "data"}
     for name, spec in [
         (f"{tmp_path}/mine", f"{tmp_path}/mine/"), (f"{tmp_path}/mine", f"{tmp_path}/other"),
         ("cifar10", "cifar10:3.0.2"), ("cifar10:3.0.2", "cifar10"), ("digits", "digits"),
+        ("cifar10", "copy:3.0.2"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=r"another data set than data\.name, .*, got"):
             data.open_extra(spec, like=own()._replace(name=name), **options)
+
+
+def test_prepared_digits_are_not_the_embedded_ones(tmp_path):
+    (tmp_path / "digits" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "digits" / "1.0.0" / "features.json").touch()
+    with pytest.raises(InputError, match=r"digits/1\.0\.0 must be a readable tfds data set"):
+        data.open_extra("digits:1.0.0", like=own()._replace(name="digits"), streamed=False, data_dir=tmp_path)
 
 
 def test_a_stream_goes_on_with_further_images_after_its_own():
