@@ -61,16 +61,17 @@ a schedule does not suit all alike: after 27,000 images 35.9 % of the validation
 24.4 % with CIFS, whose paper starts from a naturally trained network. The test images are the first 1,000. CIFAR-10
 (JPEG) is a re-encoding, whose figures are not those of the original files."""
 ABOUT_MNIST = """\
-Three settings are what this small network asks for, by validation images and by cost: CAS and CIFS guard the last
+Four settings are what this small network asks for, by validation images and by cost: CAS and CIFS guard the last
 convolution only (with all layers CAS stayed at 36 % without an attack), FSR's two networks have 16 channels inside
-(the paper's 64 would cost ten times the network that they guard), and SNS has weight 1 (with 10, as on the digits,
-training falls to chance). Nothing else was tuned. CAS and CIFS lose accuracy even without an attack. TRADES has the
-weight of its authors' experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no
-BatchNorm). Its gradients mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust
-under all attacks, where AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead
-likewise. The rows say nothing of TRADES and MART as published. `trades_cas` and `mart_cas` are missing as they diverge
-in the first 600 steps at the learning rate of all others: their loss grows without bound, as nothing bounds CAS's
-factors. `mart_fsr` has not learned the task, as its accuracy without an attack shows."""
+(the paper's 64 would cost ten times the network that they guard), SNS has weight 1 (with 10, as on the digits,
+training falls to chance), and CAS's auxiliary terms have weight 0.5 beside TRADES and MART: with the paper's 2, which
+AT has, their loss grows without bound in the first epoch, as nothing bounds CAS's factors, and MART's with 1 too.
+Nothing else was tuned. CAS and CIFS lose accuracy even without an attack. TRADES has the weight of its authors'
+experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no BatchNorm). Its gradients
+mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust under all attacks, where
+AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead likewise. The rows say
+nothing of TRADES and MART as published. `mart_fsr` has not learned the task, as its accuracy without an attack
+shows."""
 ABOUT_FULL = """\
 For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
 their own. Learning rate, schedule and weight decay are the same for all networks, and not each paper's own."""
