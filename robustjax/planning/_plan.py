@@ -58,8 +58,8 @@ def plan(config: Config, target: chips.Slice | str, *, minutes: float = 30.0) ->
         )
     counted, state = programs.counted(config, facts, target.num_chips)
     memory, collectives, reason = programs.compiled(lambda: programs.lowered(config, facts, layout), minutes)
-    # What the compiler makes of our own count, to estimate by what was not compiled. At least 1: short of memory it
-    # computes again what it can, and where there is room it does not.
+    # What the compiler takes over our own count, by which what was not compiled is estimated. At least 1: short of
+    # memory it computes again what it can, and where there is room it does not.
     held = reported(reason) if memory is None else memory.temporaries
     state_bytes, data_bytes = _bytes(state), _data_bytes(config, facts)
     if memory is None and held:
