@@ -207,33 +207,65 @@ def worst_case(record: Mapping[str, Any], parts: Sequence[str] = PARTS) -> np.nd
 
     Args:
         record: of a cell.
-        parts: that count, of those that the record has.
+        parts: that count beside the verdict with hints, of those that the record has.
     """
     found = robust(record, "judge_with_hints")
     if found is None or "protocol" not in record:
         return None
     if record["judge_with_hints"].get("stochastic"):
         return found
-    others = [robust(record, "protocol", name) for name in record["protocol"]["robust"]]
+    others = [robust(record, "protocol", name) for name in record["protocol"]["robust"]] if "protocol" in parts else []
     others += [robust(record, "judge")] if "judge" in parts else []
     return np.logical_and.reduce([found, *(bits[: len(found)] for bits in others if bits is not None)])
 
 
 class Difference(NamedTuple):
-    """How much more often a network is right than its baseline on the same images, with its 95 % interval."""
+    """How much more often networks are right than their baselines on the same images.
+
+    Attributes:
+        value: the mean over images and seeds.
+        low, high: its 95 % interval over images, of these networks; how those of other seeds differ is not in it.
+        n: images.
+        by_seed: the difference of each seed.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    by_seed: tuple[float, ...]
 
     @property
     def outcome(self) -> str:
-        """ "gain", "loss" or "undecided": on which side of no difference the interval lies."""
-        return "gain" if self.low > 0 else "loss" if self.high < 0 else "undecided"
+        """ "gain" or "loss": the side of no difference on which the interval lies, and no seed lies on the other.
+
+        >>> [Difference(0.2, 0.1, 0.3, 99, by_seed).outcome for by_seed in ((0.2,), (0.1, 0.3), (-0.1, 0.5))]
+        ['gain', 'gain', 'undecided']
+        """
+        if self.low > 0 and min(self.by_seed) >= 0:
+            return "gain"
+        return "loss" if self.high < 0 and max(self.by_seed) <= 0 else "undecided"
+
+    @property
+    def of_both_signs(self) -> bool:
+        """Whether one seed gains and another loses."""
+        return min(self.by_seed) < 0 < max(self.by_seed)
+
+    def points(self, value: float) -> str:
+        """A share in points, with as many decimals as leave no figure of this difference at 0 that is not 0.
+
+        >>> whole, fine = Difference(0.2, 0.1, 0.3, 99, (0.2,)), Difference(0.0015, 0.0001, 0.003, 9999, (0.0015,))
+        >>> whole.points(whole.value), fine.points(fine.low)
+        ('+20.0', '+0.01')
+        """
+        figures = (self.value, self.low, self.high, *self.by_seed)
+        zero = lambda decimals: any(share and not float(f"{100 * share:.{decimals}f}") for share in figures)  # noqa: E731
+        decimals = next((decimals for decimals in (1, 2) if not zero(decimals)), 3)
+        return f"{100 * value:+.{decimals}f}"
 
     def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        value, low, high, *by_seed = map(self.points, (self.value, self.low, self.high, *self.by_seed))
+        return f"{value} ({low} to {high}{'; by seed ' + ', '.join(by_seed) if len(by_seed) > 1 else ''})"
 
 
 def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Difference | None:
@@ -245,10 +277,10 @@ def beyond(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Diff
     if not whole:
         return None
     n = min(len(bits) for pair in whole for bits in pair)
-    value, (low, high) = paired_difference(
-        *(np.stack([bits[:n] for bits in side]) for side in zip(*whole, strict=True))
-    )
-    return Difference(value, low, high, n)
+    own, base = (np.stack([bits[:n] for bits in side]) for side in zip(*whole, strict=True))
+    value, (low, high) = paired_difference(own, base)
+    by_seed = (own.sum(axis=1, dtype=int) - base.sum(axis=1, dtype=int)) / n
+    return Difference(value, low, high, n, tuple(by_seed.tolist()))
 
 
 def pairs(
@@ -256,8 +288,9 @@ def pairs(
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
     """Bits of each seed's network and of its baseline: under an attack of the protocol, or in the worst case.
 
-    The worst case is over the parts that both have, as more attacks find more. With ``other``, the network that is
-    trained by that variant of the config stands in the baseline's place.
+    The worst case is over the parts that both have, as more attacks find more; where one is stochastic, over the
+    verdicts with hints of both, as that alone decides of it. With ``other``, the network that is trained by that
+    variant of the config stands in the baseline's place.
     """
     found = []
     for cell in of_seeds:
@@ -265,6 +298,8 @@ def pairs(
         if base is not None:
             both = [read(results, name, one) for one in (cell, base)]
             parts = [part for part in PARTS if all(part in record for record in both)]
+            if any(record.get("judge_with_hints", {}).get("stochastic") for record in both):
+                parts = ["judge_with_hints"]
             bits = [worst_case(one, parts) if attack is None else robust(one, "protocol", attack) for one in both]
             found.append((bits[0], bits[1]))
     return found

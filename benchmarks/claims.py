@@ -250,9 +250,9 @@ def markdown(found: Mapping[str, list[Claim]], analysis: Mapping[str, Any]) -> s
         "larger, and their images are CIFAR-10 or larger: what is refuted here is refuted of these networks, and the "
         "same for what is confirmed. Intervals are over test images, not over seeds. Inside the networks, adversarial "
         "images are those of PGD-20, which fool CAS far less often than adaptive attacks do. The accuracies are those "
-        "of `results/TABLE.md`. What happens inside is of networks of the same configs and seed, whose weights depend "
-        "on the processor that trained them, so that a claim near the edge of its interval may come out otherwise on "
-        "another. [How to read the figures](read_the_figures.md) says what each scalar is.",
+        "of the same seed in `results/table`. What happens inside is of networks of the same configs and seed, whose "
+        "weights depend on the processor that trained them, so that a claim near the edge of its interval may come out "
+        "otherwise on another. [How to read the figures](read_the_figures.md) says what each scalar is.",
         "",
         *(f"- **{paper}**: {summary(own)}" for paper, own in found.items()),
     ]
@@ -296,7 +296,7 @@ def gains(results: Path, seed: int) -> dict[str, dict[str, Scalar]]:
         for which, pairs in compared.items():
             gain = cells.beyond(pairs)
             if gain is not None:
-                found.setdefault(name, {})[which] = Scalar(*gain)
+                found.setdefault(name, {})[which] = Scalar(*gain[:4])
     return found
 
 

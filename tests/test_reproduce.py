@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_sentences_follow_from_the_intervals(cells, table, tmp_path):
     (cas, cifs) = (line for line in digits.splitlines() if line.startswith("- `at_c"))
     assert "CAS (Bai et al. 2021), against `at`, points: +25.0 (+18.7 to +30.8) under PGD-20 (n = 200), -25.0" in cas
     assert cas.endswith("What is gained under PGD-20 becomes a loss against stronger attacks.")
-    assert cifs.endswith("A gain under PGD-20, and a gain against every attack that was tried.")
+    assert cifs.endswith(", of 1 seed. A gain under PGD-20, and a gain against all attacks together.")
 
 
 def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(cells, table, tmp_path):
@@ -88,13 +89,107 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
     assert "without an attack no significant difference on digits (`at_cas` +0.0, `trades_cas` +0.0); " in cas
     assert "; under PGD-20 a gain on digits (`at_cas` +25.0), no significant difference on digits (`trades_cas`" in cas
     assert cas.endswith(
-        "; against all attacks a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
+        "; against all attacks together a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
     )
     assert set(table.ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
     untrained = record(cells, more)
     untrained["protocol"]["robust"]["clean"] = cells.packed(np.arange(N) < 99)
-    _, text = written(cells, table, tmp_path, at_fsr=untrained)
-    assert "- FSR" not in text.split("## What this says of each abstract")[1].split("\n## ")[0]
+    digits, text = written(cells, table, tmp_path, at_fsr=untrained)
+    told = text.split("## What this says of each abstract")[1].split("\n## ")[0]
+    assert "- FSR" not in told and "\nLeft out: `at_fsr` on digits.\n" in told
+    (fsr,) = (line for line in digits.splitlines() if line.startswith("- `at_fsr`"))
+    assert fsr.endswith("it is right on 49.5 % of the images, its baseline on 100.0 %. This compares no defenses.")
+
+
+def test_of_several_seeds_each_figure_says_of_how_many_and_each_difference_has_all(cells, table, tmp_path):
+    """Three of `at`, of which one has no verdicts; two of `at_cas`, of which one gains and the other loses."""
+    half, more, fewer = (np.arange(N) < count for count in (100, 160, 90))
+    begun = record(cells, half, pgd20=half)
+    del begun["judge"], begun["judge_with_hints"]
+    first, second = record(cells, more, ["zero_gradients"], pgd20=more), record(cells, fewer, pgd20=half)
+    seeds = {"at": [record(cells, half, pgd20=half)] * 2 + [begun], "at_cas": [first, second]}
+    for name, records in seeds.items():
+        for seed, values in enumerate(records):
+            cells.write(tmp_path, "digits", cells.Cell(name, "", seed), values)
+    digits, text = written(cells, table, tmp_path)
+    at, cas = (line for line in digits.splitlines() if line.startswith("| `"))
+    assert at.startswith("| `at` | 3 of 3 | 200 | 100.0 ± 0.0 | 100.0 ± 0.0 | 50.0 ± 0.0 |")
+    assert "| 50.0 ± 0.0, 2 seeds | 100.0 ± 0.0, 2 seeds | 50.0 ± 0.0 (43.1 to 56.9), 2 seeds | none |" in at
+    assert "| 62.5 ± 24.7 | 100.0 ± 0.0 | 62.5 ± 24.7 (55.6 to 68.9) | zero_gradients (1 of 2) |" in cas
+    # Means of +1/2 on 60 images and -1/2 on 10: (25 +- 1.96 sqrt(1 + 17.5 - 25^2 / 202)) / 202 is above 0, but one of
+    # the two seeds loses.
+    assert cas.endswith("| undecided: +12.5 (+8.6 to +16.2; by seed +30.0, -5.0) |")
+    (told,) = (line for line in digits.splitlines() if line.startswith("- `at_cas`"))
+    assert "+15.0 (+11.6 to +18.1; by seed +30.0, +0.0) under PGD-20" in told
+    assert told.endswith(
+        ", of 2 seeds. What is gained under PGD-20 is not seen against stronger attacks. A gain as large is inside the "
+        "interval. Seeds differ in sign in the worst case."
+    )
+    assert "; under PGD-20 a gain on digits (`at_cas` +15.0 of 2 seeds); against" in text
+    # A third seed without the protocol is in no figure, and one without verdicts in no difference.
+    cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 2), {"judge": first["judge"]})
+    assert cas in written(cells, table, tmp_path)[0]
+    cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 2), begun)
+    (cas,) = (line for line in written(cells, table, tmp_path)[0].splitlines() if line.startswith("| `at_cas`"))
+    assert cas.endswith("by seed +30.0, -5.0), 2 seeds |") and "| 3 of 3 |" in cas
+
+
+def test_a_difference_has_the_decimals_that_show_its_sign(cells):
+    made = lambda *figures: str(cells.Difference(*figures[:3], 10_000, figures[3:]))  # noqa: E731
+    assert made(0.0015, 0.00003, 0.00297, 0.0015) == "+0.150 (+0.003 to +0.297)"
+    assert made(-0.003, -0.0065, 0.00047, -0.003) == "-0.30 (-0.65 to +0.05)"
+    assert made(0.0, -0.0388, 0.0388, 0.0) == "+0.0 (-3.9 to +3.9)"
+    assert made(-0.02, -0.03, -0.01, -0.04, 0.0) == "-2.0 (-3.0 to -1.0; by seed -4.0, +0.0)"
+
+
+def test_gains_and_losses_that_attacks_which_failed_may_have_made_are_marked(cells, table, tmp_path):
+    half, more = np.arange(N) < 100, np.arange(N) < 150
+    failed = ["more_restarts_help"]
+    for own, base, doubtful, mark in (
+        (
+            record(cells, more, failed),
+            record(cells, half),
+            "`at_cas`: better attacks may leave less of this gain.",
+            "+25.0\\*",
+        ),
+        (
+            record(cells, half),
+            record(cells, more, failed),
+            "`at`: better attacks may leave less of this loss.",
+            "-25.0\\*",
+        ),
+        (record(cells, more), record(cells, half, failed), "", "+25.0"),
+        (record(cells, half, failed), record(cells, more), "", "-25.0"),
+    ):
+        digits, text = written(cells, table, tmp_path, at=base, at_cas=own)
+        (told,) = (line for line in digits.splitlines() if line.startswith("- `at_cas`"))
+        assert told.endswith(doubtful) and ("Flags failed on" in told) == bool(doubtful)
+        assert f"digits (`at_cas` {mark})." in text
+
+
+def test_a_stochastic_network_is_compared_over_the_verdict_that_decides_of_it(cells, tmp_path):
+    """Its baseline is not held against attacks that do not count for it."""
+    half = np.arange(N) < 100
+    for cell, values in {
+        cells.Cell("at", "", 0): record(cells, half, pgd20=half),
+        cells.Cell("at", "sap", 0): record(cells, half, pgd20=half, stochastic=True),
+    }.items():
+        cells.write(tmp_path, "digits", cell, values)
+    ((own, base),) = cells.pairs(tmp_path, "digits", [cells.Cell("at", "sap", 0)])
+    assert own.all() and base.all()
+
+
+def test_the_page_and_the_cards_are_made_of_the_records_that_lie_beside_them(cells, table, tmp_path):
+    results = HERE / "results"
+    shutil.copytree(results / "table", tmp_path / "table")
+    made = table.write_table(tmp_path, published=results / "published.json").read_text()
+    assert made == (results / "TABLE.md").read_text()  # benchmarks/reproduce.py --table makes both
+    for name, scale in cells.SCALES.items():
+        for cell in cells.cells(scale):
+            record = cells.place(results, name, cell)
+            if record.exists():
+                card = table.card(scale, cell, cells.read(results, name, cell))
+                assert card == record.with_suffix(".md").read_text()
 
 
 def test_a_seed_that_was_not_attacked_in_full_is_in_no_difference(cells, table, tmp_path):
