@@ -22,6 +22,20 @@ OBJECTIVES = ("at", "trades", "mart")
 IN_TRAINING = ("cas", "cifs", "fsr", "sns")
 # Switched on for a network that was trained without it.
 AT_EVALUATION = {"sap": "sap:sampler=bernoulli", "meansparse": "meansparse:alpha=0.2"}
+# Of the protocol -> their headings.
+ATTACKS = {
+    "clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W", "pgd100": "PGD-100", "autoattack": "AutoAttack",
+    "transfer": "transfer",
+}  # fmt: skip
+PAPERS = {
+    "sap": "SAP (Dhillon et al. 2018)",
+    "cas": "CAS (Bai et al. 2021)",
+    "cifs": "CIFS (Yan et al. 2021)",
+    "fsr": "FSR (Kim et al. 2023)",
+    "sns": "SNS (Zhang et al. 2021)",
+    "kwta": "kWTA (Xiao et al. 2020)",
+    "meansparse": "MeanSparse (Amini et al. 2024)",
+}
 PARTS = ("training", "protocol", "judge", "judge_with_hints")
 VERDICTS = PARTS[2:]
 
@@ -175,6 +189,14 @@ def commits(record: Mapping[str, Any]) -> set[str]:
     last = record.get("conditions", {}).get("commit")  # at which the last part was measured
     found = {record[part].get("commit", last) for part in PARTS if part in record}
     return {tables.commit_name(commit) for commit in found if commit}
+
+
+def seeds(count: int) -> str:
+    """
+    >>> seeds(1), seeds(3)
+    ('1 seed', '3 seeds')
+    """
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def packed(robust: Sequence[bool] | np.ndarray) -> str:

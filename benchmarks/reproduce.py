@@ -24,6 +24,7 @@ from typing import Any
 import cells  # the modules beside this one
 import jax
 import table
+import table_cards
 from absl import flags
 from cells import AT_EVALUATION, PARTS, SCALES, Cell, Scale, packed
 
@@ -39,7 +40,7 @@ ONLY_PARTS = flags.DEFINE_list("parts", [], "Only these of training, protocol, j
 RUNS = flags.DEFINE_string("runs", "runs/table", "Folder of the runs.")
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "Folder of the records and of TABLE.md.")
 LIST = flags.DEFINE_bool("list", False, "Print the cells, and which parts they have, and run nothing.")
-TABLE = flags.DEFINE_bool("table", False, "Make TABLE.md and the cards of the records, and run nothing.")
+TABLE = flags.DEFINE_bool("table", False, "Make TABLE.md, its pictures and the cards of the records, and run nothing.")
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         for name, scale in SCALES.items():
             for cell in cells.cells(scale):
                 if cells.place(RESULTS.value, name, cell).exists():
-                    table.write_card(RESULTS.value, name, cell)
+                    table_cards.write(RESULTS.value, name, cell)
         write_table()
         return
     if SCALE.value not in SCALES:
@@ -92,7 +93,7 @@ def measure(name: str, scale: Scale, cell: Cell, part: str) -> None:
     record[part] = {**done, "seconds": round(time.perf_counter() - started, 1), "commit": conditions["commit"]}
     record |= {"network": described(scale, cell), "conditions": conditions}
     cells.write(RESULTS.value, name, cell, record)
-    table.write_card(RESULTS.value, name, cell)
+    table_cards.write(RESULTS.value, name, cell)
 
 
 def names_of(cell: Cell) -> set[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robustjax import config as config_lib
-from robustjax.statistics import paired_difference
+from robustjax.statistics import paired_difference, wilson_interval
 
 HERE = Path(__file__).resolve().parents[1]
 N = 200
@@ -26,6 +26,11 @@ def cells():
 @pytest.fixture(scope="module")
 def table(cells):
     return importlib.import_module("table")
+
+
+@pytest.fixture(scope="module")
+def cards(cells):
+    return importlib.import_module("table_cards")
 
 
 def record(cells, robust, failed=(), pgd20=None, **verdict):
@@ -91,7 +96,7 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
     assert cas.endswith(
         "; against all attacks together a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
     )
-    assert set(table.ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
+    assert set(importlib.import_module("table_sentences").ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
     untrained = record(cells, more)
     untrained["protocol"]["robust"]["clean"] = cells.packed(np.arange(N) < 99)
     digits, text = written(cells, table, tmp_path, at_fsr=untrained)
@@ -179,7 +184,7 @@ def test_a_stochastic_network_is_compared_over_the_verdict_that_decides_of_it(ce
     assert own.all() and base.all()
 
 
-def test_the_page_and_the_cards_are_made_of_the_records_that_lie_beside_them(cells, table, tmp_path):
+def test_the_page_and_the_cards_are_made_of_the_records_that_lie_beside_them(cells, cards, table, tmp_path):
     results = HERE / "results"
     shutil.copytree(results / "table", tmp_path / "table")
     made = table.write_table(tmp_path, published=results / "published.json").read_text()
@@ -188,8 +193,31 @@ def test_the_page_and_the_cards_are_made_of_the_records_that_lie_beside_them(cel
         for cell in cells.cells(scale):
             record = cells.place(results, name, cell)
             if record.exists():
-                card = table.card(scale, cell, cells.read(results, name, cell))
+                card = cards.text(scale, cell, cells.read(results, name, cell))
                 assert card == record.with_suffix(".md").read_text()
+
+
+def test_the_picture_shows_what_the_table_says(cells, tmp_path):
+    picture = importlib.import_module("table_picture")
+    digits = cells.SCALES["digits"]
+    assert picture.write(tmp_path, "digits", digits) is None and not list(tmp_path.iterdir())
+    half, most = np.arange(N) < 100, np.arange(N) < 160
+    cells.write(tmp_path, "digits", cells.Cell("at", "", 0), record(cells, most, pgd20=most))
+    cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 0), record(cells, half, pgd20=most))
+    cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 1), record(cells, most, pgd20=half))
+    cells.write(tmp_path, "digits", cells.Cell("at_fsr", "", 0), {"training": {"epochs": 1}})
+    axis = picture.draw(tmp_path, "digits", digits).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["at", "at_cas"]
+    drawn = {}
+    for line in axis.lines:
+        drawn.setdefault(line.get_label(), []).append((line.get_xdata()[0], line.get_ydata()[0]))
+    assert drawn["all attacks together"] == [(80.0, 0.0), (50.0, 1.0)] and drawn["PGD-20"] == [(80.0, 0.0), (65.0, 1.0)]
+    assert drawn["no attack"] == drawn["AutoAttack"] == [(100.0, 0.0), (100.0, 1.0)]
+    broken = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in broken] == [[80.0, 80.0]] and broken[0].get_ydata()[1] > 1
+    low, high = (100 * end for end in wilson_interval(100, N))
+    assert [low, high] in [pytest.approx(list(line.get_xdata())) for line in axis.lines if len(line.get_xdata()) == 2]
+    assert picture.write(tmp_path, "digits", digits).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_seed_that_was_not_attacked_in_full_is_in_no_difference(cells, table, tmp_path):
@@ -217,19 +245,19 @@ def test_the_worst_case_is_over_all_attacks_but_of_a_stochastic_network_over_one
     np.testing.assert_array_equal(cells.worst_case(alone, ["protocol", "judge_with_hints"]), attacked)
 
 
-def test_a_card_says_what_was_measured_and_what_the_network_is_not_for(cells, table, tmp_path):
+def test_a_card_says_what_was_measured_and_what_the_network_is_not_for(cells, cards, tmp_path):
     values = record(cells, np.arange(N) < 100, ["zero_gradients"])
     values["network"] = {"config": "`configs/digits.py:at_cas`, seed 0", "threat": "linf 0.2"}
     values["conditions"] = {"commit": "abc", "versions": {"robustjax": "1", "jax": "2", "flax": "3"}}
     cell = cells.Cell("at_cas", "", 0)
     cells.write(tmp_path, "digits", cell, values)
-    table.write_card(tmp_path, "digits", cell)
+    cards.write(tmp_path, "digits", cell)
     card = (tmp_path / "table" / "digits" / "at_cas_0.md").read_text()
     assert "- config: `configs/digits.py:at_cas`, seed 0\n" in card and "- threat: linf 0.2\n" in card
     assert "| judge | 200 | 50.0 % | 43.1 to 56.9 % |" in card and "| judge with hints | 200 | 100.0 % |" in card
     assert "- flags that failed, judge: zero_gradients\n" in card and "Intended use: " in card
     assert "commit abc" in card
-    assert "| PGD-20 | | missing | |" in table.card(cells.SCALES["digits"], cell, {})
+    assert "| PGD-20 | | missing | |" in cards.text(cells.SCALES["digits"], cell, {})
 
 
 def test_a_network_is_described_by_its_config(cells, table):
@@ -240,7 +268,7 @@ def test_a_network_is_described_by_its_config(cells, table):
     assert about["model"] == "wide_resnet, depth 10, width 1" and about["defense"].startswith("sns, ")
     assert "not in training" in reproduce.described(scale, cells.Cell("at", "sap", 0))["defense"]
     assert reproduce.described(scale, cells.Cell("standard", "", 0))["training_attack"] == "none"
-    assert set(about) <= set(table.DESCRIBED)
+    assert set(about) <= set(importlib.import_module("table_cards").DESCRIBED)
 
 
 def test_a_training_that_was_stopped_is_no_record(cells, table, tmp_path, monkeypatch):
@@ -275,9 +303,9 @@ def test_a_network_that_has_a_record_and_no_folder_is_trained_where_it_is_needed
     assert cells.read(tmp_path, "digits", cell) == measured
 
 
-def test_what_papers_report_has_setting_and_source(table):
+def test_what_papers_report_has_setting_and_source(cells, table):
     lines = list(table.reported(HERE / "results" / "published.json"))
-    assert len(lines) == 4 + len(table.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
+    assert len(lines) == 4 + len(cells.PAPERS) and len({line.count("|") for line in lines[3:]}) == 1
 
 
 def test_where_one_network_has_fewer_images_the_first_ones_are_compared(cells):
@@ -331,7 +359,7 @@ def test_cells_come_in_order_of_value(cells):
     }  # fmt: skip
 
 
-def test_a_cell_of_the_last_checkpoint_evaluates_that(cells, table, tmp_path, monkeypatch):
+def test_a_cell_of_the_last_checkpoint_evaluates_that(cells, cards, tmp_path, monkeypatch):
     reproduce = importlib.import_module("reproduce")
     asked = []
 
@@ -353,7 +381,7 @@ def test_a_cell_of_the_last_checkpoint_evaluates_that(cells, table, tmp_path, mo
     ]
     assert reproduce.names_of(cells.Cell("at", "sap", 0, "last")) == {"at_sap", "at_sap@last"}
     training = {"epochs": 60, "best_validation_pgd": 0.5, "last_validation_pgd": 0.4}
-    card = table.card(cells.SCALES["full"], cells.Cell("at", "", 0, "last"), {"training": training})
+    card = cards.text(cells.SCALES["full"], cells.Cell("at", "", 0, "last"), {"training": training})
     assert "- checkpoint: the last of 60 epochs, 40.0 % of the validation images" in card
 
 
