@@ -78,8 +78,8 @@ ABOUT_MNIST = """\
 Four settings are what this small network asks for, by validation images and by cost: CAS and CIFS guard the last
 convolution only (with all layers CAS stayed at 36 % without an attack), FSR's two networks have 16 channels inside
 (the paper's 64 would cost ten times the network that they guard), SNS has weight 1 (with 10, as on the digits,
-training falls to chance), and CAS's auxiliary terms have weight 0.5 beside TRADES and MART: with the paper's 2, which
-AT has, their loss grows without bound in the first epoch, as nothing bounds CAS's factors, and MART's with 1 too.
+training falls to chance), and CAS's auxiliary terms have weight 0.5: with the paper's 2 their loss grows without bound
+in the first epoch of TRADES, MART and two of three seeds of AT, as nothing bounds CAS's factors, with 1 of MART.
 Nothing else was tuned. CAS and CIFS lose accuracy even without an attack. TRADES has the weight of its authors'
 experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no BatchNorm). Its gradients
 mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust under all attacks, where
