@@ -43,15 +43,15 @@ LIST = flags.DEFINE_bool("list", False, "Print the cells, and which parts they h
 TABLE = flags.DEFINE_bool("table", False, "Make TABLE.md, its pictures and the cards of the records, and run nothing.")
 
 
-def main() -> None:
-    """Runs what has no record yet, cell by cell, and makes the table."""
+def main() -> int:
+    """Runs what has no record yet, cell by cell, and makes the table; exit status 1 where a training diverged."""
     if TABLE.value:
         for name, scale in SCALES.items():
             for cell in cells.cells(scale):
                 if cells.place(RESULTS.value, name, cell).exists():
                     table_cards.write(RESULTS.value, name, cell)
         write_table()
-        return
+        return 0
     if SCALE.value not in SCALES:
         raise InputError(f"--scale must be one of {', '.join(SCALES)}, got {SCALE.value!r}")
     scale = SCALES[SCALE.value]
@@ -64,8 +64,13 @@ def main() -> None:
     if wrong:
         raise InputError(f"--parts must be of {', '.join(PARTS)}, got {', '.join(wrong)}")
     chosen = [cell for cell in every if not ONLY.value or names_of(cell) & set(ONLY.value)]
+    seeds = sorted({str(cell.seed) for cell in chosen})
+    strange = sorted(set(SEEDS.value) - set(seeds))
+    if strange:
+        raise InputError(f"--seeds must be of {', '.join(seeds)}, which these cells have, got {', '.join(strange)}")
     chosen = [cell for cell in chosen if not SEEDS.value or str(cell.seed) in SEEDS.value]
     asked = ONLY_PARTS.value or PARTS
+    status = 0
     for i, cell in enumerate(chosen):
         record = cells.read(RESULTS.value, SCALE.value, cell)
         missing = [part for part in PARTS if part not in record]
@@ -74,14 +79,18 @@ def main() -> None:
             print(f"{cell.name} seed {cell.seed}: {'missing ' + ', '.join(missing) if missing else 'done'}")
             continue
         about = f"cell {i + 1} of {len(chosen)}: {cell.name}, seed {cell.seed}"
-        # In a fresh clone a record is at hand and its network is not; where it is, nothing is trained.
-        if "training" in record and "training" not in due:
-            train(SCALE.value, scale, cell)
-        for part in due:
-            print(f"{about}: {part}", flush=True)
-            measure(SCALE.value, scale, cell, part)
-            jax.clear_caches()
+        try:
+            # In a fresh clone a record is at hand and its network is not; where it is, nothing is trained.
+            if "training" in record and "training" not in due:
+                train(SCALE.value, scale, cell)
+            for part in due:
+                print(f"{about}: {part}", flush=True)
+                measure(SCALE.value, scale, cell, part)
+                jax.clear_caches()
+        except FloatingPointError as error:  # the cell stays missing, and the others do not wait for it
+            status = cli.fail(f"{about}: training diverged: {error}")
         write_table()
+    return status
 
 
 def measure(name: str, scale: Scale, cell: Cell, part: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from robustjax import config as config_lib
 from robustjax.statistics import paired_difference, wilson_interval
+from robustjax.types import InputError
 
 HERE = Path(__file__).resolve().parents[1]
 N = 200
@@ -301,6 +302,27 @@ def test_a_network_that_has_a_record_and_no_folder_is_trained_where_it_is_needed
     missing = [part for part in ("judge", "judge_with_hints") if part in (parts or cells.PARTS)]
     assert done == (["training"] if trains else []) + missing
     assert cells.read(tmp_path, "digits", cell) == measured
+
+
+def test_a_training_that_diverges_keeps_no_other_cell_waiting(cells, table, tmp_path, monkeypatch, capsys):
+    reproduce = importlib.import_module("reproduce")
+    flags = {"SCALE": "digits", "ONLY": ["at", "at_cas"], "ONLY_PARTS": ["training"]}
+    for name, value in {**flags, "LIST": False, "TABLE": False, "RESULTS": str(tmp_path)}.items():
+        monkeypatch.setattr(reproduce, name, types.SimpleNamespace(value=value))
+
+    def train(name, scale, cell):
+        if cell.name == "at":
+            raise FloatingPointError("gradient_norm is nan in the 29 steps up to step 429")
+        return {"epochs": 50, "best_validation_pgd": 0.8}
+
+    monkeypatch.setitem(reproduce.WORK, "training", train)
+    monkeypatch.setattr(reproduce, "SEEDS", types.SimpleNamespace(value=["0", "7"]))
+    with pytest.raises(InputError, match="--seeds must be of 0, 1, 2, which these cells have, got 7"):
+        reproduce.main()
+    monkeypatch.setattr(reproduce, "SEEDS", types.SimpleNamespace(value=["0"]))
+    assert reproduce.main() == 1
+    assert "cell 1 of 2: at, seed 0: training diverged: gradient_norm is nan" in capsys.readouterr().err
+    assert [path.name for path in sorted((tmp_path / "table" / "digits").glob("*.json"))] == ["at_cas_0.json"]
 
 
 def test_what_papers_report_has_setting_and_source(cells, table):
