@@ -96,7 +96,7 @@ def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
     waits = jnp.where(drawn, 0.0, first - due)
     more = jax.random.exponential(key_gaps, (max(num_draws - waits.size, 0),), jnp.float32)
     gaps = jnp.concatenate([waits, more])
-    repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size) < _first_beyond(gaps, mean_repeats)))
+    repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size, dtype=jnp.int32) < _first_beyond(gaps, mean_repeats)))
 
     missing = num_draws - jnp.sum(drawn) - repeats
     most = min(num_draws, math.ceil(2 * slack))
