@@ -269,7 +269,7 @@ def _say_no_more() -> None:
 def _parse(arguments: Sequence[str]) -> Sequence[str]:
     try:
         if "config" in flags.FLAGS:
-            arguments = config.check_overrides(arguments)
+            arguments = config.check_overrides(arguments, _other_problems)
         return flags.FLAGS(arguments)
     except (flags.Error, InputError) as error:
         sys.exit(_refuse(_of_flags(error)))
@@ -280,6 +280,20 @@ def _parse(arguments: Sequence[str]) -> Sequence[str]:
         cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
         text = cause.args[0] if isinstance(cause, KeyError) else cause
         sys.exit(_refuse(f"--config: {type(error).__name__}: {text}"))
+
+
+def _other_problems(arguments: list[str]) -> list[str]:
+    """What is wrong with a command line besides the overrides that have been left out of it."""
+    given, sys.argv = sys.argv, arguments  # where ml_collections looks for overrides
+    try:
+        flags.FLAGS(arguments)
+        return config.problems(flags.FLAGS["config"].value)
+    except (flags.Error, InputError) as error:
+        return [_of_flags(error)]
+    except (Exception, SystemExit):  # of a config file; it is told once the overrides are right
+        return []
+    finally:
+        sys.argv = given
 
 
 def _of_flags(error: Exception) -> str:

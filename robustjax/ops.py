@@ -71,20 +71,25 @@ def in_dtypes_of(old: Any, new: Any) -> Any:
     return jax.tree.map(lambda one, other: other.astype(one.dtype), old, new)
 
 
-def check_floats(name: str, values: Any, *, least_axes: int = 0) -> None:
-    """Refuses arrays that are not floats, such as integers, which would truncate results, or have too few axes.
+def as_floats(name: str, values: Any, *, least_axes: int = 0) -> Array:
+    """An array of JAX or NumPy as one of JAX, in the nearest dtype that JAX has: float64 of NumPy usually as float32.
+
+    Refuses arrays that are not floats, such as integers, which would truncate results, or have too few axes.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> check_floats("cas: features", jnp.ones((2, 3), int), least_axes=2)
+        >>> import numpy as np
+        >>> as_floats("cas: features", np.ones((2, 3)), least_axes=2).dtype
+        dtype('float32')
+        >>> as_floats("cas: features", np.ones((2, 3), int), least_axes=2)
         Traceback (most recent call last):
-        robustjax.types.InputError: cas: features must be an array of floats with 2 axes or more, got int32 [2, 3];
+        robustjax.types.InputError: cas: features must be an array of floats with 2 axes or more, got int64 [2, 3];
         convert them
     """
     if not (hasattr(values, "dtype") and jnp.issubdtype(values.dtype, jnp.floating) and values.ndim >= least_axes):
         wanted = "an array of floats" + (f" with {least_axes} axes or more" if least_axes else "")
         got = f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else type(values).__name__
         raise InputError(f"{name} must be {wanted}, got {got}; convert them")
+    return jnp.asarray(values)
 
 
 def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:

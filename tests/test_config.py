@@ -45,6 +45,20 @@ def test_every_problem_is_listed_at_once():
     assert message.startswith("config has 5 problems: ") and "\n" not in message
     for part in ("8/255 is 0.0313725", "(nearest: 'pgd')", "label_smoothing", "batch_size must be >= 1", "2 and 1"):
         assert part in message
+    # Also beside keys that are unknown, missing or of another type, in a config of another origin or in config.json.
+    values = config.plain(wrong) | {"epochs": 3, "seed": "one"}
+    with pytest.raises(InputError) as caught:
+        config.from_plain(values, source="config.json")
+    for part in ("epochs is unknown", "seed must be of type int", *message.partition(": ")[2].split("; ")):
+        assert part in str(caught.value)
+    foreign = ConfigDict({**wrong.to_dict(), "epochs": 3, "seed": "one"})
+    del foreign.train.num_epochs
+    assert set(config.problems(foreign)[:3]) == {
+        "train.num_epochs is missing",
+        "seed must be of type int, got 'one'",
+        "epochs is unknown (nearest: train.num_epochs)",
+    }
+    assert len(config.problems(foreign)) == 8
 
 
 @pytest.mark.parametrize(
@@ -284,9 +298,13 @@ def test_all_wrong_keys_and_types_of_a_command_line_are_listed_at_once():
         "; --config.attack.epsilon must be of type float, got 'large'"
         "; --config.data.flip must be of type bool, got 'maybe'"
     )
-    config.check_overrides(
-        ["train", "--config=configs/quickstart.py", *arguments[arguments.index("--config.train.num_epochs") :]]
-    )
+    right = ["train", "--config=configs/quickstart.py", *arguments[arguments.index("--config.train.num_epochs") :]]
+    config.check_overrides(right)
+    # What is right is checked further, without the wrong ones and what was their value.
+    rest = []
+    with pytest.raises(InputError, match=r"7 problems: .*; and this$"):
+        config.check_overrides(arguments, lambda others: rest.extend(others) or ["and this"])
+    assert rest == [arguments[0], *right[2:]]
 
 
 def test_fractions_on_a_command_line_are_numbers_where_numbers_are_wanted():

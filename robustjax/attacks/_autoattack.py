@@ -187,6 +187,9 @@ def autoattack(
     if not isinstance(sharding, jax.sharding.NamedSharding | None):
         wanted = "a jax.sharding.NamedSharding or None"
         raise InputError(f"sharding must be {wanted}, got {sharding!r}; leave it out for one device")
+    if sharding is not None:  # jax.make_mesh makes axes explicit, where lookups by sharded indices are not defined
+        mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
+        sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
     num_devices = 1 if sharding is None else sharding.num_devices
     batch_size = default_batch_size() * num_devices if batch_size is None else batch_size
     inputs.static(1, batch_size=batch_size)

@@ -4,7 +4,7 @@ A config file in ``configs/`` calls ``base()`` and assigns what differs. The res
 error that names the nearest one, and a value keeps its type.
 """
 
-from robustjax.config._check import defense_options, validate
+from robustjax.config._check import defense_options, problems, validate
 from robustjax.config._given import check_overrides, from_plain, plain
 from robustjax.config._presets import base, cifar10, digits, imagenet, mnist, speedrun
 from robustjax.config._recipes import apply_recipe, renamed
@@ -20,6 +20,7 @@ __all__ = [
     "imagenet",
     "mnist",
     "plain",
+    "problems",
     "renamed",
     "speedrun",
     "validate",

@@ -69,30 +69,51 @@ def validate(config: Config) -> None:
         vgg16, vit_b16, vit_s16, wide_resnet, got 'resnet81' (nearest: 'resnet18'); attack.epsilon must be
         in (0, 1] for linf on pixels in [0, 1], got 8.0 (8/255 is 0.0313725)
     """
+    InputError.raise_if("config", problems(config))
+
+
+def problems(config: Config) -> list[str]:
+    """All that :func:`validate` would raise, an item each.
+
+    Raises:
+        InputError: it is no ConfigDict.
+
+    Example:
+        >>> config = base()
+        >>> config.train.batch_size = 0
+        >>> problems(config)
+        ['train.batch_size must be >= 1 and finite, got 0']
+    """
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"config must be a ConfigDict such as config.base() returns, got {type(config).__name__} {config!r:.60}; "
             "change what config.base() or another function of robustjax.config returns"
         )
-    problems = list(_foreign_keys(config))
-    if problems:
-        problems[-1] += "; begin with config.base() and change what differs"
-    InputError.raise_if("config", problems or list(_problems(config)))
+    foreign = dict(_foreign_keys(config))
+    if not foreign:
+        return list(_problems(config))
+    # What has another key or type, as the default: the rest is checked all the same.
+    known = base()
+    fitting = {path: _get(config, path) for path, _ in keys(config) if path not in foreign}
+    known.update_from_flattened_dict(fitting)
+    found = [*foreign.values(), *_problems(known)]
+    found[-1] += "; begin with config.base() and change what differs"
+    return found
 
 
-def _foreign_keys(config: Config) -> Iterator[str]:
-    """What a config has, or lacks, that did not begin as ``base()``, which is locked."""
+def _foreign_keys(config: Config) -> Iterator[tuple[str, str]]:
+    """What a config has, or lacks, that did not begin as ``base()``, which is locked: the key, and what is wrong."""
     defaults = base()
     expected, there = dict(keys(defaults)), dict(keys(config))
-    yield from (f"{path} is missing" for path in expected if path not in there)
+    yield from ((path, f"{path} is missing") for path in expected if path not in there)
     for path, kind in there.items():
         value = _get(config, path)
         if path not in expected:
-            yield f"{path} is unknown (nearest: {nearest_key(path, expected)})"
+            yield path, f"{path} is unknown (nearest: {nearest_key(path, expected)})"
         elif value is None and _get(defaults, path) is None:
             continue
         elif kind is not expected[path] and (kind, expected[path]) != (int, float):
-            yield f"{path} must be of type {expected[path].__name__}, got {value!r}"
+            yield path, f"{path} must be of type {expected[path].__name__}, got {value!r}"
 
 
 def _problems(config: Config) -> Iterator[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from robustjax.config._check import validate
+from robustjax.config._check import problems, validate
 from robustjax.config._keys import keys, nearest_key
 from robustjax.config._presets import base
 from robustjax.types import Config, InputError
@@ -36,9 +36,9 @@ def from_plain(stored: Any, *, source: object) -> Config:
         0.1
     """
     config = base()
-    problems = list(_fill(config, stored))
-    if problems:
-        raise InputError(f"{source} is not a config of this version: {'; '.join(problems)}")
+    misfits = list(_fill(config, stored))
+    if misfits:
+        raise InputError(f"{source} is not a config of this version: {'; '.join([*misfits, *problems(config)])}")
     validate(config)
     return config
 
@@ -53,19 +53,24 @@ def plain(config: Config) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def check_overrides(arguments: Sequence[str]) -> list[str]:
+def check_overrides(
+    arguments: Sequence[str], others: Callable[[list[str]], Iterable[str]] = lambda rest: ()
+) -> list[str]:
     """Checks every ``--config.KEY=VALUE`` of a command line, before any of them is used.
 
     ml_collections would name only the first wrong one, and knows no fractions.
 
     Args:
         arguments: the whole command line.
+        others: the command line without its wrong overrides -> what else is wrong with it; asked where some are wrong,
+            so that all is said at once.
 
     Returns:
         The same, with fractions, as in ``--config.attack.epsilon=8/255``, as the numbers that they are.
 
     Raises:
-        InputError: one line that lists every unknown key, with the nearest, and every value of a wrong type.
+        InputError: one line that lists every unknown key, with the nearest, every value of a wrong type, and what
+            ``others`` finds.
 
     Example:
         >>> check_overrides(["--config.attack.num_stepz=3", "--config.epochs=5", "--config.seed=one"])
@@ -78,7 +83,11 @@ def check_overrides(arguments: Sequence[str]) -> list[str]:
         ['--config.attack.epsilon=0.25']
     """
     numbers = list(map(_with_number, arguments))
-    InputError.raise_if("command line", list(_override_problems(numbers)))
+    wrong = list(_wrong_overrides(numbers))
+    if wrong:
+        left_out = {i for places, _ in wrong for i in places}
+        rest = [argument for i, argument in enumerate(numbers) if i not in left_out]
+        InputError.raise_if("command line", [*(problem for _, problem in wrong), *others(rest)])
     return numbers
 
 
@@ -93,7 +102,8 @@ def _with_number(argument: str) -> str:
         return argument  # which is refused as it was written
 
 
-def _override_problems(arguments: list[str]) -> Iterator[str]:
+def _wrong_overrides(arguments: list[str]) -> Iterator[tuple[range, str]]:
+    """The places of each override that is wrong, of its value too where that is the next argument, and the problem."""
     parsers = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
     types = dict(keys(base()))
     sections = {path.rpartition(".")[0] for path in types}
@@ -102,18 +112,21 @@ def _override_problems(arguments: list[str]) -> Iterator[str]:
         if override is None:
             continue
         negated, path, value = override.groups()
-        if path not in types and path not in sections:
-            yield f"--config.{path} is unknown (nearest: --config.{nearest_key(path, types)})"
+        known, kind = path in types or path in sections, types.get(path)
+        places = range(i, i + 1)
+        if value is None and kind is not bool and i + 1 < len(arguments):  # `--config.seed 1`
+            value = arguments[i + 1]
+            if known or not value.startswith("-"):
+                places = range(i, i + 2)
+        if not known:
+            yield places, f"--config.{path} is unknown (nearest: --config.{nearest_key(path, types)})"
             continue
-        kind = types.get(path)
-        if value is None and kind is not bool:  # `--config.seed 1`
-            value = arguments[i + 1] if i + 1 < len(arguments) else None
         if kind is None or kind not in parsers or value is None or negated:
             continue
         try:
             parsers[kind].parse(value)
         except (TypeError, ValueError):
-            yield f"--config.{path} must be of type {kind.__name__}, got {value!r}"
+            yield places, f"--config.{path} must be of type {kind.__name__}, got {value!r}"
 
 
 def _fill(config: Config, stored: Any, section: str = "") -> Iterator[str]:

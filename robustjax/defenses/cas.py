@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
 from robustjax.ops import (
+    as_floats,
     check_classes,
-    check_floats,
     check_number,
     global_average_pool,
     scale_channels,
@@ -56,7 +56,7 @@ def suppress(
         >>> suppress(jnp.ones((1, 1, 1, 2)), weights, jnp.zeros(2))
         (Array([[[[0., 3.]]]], dtype=float32), Array([[2., 3.]], dtype=float32))
     """
-    check_floats("cas: features", features, least_axes=2)
+    features = as_floats("cas: features", features, least_axes=2)
     channels = features.shape[-1]
     if weights.ndim != 2 or weights.shape[0] != channels or biases.shape != weights.shape[1:]:
         raise InputError(

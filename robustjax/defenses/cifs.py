@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, joint_loss
-from robustjax.ops import check_classes, check_floats, check_number, global_average_pool, scale_channels
+from robustjax.ops import as_floats, check_classes, check_number, global_average_pool, scale_channels
 from robustjax.types import Array, InputError
 
 Importance = Literal["softmax", "sigmoid", "softplus"]
@@ -77,7 +77,7 @@ def importance(
         Array([[3.]], dtype=float32)
     """
 
-    check_floats("cifs: features", features, least_axes=2)
+    features = as_floats("cifs: features", features, least_axes=2)
 
     def score(points: Array) -> Array:
         logits = probe_fn(points)
@@ -153,7 +153,7 @@ def select(
         (Array([[[[0.5, 0.5]]]], dtype=float32), Array([[2., 2., 2.]], dtype=float32))
     """
     _check(importance, top_k, scale, temperature, class_mix)
-    check_floats("cifs: features", features, least_axes=2)
+    features = as_floats("cifs: features", features, least_axes=2)
     source = features if differentiate_mask else jax.lax.stop_gradient(features)
 
     def mask_of(relevance: Array) -> Array:

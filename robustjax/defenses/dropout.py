@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, straight_through
 from robustjax.types import Array, Key
 
 
@@ -36,7 +36,7 @@ def drop(key: Key, activations: Array, *, rate: float) -> Array:
         [0.0, 4.0]
     """
     check_number("dropout: rate", rate, "[0, 1)")
-    check_floats("dropout: activations", activations)
+    activations = as_floats("dropout: activations", activations)
     kept = jax.random.bernoulli(key, 1.0 - rate, activations.shape)
     scaled = activations.astype(jnp.float32) / (1.0 - rate)
     return jnp.where(kept, scaled, 0.0).astype(activations.dtype)

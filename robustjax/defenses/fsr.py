@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode, Views, own_loss
 from robustjax.layers import BatchNorm, conv2d
-from robustjax.ops import check_floats, check_number, global_average_pool, straight_through
+from robustjax.ops import as_floats, check_number, global_average_pool, straight_through
 from robustjax.types import Array, InputError, Key, Term
 
 Parts = Literal["both", "separation", "recalibration"]
@@ -65,7 +65,7 @@ def separate(
     for value in (temperature, backward_temperature):
         if value is not None:
             check_number("fsr: temperature", value, "(0, inf]")
-    check_floats("fsr: features", features)
+    features = as_floats("fsr: features", features)
     _like("scores", scores, "features", features)
     logits = scores.astype(jnp.float32)
     if key is not None:
@@ -102,7 +102,7 @@ def recalibrate(nonrobust: Array, correction: Array, mask: Array) -> Array:
         >>> recalibrate(jnp.array([1.0, 1.0]), jnp.array([4.0, 4.0]), jnp.array([1.0, 0.5]))
         Array([1., 3.], dtype=float32)
     """
-    check_floats("fsr: nonrobust", nonrobust)
+    nonrobust = as_floats("fsr: nonrobust", nonrobust)
     _like("correction", correction, "nonrobust", nonrobust)
     _like("mask", mask, "nonrobust", nonrobust)
     added = (1.0 - mask.astype(jnp.float32)) * correction.astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, straight_through
 from robustjax.types import Array
 
 
@@ -36,7 +36,7 @@ def k_winners(activations: Array, *, fraction: float, by_magnitude: bool = False
         Array([[0., 4., 3., 0.]], dtype=float32)
     """
     check_number("kwta: fraction", fraction, "(0, 1]")
-    check_floats("kwta: activations", activations, least_axes=1)
+    activations = as_floats("kwta: activations", activations, least_axes=1)
     if not activations.size:
         return activations
     maps = activations.reshape(activations.shape[0], -1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import STATISTICS, Defense, Mode
-from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, straight_through
 from robustjax.types import Array, InputError
 
 
@@ -42,7 +42,7 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
                [1.5 , 0.  ]], dtype=float32)
     """
     check_number("meansparse: alpha", alpha, "[0, inf)")
-    check_floats("meansparse: activations", activations, least_axes=1)
+    activations = as_floats("meansparse: activations", activations, least_axes=1)
     channels = list(activations.shape[-1:])
     for name, numbers in (("mean", mean), ("deviation", deviation)):
         if list(jnp.shape(numbers)) != channels:

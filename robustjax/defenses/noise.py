@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, straight_through
 from robustjax.types import Array, Key
 
 
@@ -37,7 +37,7 @@ def perturb(key: Key, activations: Array, *, deviation: float, relative: bool = 
         Array([[0., 0., 0.]], dtype=float32)
     """
     check_number("noise: deviation", deviation, "[0, inf)")
-    check_floats("noise: activations", activations)
+    activations = as_floats("noise: activations", activations)
     values = activations.astype(jnp.float32)
     noise = deviation * jax.random.normal(key, activations.shape, jnp.float32)
     return (values + (noise * values if relative else noise)).astype(activations.dtype)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import check_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, straight_through
 from robustjax.types import Array, InputError, Key
 
 Sampler = Literal["multinomial", "bernoulli"]
@@ -52,7 +52,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
                [0., 0., 0.]], dtype=float32)
     """
     _check(fraction, sampler)
-    check_floats("sap: activations", activations, least_axes=1)
+    activations = as_floats("sap: activations", activations, least_axes=1)
     if not activations.size:
         return activations
     # Kept in its shape, but for multinomial draws: on a CPU XLA does not vectorise flat maps fused with shaped ones.
@@ -96,7 +96,7 @@ def _drawn(key: Key, probabilities: Array, num_draws: int) -> Array:
     waits = jnp.where(drawn, 0.0, first - due)
     more = jax.random.exponential(key_gaps, (max(num_draws - waits.size, 0),), jnp.float32)
     gaps = jnp.concatenate([waits, more])
-    repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size) < _first_beyond(gaps, mean_repeats)))
+    repeats = jnp.sum((gaps > 0) & (jnp.arange(gaps.size, dtype=jnp.int32) < _first_beyond(gaps, mean_repeats)))
 
     missing = num_draws - jnp.sum(drawn) - repeats
     most = min(num_draws, math.ceil(2 * slack))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from robustjax.layers import conv2d
@@ -113,13 +114,13 @@ def create(name: str, *, num_classes: int = 10, defense: Guards | None = None, *
         raise InputError(f"remat must be True or False, got {options['remat']!r}; choose one of the two")
     if defense is not None and not hasattr(defense, "guards"):
         raise InputError(f"defense must be one of defenses.create(...) or None, got {defense!r}; make one")
-    if not isinstance(num_classes, int) or num_classes < 2:
+    if not isinstance(num_classes, Integral) or num_classes < 2:  # of NumPy too, as labels.max() + 1 is
         raise InputError(f"num_classes must be an integer from 2 on, got {num_classes!r}")
     options |= {
         constant: per_channel(constant, options[constant]) for constant in ("mean", "std") if constant in options
     }
-    network = MODELS[name](num_classes=num_classes, **options)
-    return network if defense is None else network.clone(guards=defense.guards(network.sites(), num_classes))
+    network = MODELS[name](num_classes=int(num_classes), **options)
+    return network if defense is None else network.clone(guards=defense.guards(network.sites(), network.num_classes))
 
 
 __all__ = ["NAMES", "Network", "conv2d", "create"]

@@ -225,6 +225,8 @@ def test_devices_share_the_batches_and_change_nothing(key):
     names, done, robust = zip(*seen, strict=True)
     assert names[0] == "apgd-t" and (names[-1], robust[-1]) == ("square", alone.robust.sum())
     assert list(done) == sorted(done) and done[0] >= 0 and done[-1] == 1.0
+    explicit = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))  # the axes that make_mesh makes
+    np.testing.assert_array_equal(attack(batch_size=16, sharding=explicit).images, shared.images)
     with pytest.raises(InputError, match="batch_size must be a multiple of the 4 devices, got 6"):
         attack(batch_size=6, sharding=split)
     with pytest.raises(InputError, match=r"sharding must be a jax\.sharding\.NamedSharding or None, got 'batch'"):

@@ -42,6 +42,11 @@ def test_float64_images_move_by_what_float32_moved_and_stay_in_the_box():
         assert points.dtype == jnp.float64
         exact = np.asarray(given) + (np.asarray(moved, np.float64) - images.astype(np.float64))
         np.testing.assert_array_equal(points, exact)
+        # The gradient is that of a cast, also of pixels at the walls.
+        inner = jnp.array([[0.0, 1.0, 0.25, 1.0]], jnp.float64)
+        walls = jnp.array([[0.0, 1.0, 1.0, 0.0]], jnp.float32)
+        gradient = jax.grad(lambda points: jnp.sum(inputs.in_dtype_of(inner, points, BOX)))(walls)
+        np.testing.assert_array_equal(gradient, np.ones((1, 4), np.float32))
         out = inputs.in_dtype_of(
             given, jnp.asarray(images) + jnp.float32(2.0), ((0.0, 0.0, 0.0, 0.0), (1.0, 0.9, 0.8, 1.0))
         )

@@ -250,6 +250,21 @@ def test_every_misspelt_key_on_the_command_line_is_listed(refused, tmp_path):
         refused(train, [QUICKSTART, *wrong, f"--workdir={tmp_path / 'run'}"], cause)
 
 
+@pytest.mark.parametrize(
+    ("other", "cause"),
+    [
+        ("--config.model.name=resnet81", "command line has 2 problems: --config.foo is unknown"),
+        ("--config.model.name=resnet81", "(nearest: 'resnet18')"),
+        ("--config.attack.epsilon=8", "8/255"),
+        ("--confg.seed=1", "confg"),
+        ("--config=quikstart", "nearest: quickstart"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_told_beside_a_misspelt_key(refused, tmp_path, other, cause):
+    refused(train, [QUICKSTART, "--config.foo=1", other, f"--workdir={tmp_path / 'run'}"], cause)
+
+
 def stored(change):
     """A config.json in which `change` was made."""
     content = config.plain(config.base())

@@ -81,3 +81,16 @@ def test_every_transformation_gives_the_same(expected, name):
             jax.tree.map(np.asarray, result[key]),
             expected[key],
         )
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_arrays_of_numpy_give_what_those_of_jax_give(expected, x64):
+    """Also in float64, as NumPy makes them, and with labels in int64."""
+    given = np.asarray(FEATURES[0], np.float64), np.asarray(OTHERS[0], np.float64), np.asarray(LABELS[0], np.int64)
+    with jax.enable_x64(x64):
+        result = _everything(KEYS[0], *given)
+    assert result["sap"].dtype == (jnp.float64 if x64 else jnp.float32)
+    for name, value in result.items():
+        for leaf, wanted in zip(jax.tree.leaves(value), jax.tree.leaves(expected[name]), strict=True):
+            assert isinstance(leaf, jax.Array) and (x64 or leaf.dtype == wanted.dtype), name
+            np.testing.assert_allclose(leaf, wanted[0], rtol=1e-4, atol=1e-5, err_msg=name)

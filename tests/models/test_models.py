@@ -258,6 +258,11 @@ def test_what_does_not_fit_is_named(arguments, shape, message):
     assert message in str(caught.value)
 
 
+def test_the_number_of_classes_may_be_one_of_numpy():
+    made = models.create("small_cnn", num_classes=np.arange(3).max() + 1)
+    assert made == models.create("small_cnn", num_classes=3) and type(made.num_classes) is int
+
+
 def test_a_guard_at_no_site_is_named():
     network = models.create("small_cnn").clone(guards={"conv3": Double()})
     with pytest.raises(InputError, match=r"no site conv3 .* conv1, conv2, dense"):

@@ -113,7 +113,8 @@ def in_dtype_of(given: Array, points: Array, bounds: geometry.Bounds) -> Array:
     images = given.astype(jnp.float32)
     if jnp.finfo(given.dtype).bits > 32:
         low, high = geometry.walls(bounds, given)
-        return jnp.clip(given + (points - images).astype(given.dtype), low, high)
+        moved = given + (points - images).astype(given.dtype)
+        return straight_through(jnp.clip(moved, low, high), moved)  # a clip's gradient is halved at the walls
     nearest = points.astype(given.dtype)
     constant = jax.lax.stop_gradient(nearest)
     too_far = jnp.abs(constant.astype(jnp.float32) - images) > jnp.abs(jax.lax.stop_gradient(points) - images)
