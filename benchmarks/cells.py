@@ -22,7 +22,7 @@ OBJECTIVES = ("at", "trades", "mart")
 IN_TRAINING = ("cas", "cifs", "fsr", "sns")
 # Switched on for a network that was trained without it.
 AT_EVALUATION = {"sap": "sap:sampler=bernoulli", "meansparse": "meansparse:alpha=0.2"}
-# Of the protocol -> their headings.
+# Attack of the protocol -> its heading in the table.
 ATTACKS = {
     "clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W", "pgd100": "PGD-100", "autoattack": "AutoAttack",
     "transfer": "transfer",
@@ -76,16 +76,16 @@ a schedule does not suit all alike: after 27,000 images 35.9 % of the validation
 (JPEG) is a re-encoding, whose figures are not those of the original files."""
 ABOUT_MNIST = """\
 Four settings are what this small network asks for, by validation images and by cost: CAS and CIFS guard the last
-convolution only (with all layers CAS stayed at 36 % without an attack), FSR's two networks have 16 channels inside
-(the paper's 64 would cost ten times the network that they guard), SNS has weight 1 (with 10, as on the digits,
-training falls to chance), and CAS's auxiliary terms have weight 0.5: with the paper's 2 their loss grows without bound
-in the first epoch of TRADES, MART and two of three seeds of AT, as nothing bounds CAS's factors, with 1 of MART.
-Nothing else was tuned. CAS and CIFS lose accuracy even without an attack. TRADES has the weight of its authors'
-experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no BatchNorm). Its gradients
-mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust under all attacks, where
-AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead likewise. The rows say
-nothing of TRADES and MART as published. `mart_fsr` has not learned the task, as its accuracy without an attack
-shows."""
+convolution only (with all layers CAS stayed at 36 % without an attack), FSR's two networks have 16 channels inside (the
+paper's 64 would cost ten times the network that they guard), SNS has weight 1 (with 10, as on the digits, training
+falls to chance), and CAS's auxiliary terms have weight 0.5: as nothing bounds CAS's factors, with the paper's 2 the
+loss grows without bound in the first epoch of TRADES, of MART and of two of three seeds of AT, and with 1 still in that
+of MART. Nothing else was tuned. CAS and CIFS lose accuracy even without an attack. TRADES has the weight of its
+authors' experiments on MNIST, 1, and the ten steps of all others (they have 40 smaller ones, and no BatchNorm). Its
+gradients mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust under all
+attacks, where AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead likewise.
+The rows say nothing of TRADES and MART as published. `mart_fsr` has not learned the task, as its accuracy without an
+attack shows."""
 ABOUT_FULL = """\
 For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
 their own. Learning rate, schedule and weight decay are the same for all networks, and not each paper's own."""
@@ -261,8 +261,10 @@ class Difference(NamedTuple):
     def outcome(self) -> str:
         """ "gain" or "loss": the side of no difference on which the interval lies, and no seed lies on the other.
 
-        >>> [Difference(0.2, 0.1, 0.3, 99, by_seed).outcome for by_seed in ((0.2,), (0.1, 0.3), (-0.1, 0.5))]
+        >>> [Difference(0.2, 0.1, 0.3, 99, by_seed).outcome for by_seed in ((0.2,), (0.0, 0.4), (-0.1, 0.5))]
         ['gain', 'gain', 'undecided']
+        >>> [Difference(-0.2, -0.3, -0.1, 99, by_seed).outcome for by_seed in ((-0.2,), (0.0, -0.4), (0.1, -0.5))]
+        ['loss', 'loss', 'undecided']
         """
         if self.low > 0 and min(self.by_seed) >= 0:
             return "gain"

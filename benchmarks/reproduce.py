@@ -9,7 +9,8 @@ network trained without it; of the scale full there is one of the best checkpoin
 record, results/table/SCALE/CELL_SEED.json, is written after each of its parts (training, protocol, judge, judge with
 hints), and beside it a card of the network. Cells come in order of value; what has a record is not run again, and what
 was stopped goes on. A network that has a record but no folder is trained once more, and its record stays, where another
-part is missing and for --parts=training. results/TABLE.md is made of the records alone.
+part is missing and for --parts=training. A training that diverges leaves its cell missing: the others go on, and the
+exit status is 1. results/TABLE.md is made of the records, and of results/published.json for what papers report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TABLE.md, of the records that benchmarks/reproduce.py writes; nothing else is read."""
+"""TABLE.md, of the records that benchmarks/reproduce.py writes and of what papers report; nothing else is read."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ interval excludes 0 and no seed has the other sign, and "undecided" elsewhere. A
 networks that were trained, and not over seeds: of one seed nothing tells how another would come out, of several the
 differences by seed do, as far as so few can.
 
-The pictures show what attacks leave, of several seeds the mean, and as dots the worst case of each. Bars reach from
-PGD-20 to the worst case, which has Wilson's interval; the broken line is the worst case without a defense.
+The pictures show the columns clean, PGD-20, AutoAttack and worst case, which has its interval; of several seeds small
+dots are the worst case of each. Bars reach from PGD-20 to the worst case. The dashed line is the baseline's worst case,
+drawn as far from the network's as the last column says: on the seeds, images and parts that both have.
 """
 TITLES = (
     "network", "seeds", "n", *ATTACKS.values(), "judge", "with hints", "worst case", "flags that failed",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cells import Cell, Scale, by_name, read, robust, worst_case
+from cells import Cell, Scale, beyond, by_name, pairs, read, robust, worst_case
 
 from robustjax.runtime import files
 from robustjax.statistics import wilson_interval
@@ -22,6 +22,7 @@ MARKS = {
     "pgd20": {"marker": "o", "color": "C0", "markerfacecolor": "white", "label": "PGD-20"},
     "autoattack": {"marker": "D", "color": "C1", "markersize": 5, "markerfacecolor": "white", "label": "AutoAttack"},
 }
+BASELINE = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
 
 
 def write(results: str | Path, name: str, scale: Scale) -> Path | None:
@@ -41,19 +42,21 @@ def draw(results: str | Path, name: str, scale: Scale) -> Figure | None:
     for cell_name, of_seeds in by_name(scale).items():
         records = [record for cell in of_seeds if worst_case(record := read(results, name, cell)) is not None]
         if records:
-            shown[cell_name] = of_seeds[0], records
+            shown[cell_name] = of_seeds, records
     if not shown:
         return None
     from matplotlib.figure import Figure  # not at the top: it takes a second
 
-    figure = Figure(figsize=(7.5, 0.9 + 0.24 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.1 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
-    rows = _places([cell for cell, _ in shown.values()])
-    for row, (cell, records) in zip(rows, shown.values(), strict=True):
+    rows = _places([of_seeds[0] for of_seeds, _ in shown.values()])
+    for row, (of_seeds, records) in zip(rows, shown.values(), strict=True):
         worst = _row(axis, row, records)
-        if cell.base is None:
-            derived = [place for place, (other, _) in zip(rows, shown.values(), strict=True) if other.base == cell]
-            axis.plot([worst, worst], [row, max([row, *derived]) + 0.4], color="0.4", linewidth=0.8, linestyle="--")
+        # Not the baseline's own dot, which may be of other seeds, images and attacks than those that are compared.
+        difference = beyond(pairs(results, name, of_seeds))
+        if difference is not None:
+            baseline = worst - 100 * difference.value
+            axis.plot([baseline, baseline], [row - 0.5, row + 0.5], label="worst case of its baseline", **BASELINE)
     axis.set_yticks(rows, list(shown), fontsize=8)
     axis.set_ylim(max(rows) + 0.7, -0.7)  # the first row above
     axis.set_xlim(-2, 102)
@@ -63,7 +66,7 @@ def draw(results: str | Path, name: str, scale: Scale) -> Figure | None:
     axis.set_axisbelow(True)
     handles, labels = axis.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -83,9 +86,10 @@ def _row(axis: Any, row: float, records: Sequence[Mapping[str, Any]]) -> float:
         axis.plot(value, row, linestyle="none", zorder=3, **MARKS[attack])
     low, high = wilson_interval(mean / 100 * n, n)
     axis.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.2)
-    axis.plot(mean, row, "o", color="black", markersize=5, label="all attacks together", zorder=4)
+    axis.plot(mean, row, "o", color="black", markersize=5, label="worst case", zorder=4)
     if len(each) > 1:
-        axis.plot(each, [row + 0.33] * len(each), ".", color="black", markersize=3)
+        dots = {"color": "black", "markersize": 3, "label": "worst case of each seed"}
+        axis.plot(each, [row + 0.33] * len(each), ".", **dots)
     return mean
 
 

@@ -106,7 +106,7 @@ ABSTRACTS = {
     ),
     "cas": (
         "suppressing redundant channels makes adversarially trained networks more robust",
-        "it guards the last layers only, and attacks on its heads count, as they do in its paper",
+        "it guards the last layers only, on MNIST with weight 0.5, and attacks on its heads count, as in its paper",
     ),
     "cifs": (
         "selecting channels by their importance makes adversarially trained networks more robust",
@@ -127,12 +127,12 @@ PREFACE = """\
 Differences from the same network without the defense, in points, of all networks above that were attacked in full and
 learned their task: one that is right without an attack on fewer than half as many images as its baseline is left out.
 Where several seeds were trained, a difference is their mean, and says of how many. It is a gain or a loss as in the
-tables, by its 95 % interval (those under attack are above) and the sign of each seed, and otherwise not significant. Of
-twenty comparisons of networks that do not differ about one comes out as a gain or a loss by chance. \\* stands at a
-gain whose network, or a loss whose baseline, failed flags: better attacks may leave less of it. Networks and images of
-the papers are others, most of them larger and harder: what follows is of the networks above, and no measurement of
-those. What the notes above say holds here too: on MNIST CAS, CIFS and FSR are not set as in their papers, and TRADES
-and MART are not as published.
+tables, by its 95 % interval (printed above for those under attack) and the sign of each seed, and otherwise not
+significant. Of twenty comparisons of networks that do not differ about one comes out as a gain or a loss by chance. \\*
+stands at a gain whose network, or a loss whose baseline, has flags that failed: better attacks may leave less of it.
+Networks and images of the papers are others, most of them larger and harder: what follows is of the networks above, and
+no measurement of those. What the notes above say holds here too: on MNIST CAS, CIFS and FSR are not set as in their
+papers, and TRADES and MART are not as published.
 """
 
 

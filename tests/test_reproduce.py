@@ -1,5 +1,6 @@
 """benchmarks/reproduce.py and the modules beside it: the table and the cards are what the records say."""
 
+import doctest
 import importlib
 import json
 import shutil
@@ -32,6 +33,13 @@ def table(cells):
 @pytest.fixture(scope="module")
 def cards(cells):
     return importlib.import_module("table_cards")
+
+
+@pytest.mark.parametrize("name", ["cells", "table", "table_picture", "table_sentences"])
+def test_the_examples_in_docstrings_hold(cells, name):
+    """The suite collects those of the package only."""
+    ran = doctest.testmod(importlib.import_module(name))
+    assert ran.attempted and not ran.failed
 
 
 def record(cells, robust, failed=(), pgd20=None, **verdict):
@@ -73,13 +81,15 @@ def test_the_table_is_what_the_records_say(cells, table, tmp_path):
 def test_sentences_follow_from_the_intervals(cells, table, tmp_path):
     half, more = np.arange(N) < 100, np.arange(N) < 150
     at = record(cells, half, pgd20=half)
-    digits, _ = written(
-        cells, table, tmp_path, at=at, at_cas=record(cells, half[::-1] & more, pgd20=more), at_cifs=record(cells, more)
-    )
-    (cas, cifs) = (line for line in digits.splitlines() if line.startswith("- `at_c"))
+    reversed_, same = record(cells, half[::-1] & more, pgd20=more), record(cells, half, pgd20=more)
+    digits, _ = written(cells, table, tmp_path, at=at, at_cas=reversed_, at_cifs=record(cells, more), at_sns=same)
+    cas, cifs, sns = (line for line in digits.splitlines() if line.startswith("- `at_"))
     assert "CAS (Bai et al. 2021), against `at`, points: +25.0 (+18.7 to +30.8) under PGD-20 (n = 200), -25.0" in cas
     assert cas.endswith("What is gained under PGD-20 becomes a loss against stronger attacks.")
     assert cifs.endswith(", of 1 seed. A gain under PGD-20, and a gain against all attacks together.")
+    # The interval ends far below what was gained under PGD-20, and nothing is added.
+    assert "+0.0 (-1.0 to +1.0) in the worst case" in sns
+    assert sns.endswith("What is gained under PGD-20 is not seen against stronger attacks.")
 
 
 def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(cells, table, tmp_path):
@@ -207,15 +217,19 @@ def test_the_picture_shows_what_the_table_says(cells, tmp_path):
     cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 0), record(cells, half, pgd20=most))
     cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 1), record(cells, most, pgd20=half))
     cells.write(tmp_path, "digits", cells.Cell("at_fsr", "", 0), {"training": {"epochs": 1}})
+    cells.write(tmp_path, "digits", cells.Cell("at", "sap", 0), record(cells, most, pgd20=most, stochastic=True))
     axis = picture.draw(tmp_path, "digits", digits).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["at", "at_cas"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["at", "at_cas", "at_sap"]
     drawn = {}
     for line in axis.lines:
         drawn.setdefault(line.get_label(), []).append((line.get_xdata()[0], line.get_ydata()[0]))
-    assert drawn["all attacks together"] == [(80.0, 0.0), (50.0, 1.0)] and drawn["PGD-20"] == [(80.0, 0.0), (65.0, 1.0)]
-    assert drawn["no attack"] == drawn["AutoAttack"] == [(100.0, 0.0), (100.0, 1.0)]
-    broken = [line for line in axis.lines if line.get_linestyle() == "--"]
-    assert [list(line.get_xdata()) for line in broken] == [[80.0, 80.0]] and broken[0].get_ydata()[1] > 1
+    assert drawn["worst case"] == [(80.0, 0.0), (50.0, 1.0), (100.0, 2.0)]
+    assert drawn["PGD-20"] == [(80.0, 0.0), (65.0, 1.0), (80.0, 2.0)]
+    assert drawn["no attack"] == drawn["AutoAttack"] == [(100.0, 0.0), (100.0, 1.0), (100.0, 2.0)]
+    # As far from the dot as the table says: 30 points, and of SAP, by the verdicts with hints of both, none.
+    dashed = [[line.get_xdata()[0], *line.get_ydata()] for line in axis.lines if line.get_linestyle() == "--"]
+    assert dashed == [pytest.approx([80.0, 0.5, 1.5]), pytest.approx([100.0, 1.5, 2.5])]
+    assert drawn["worst case of each seed"] == [(50.0, 1.33)]
     low, high = (100 * end for end in wilson_interval(100, N))
     assert [low, high] in [pytest.approx(list(line.get_xdata())) for line in axis.lines if len(line.get_xdata()) == 2]
     assert picture.write(tmp_path, "digits", digits).read_bytes().startswith(b"\x89PNG")
