@@ -305,6 +305,12 @@ def test_all_wrong_keys_and_types_of_a_command_line_are_listed_at_once():
     with pytest.raises(InputError, match=r"7 problems: .*; and this$"):
         config.check_overrides(arguments, lambda others: rest.extend(others) or ["and this"])
     assert rest == [arguments[0], *right[2:]]
+    rest.clear()  # a misspelt switch has no value: what follows it is a flag of its own
+    with pytest.raises(InputError, match=r"--config\.data\.flp is unknown"):
+        config.check_overrides(
+            ["train", "--config.data.flp", "--config.seed=2"], lambda others: rest.extend(others) or []
+        )
+    assert rest == ["train", "--config.seed=2"]
 
 
 def test_fractions_on_a_command_line_are_numbers_where_numbers_are_wanted():
