@@ -85,7 +85,8 @@ authors' experiments on MNIST, 1, and the ten steps of all others (they have 40 
 gradients mislead here, as FGSM and the flags show, and with weight 6 even more (seed 0: 33.6 % robust under all
 attacks, where AutoAttack `fast` alone left 67.0 %). MART's, with its authors' weight on CIFAR-10, 5, mislead likewise.
 The rows say nothing of TRADES and MART as published. `mart_fsr` has not learned the task, as its accuracy without an
-attack shows."""
+attack shows. `trades_fsr` diverges in its second epoch (its gradient grows from 33 at step 501 to 1.7e14 at step 507),
+and goes on from the first with half the learning rate, as any that diverges would."""
 ABOUT_FULL = """\
 For a machine with a GPU: the whole test split, and each network's best and last checkpoint (@last), which are rows of
 their own. Learning rate, schedule and weight decay are the same for all networks, and not each paper's own."""
