@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,21 +45,46 @@ NUM_CANDIDATES = 3
 DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU = 512, 64
 
 
-class AutoAttackResult(NamedTuple):
-    """The result of AutoAttack.
+class _Images(NamedTuple):
+    images: np.ndarray
+    robust: np.ndarray
+    by_attack: dict[str, np.ndarray]
+
+
+class AutoAttackResult(_Images):
+    """The result of AutoAttack, which unpacks into ``images, robust, by_attack``.
 
     Attributes:
         images: [N, H, W, C] in the dtype given, adversarial where one was found, else as given.
         robust: bool [N], correctly classified as given, and no attack succeeded.
         by_attack: attack's name -> bool [N], what was robust after it and all before it, in their order.
         acceptance: of a stochastic network, "clean" and "worst_case" (the images of the strongest candidates) ->
-            expected accuracy, that of the majority and that of the worst draw, with intervals; else empty.
+            expected accuracy, that of the majority and that of the worst draw, with intervals; else empty. Not one of
+            the three that unpack.
+
+    Example:
+        >>> images, robust, by_attack = AutoAttackResult(np.zeros((1, 2, 2, 1)), np.array([True]), {})
+        >>> robust
+        array([ True])
     """
 
-    images: np.ndarray
-    robust: np.ndarray
-    by_attack: dict[str, np.ndarray]
-    acceptance: Mapping[str, Acceptance] = MappingProxyType({})
+    acceptance: Mapping[str, Acceptance]
+
+    def __new__(
+        cls,
+        images: np.ndarray,
+        robust: np.ndarray,
+        by_attack: dict[str, np.ndarray],
+        acceptance: Mapping[str, Acceptance] | None = None,
+    ) -> AutoAttackResult:
+        result = super().__new__(cls, images, robust, by_attack)
+        result.acceptance = dict(acceptance or {})
+        return result
+
+    def _replace(self, **fields: Any) -> AutoAttackResult:
+        """As of any named tuple, which by itself knows nothing of ``acceptance``."""
+        acceptance = fields.pop("acceptance", self.acceptance)
+        return AutoAttackResult(*super()._replace(**fields), acceptance)
 
     def __str__(self) -> str:
         """What is left after each attack, in a line."""

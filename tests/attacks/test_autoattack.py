@@ -1,5 +1,7 @@
 """AutoAttack as a whole: closed forms, networks known to be broken, and the driver's bookkeeping."""
 
+import copy
+import pickle
 import threading
 import time
 from functools import partial
@@ -16,7 +18,7 @@ from robustjax.attacks.engine import lanes
 from robustjax.attacks.engine import threads as threads_lib
 from robustjax.attacks.engine import verify as verify_lib
 from robustjax.attacks.engine.candidates import Candidates
-from robustjax.attacks.engine.verify import is_correct, is_valid
+from robustjax.attacks.engine.verify import Acceptance, is_correct, is_valid
 from robustjax.types import InputError
 
 quick = partial(autoattack, batch_size=16)
@@ -170,6 +172,16 @@ def test_in_a_prompt_a_result_is_a_line():
     told = "50.00% of 4 images are robust: 100.00% after apgd-ce, 50.00% after square"
     assert (str(found), repr(found)) == (told, f"<AutoAttackResult: {told}>")
     assert str(found._replace(robust=robust[:0])) == "no image"
+
+
+def test_a_result_unpacks_into_three_and_keeps_its_draws_beside_them():
+    acceptance = {"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5, (0.3, 0.95), (0.1, 0.85))}
+    found = AutoAttackResult(np.zeros((1, 2, 2, 1)), np.array([True]), {"square": np.array([False])}, acceptance)
+    for same in (found, pickle.loads(pickle.dumps(found)), copy.deepcopy(found), found._replace(robust=found.robust)):
+        images, robust, by_attack = same
+        assert (images.shape, robust.tolist(), list(by_attack)) == ((1, 2, 2, 1), [True], ["square"])
+        assert same.acceptance == acceptance
+    assert found._replace(acceptance={}).acceptance == {}
 
 
 def test_misclassified_images_are_not_attacked(key):
