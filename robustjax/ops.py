@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax.types import Array, InputError
 
@@ -152,6 +153,55 @@ def check_classes(name: str, labels: Any, num_examples: int, num_classes: int) -
     least, most = int(values.min()), int(values.max())
     if least < 0 or most >= num_classes:
         raise InputError(f"{wanted}, got {least} to {most}; number the classes from 0")
+
+
+def is_explicit(values: Array) -> bool:
+    """Whether an array's type names mesh axes, as the arrays on the axes that ``jax.make_mesh`` makes do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> shards = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
+        >>> is_explicit(jax.device_put(jnp.zeros(2), shards)), is_explicit(jnp.zeros(2))
+        (True, False)
+    """
+    return AxisType.Explicit in jax.typeof(values).sharding.mesh.axis_types
+
+
+def rowwise(function: Callable[..., Array], *rows: Array) -> Array:
+    """``vmap(function)(*rows)``, also where some are sharded over explicit axes, and others or none within are.
+
+    Args:
+        function: of one row of each; closes over no arrays.
+        rows: of the same length.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rowwise(jnp.add, jnp.array([1, 2]), jnp.array([3, 4]))
+        Array([4, 6], dtype=int32)
+    """
+    explicit = [jax.typeof(each).sharding for each in rows if is_explicit(each)]
+    if not explicit:
+        return jax.vmap(function)(*rows)
+    mesh, spec = explicit[0].mesh, PartitionSpec(explicit[0].spec[0])
+    rows = tuple(jax.sharding.reshard(each, NamedSharding(mesh, spec)) for each in rows)
+    return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)(*rows)
+
+
+def lookup(table: Any, indices: Array) -> Array:
+    """``table[indices]``, also where the indices are sharded over explicit axes, which leave JAX without an answer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> lookup(jnp.array([5, 6, 7]), jnp.array([2, 0]))
+        Array([7, 5], dtype=int32)
+    """
+    table = jnp.asarray(table)
+    if not is_explicit(indices):
+        return table[indices]
+    shards = jax.typeof(indices).sharding
+    rest = (None,) * (table.ndim - 1)
+    return table.at[indices].get(out_sharding=NamedSharding(shards.mesh, PartitionSpec(*shards.spec, *rest)))
 
 
 def global_average_pool(features: Array) -> Array:

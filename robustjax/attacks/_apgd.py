@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from robustjax.attacks.engine.hyperplane import nearest_wrong
 from robustjax.attacks.engine.precision import with_gradients_of
 from robustjax.attacks.engine.search import Problem, Search, likeliest_wrong, network_key, solve
 from robustjax.attacks.eot import expected_gradient_and_outcome, expected_logits_fn
+from robustjax.ops import lookup
 from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
 # What classes the targeted loss aims at: those of the largest logits, or of the nearest linearised boundaries.
@@ -125,9 +127,9 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     project = geometry.get(options.norm).project
     table = schedule(options.norm, options.num_steps)
     row = jnp.minimum(state.count, len(table.radius) - 1)
-    phase_start, in_ball = jnp.asarray(table.phase_start)[row], jnp.asarray(table.in_ball)[row]
-    interval = jnp.asarray(table.interval)[row]
-    radius = problem.epsilon * jnp.asarray(table.radius, jnp.float32)[row]
+    phase_start, in_ball = lookup(table.phase_start, row), lookup(table.in_ball, row)
+    interval = lookup(table.interval, row)
+    radius = problem.epsilon * lookup(jnp.asarray(table.radius, jnp.float32), row)
 
     if options.norm == "l1":
         # A phase starts at the best point of the previous one, projected into its smaller ball.
@@ -157,7 +159,7 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     at_checkpoint = interval > 0
 
     if options.norm == "l1":
-        size = images[0].size
+        size = math.prod(images.shape[1:])
         nonzero = jnp.sum(top_points != images, axis=tuple(range(1, images.ndim)), dtype=jnp.float32)
         reduce = at_checkpoint & (nonzero < L1_SPARSER * state.nonzero)
         shrunk = jnp.clip(step_size / L1_SHRINK, L1_LEAST_STEP * radius, radius)

@@ -149,7 +149,8 @@ def cw(
             return w, state, best, succeeded | success
 
         nothing = weights.value < 0
-        *_, best, succeeded = jax.lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), best, nothing))
+        moments = jax.jit(optimizer.init)(start)  # compiled, zeros like w are sharded as it is, on explicit axes too
+        *_, best, succeeded = jax.lax.fori_loop(0, num_steps, step, (start, moments, best, nothing))
         return weights.after(succeeded), best
 
     # An image that is misclassified as it is cannot be improved on: its distance is 0.

@@ -13,7 +13,7 @@ from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import example_keys, network_key
 from robustjax.attacks.eot import expected_gradient_and_outcome
-from robustjax.ops import in_dtypes_of
+from robustjax.ops import in_dtypes_of, rowwise
 from robustjax.types import Array, InputError, Key, LogitsFn, LossFn
 
 
@@ -116,8 +116,8 @@ def optimized_pgd(
     points = images
     if random_start:
         radius = jnp.zeros(images.shape[:1], images.dtype) + jnp.asarray(epsilon).astype(images.dtype)
-        delta = jax.vmap(lambda key, image, radius: norm_ball.random_start(key, image[None], radius)[0])
-        points = norm_ball.project(images, images + delta(keys, images, radius), epsilon, bounds)
+        draw = lambda key, image, radius: norm_ball.random_start(key, image[None], radius)[0]  # noqa: E731
+        points = norm_ball.project(images, images + rowwise(draw, keys, images, radius), epsilon, bounds)
 
     def step(i: Array, carry: tuple) -> tuple:
         points, state, best = carry
@@ -132,5 +132,6 @@ def optimized_pgd(
             updated, state = in_dtypes_of((points, state), (optax.apply_updates(points, updates), moved))
         return norm_ball.project(images, updated, epsilon, bounds), state, best
 
-    start = (points, optimizer.init(points), Best.none(images))
+    # Compiled, zeros like the points are sharded as they are, on explicit axes too.
+    start = (points, jax.jit(optimizer.init)(points), Best.none(images))
     return given.returned(jax.lax.fori_loop(0, num_steps + 1, step, start)[2].images)

@@ -14,6 +14,7 @@ from robustjax.attacks.engine import inputs
 from robustjax.attacks.engine.best import Best
 from robustjax.attacks.engine.search import Problem, Search, solve
 from robustjax.attacks.eot import expected_outcome
+from robustjax.ops import lookup, rowwise
 from robustjax.types import Array, Key, LogitsFn
 
 # Share of the pixels that a change covers: SHARE at first, halved after each of these numbers of queries.
@@ -76,11 +77,10 @@ def step(options: Options, logits_fn: LogitsFn, key: Key, problem: Problem, stat
     height, width, channels = images.shape[1:]
     sides, which = _sides(options.norm, options.num_queries, height, width)
     row = jnp.clip(state.count - 1, 0, options.num_queries - 1)
-    which = jnp.asarray(which)[row]
-    side = jnp.asarray(sides)[which]
-    uniform = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (5 + channels,), jnp.float32))(
-        problem.keys, state.count
-    )
+    which = lookup(which, row)
+    side = lookup(sides, which)
+    draw = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (5 + channels,), jnp.float32)  # noqa: E731
+    uniform = rowwise(draw, problem.keys, state.count)
     sign = jnp.where(uniform[:, None, None, 5:] < 0.5, -1.0, 1.0)
     window = _Window.place(uniform[:, 0], uniform[:, 1], side, height, width)
     if options.norm == "linf":
@@ -216,7 +216,7 @@ class _Window(NamedTuple):
         right = jnp.clip(columns[None, None, :, None] - self.left, 0, size - 1)
         turned = transposed[:, None, None, None]
         first, second = jnp.where(turned, right, down), jnp.where(turned, down, right)
-        values = jnp.asarray(patterns).ravel()[(which[:, None, None, None] * size + first) * size + second]
+        values = lookup(patterns.ravel(), (which[:, None, None, None] * size + first) * size + second)
         return jnp.where(self.inside, values, 0.0)
 
 

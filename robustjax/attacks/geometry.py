@@ -7,6 +7,7 @@ one number for each channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -244,7 +245,7 @@ def _l1_norm(delta: Array) -> Array:
 
 
 def _dimension(images: Array) -> int:
-    return max(1, images[0].size)
+    return max(1, math.prod(images.shape[1:]))
 
 
 def _at_least_tiny(values: Array) -> Array:

@@ -14,6 +14,7 @@ from robustjax.ops import (
     check_classes,
     check_number,
     global_average_pool,
+    lookup,
     scale_channels,
     straight_through,
 )
@@ -68,7 +69,7 @@ def suppress(
     weights = jnp.asarray(weights).astype(jnp.float32)
     logits = global_average_pool(features) @ weights + biases.astype(jnp.float32)[None, :]
     classes = jnp.argmax(logits, axis=-1) if labels is None else labels
-    columns = weights.T[classes]
+    columns = lookup(weights.T, classes)
     if differentiate_selection and labels is None:
         columns = straight_through(columns, jax.nn.softmax(logits) @ weights.T)
     return scale_channels(features, columns), logits

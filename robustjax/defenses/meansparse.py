@@ -49,8 +49,10 @@ def sparsify(activations: Array, mean: Array, deviation: Array, *, alpha: float)
             raise InputError(f"meansparse: {name} must be {channels}, one a channel, got {list(jnp.shape(numbers))}")
     dtype = activations.dtype if jnp.finfo(activations.dtype).bits > 32 else jnp.float32
     values = activations.astype(dtype)
+    # Added to zeros like the values, which lie where the values do: a selection on explicit axes asks for it.
     mean, deviation = (
-        jnp.broadcast_to(numbers.astype(dtype), activations.shape) for numbers in map(jnp.asarray, (mean, deviation))
+        jnp.zeros_like(values) + jnp.broadcast_to(numbers.astype(dtype), values.shape)
+        for numbers in map(jnp.asarray, (mean, deviation))
     )
     inside = jnp.abs(values - mean) < alpha * deviation
     return jnp.where(inside, mean.astype(activations.dtype), activations)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robustjax.defenses.convention import Defense, Mode
-from robustjax.ops import as_floats, check_number, straight_through
+from robustjax.ops import as_floats, check_number, rowwise, straight_through
 from robustjax.types import Array, InputError, Key
 
 Sampler = Literal["multinomial", "bernoulli"]
@@ -57,7 +57,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
         return activations
     # Kept in its shape, but for multinomial draws: on a CPU XLA does not vectorise flat maps fused with shaped ones.
     maps = jax.lax.stop_gradient(activations).astype(jnp.float32)
-    size = maps[0].size
+    size = math.prod(maps.shape[1:])
     num_draws = max(1, round(fraction * size))
     magnitudes = jnp.abs(maps)
     totals = jnp.sum(magnitudes, axis=tuple(range(1, maps.ndim)), keepdims=True)
@@ -65,7 +65,7 @@ def prune(key: Key, activations: Array, *, fraction: float = 1.0, sampler: Sampl
     kept_probability = -jnp.expm1(num_draws * jnp.log1p(-probabilities))
     if sampler == "multinomial":
         keys = jax.random.split(key, len(maps))
-        kept = jax.vmap(partial(_drawn, num_draws=num_draws))(keys, probabilities.reshape(-1, size))
+        kept = rowwise(partial(_drawn, num_draws=num_draws), keys, probabilities.reshape(-1, size))
         kept = kept.reshape(maps.shape)
     else:
         kept = jax.random.uniform(key, maps.shape, jnp.float32) < kept_probability

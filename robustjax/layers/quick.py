@@ -17,7 +17,7 @@ from jax import core
 from jax.extend.core import JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
-from robustjax.ops import chosen, merged
+from robustjax.ops import chosen, is_explicit, merged
 from robustjax.types import Array
 
 # JAX's primitive -> the quick one, and whether it pays with an equation's parameters.
@@ -43,7 +43,13 @@ def register(
     batching.primitive_batchers[quick] = partial(_batch, slow)
     mlir.register_lowering(quick, mlir.lower_fun(slow.bind, multiple_results=False))
     if on_cpu is not None:
-        mlir.register_lowering(quick, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+
+        def where_it_can(*operands: Array, **params: Any) -> Array:
+            # Shapes of its own making would leave JAX without an answer to where rows lie on explicit axes.
+            function = slow.bind if any(map(is_explicit, operands)) else on_cpu
+            return function(*operands, **params)
+
+        mlir.register_lowering(quick, mlir.lower_fun(where_it_can, multiple_results=False), platform="cpu")
     QUICK[slow] = quick, pays
 
 

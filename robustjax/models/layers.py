@@ -272,9 +272,10 @@ def max_pool(features: Array) -> Array:
     """
     batch, height, width, channels = features.shape
     even = features[:, : height // 2 * 2, : width // 2 * 2]
-    pairs = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    rows = jnp.maximum(pairs[:, :, 0], pairs[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    # One axis is split at a time: of two JAX does not know where the rows of a batch on explicit axes are to lie.
+    pairs = even.reshape(batch, height // 2, 2, width // 2 * 2, channels)
+    pairs = jnp.maximum(pairs[:, :, 0], pairs[:, :, 1]).reshape(batch, height // 2, width // 2, 2, channels)
+    return jnp.maximum(pairs[:, :, :, 0], pairs[:, :, :, 1])
 
 
 def overlapping_max_pool(features: Array) -> Array:

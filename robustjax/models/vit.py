@@ -62,14 +62,16 @@ class VisionTransformer(Network):
     @staticmethod
     def _block(name: str, net: Pass, x: Array) -> Array:
         batch, height, width, channels = x.shape
+        # One axis is merged or split at a time: of two JAX does not know where rows on explicit axes are to lie.
+        line = batch, height * width, channels
         tokens = batch, height * width, net.network.heads, channels // net.network.heads
         normed = net.layer_norm(f"{name}_norm1", x)
         query, key, value = (net.dense(f"{name}_{part}", normed, channels) for part in ("query", "key", "value"))
-        query, key, value = (part.reshape(tokens) for part in (query, key, value))
+        query, key, value = (part.reshape(line).reshape(tokens) for part in (query, key, value))
         # In float32, as jax.nn.dot_product_attention has it, which mixes types that strict promotion keeps apart.
         scores = jnp.einsum("bqhc,bkhc->bhqk", query, key, preferred_element_type=jnp.float32) * tokens[-1] ** -0.5
         mixed = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores).astype(value.dtype), value)
-        x = x + net.dense(f"{name}_mix", mixed.reshape(x.shape), channels)
+        x = x + net.dense(f"{name}_mix", mixed.reshape(line).reshape(x.shape), channels)
         hidden = net.dense(f"{name}_dense1", net.layer_norm(f"{name}_norm2", x), 4 * channels)
         return net.site(name, x + net.dense(f"{name}_dense2", net.act(f"{name}_act", hidden), channels))
 

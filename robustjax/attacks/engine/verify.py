@@ -19,6 +19,7 @@ import numpy as np
 
 from robustjax.attacks import geometry
 from robustjax.attacks.engine.inputs import logits_of
+from robustjax.ops import lookup
 from robustjax.statistics import wilson_interval
 from robustjax.types import Array, ArrayT, Attack, Key, LogitsFn
 
@@ -106,7 +107,7 @@ def exact_share(share: Array, num_draws: int) -> Array:
         Array([ True], dtype=bool)
     """
     shares = jnp.asarray(np.arange(num_draws + 1) / num_draws, share.dtype)
-    return shares[jnp.round(share * num_draws).astype(jnp.int32)]
+    return lookup(shares, jnp.round(share * num_draws).astype(jnp.int32))
 
 
 def verify(
