@@ -120,12 +120,17 @@ def test_the_source_is_that_of_the_whole_package_and_the_commit_that_of_the_chec
         assert digest() != before
         before = digest()
     assert records._commit() is None  # not a checkout
+    record = tmp_path / "results/table.json"
+    record.parent.mkdir()
+    record.write_text("{}")
     for command in (
         ["init", "-q"],
         ["add", "."],
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"],
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{40}", records._commit())
+    record.write_text("[]")
     assert re.fullmatch("[0-9a-f]{40}", records._commit())
     path.write_text("")
     assert records._commit().endswith("+changes")
