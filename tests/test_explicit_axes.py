@@ -47,6 +47,7 @@ ATTACKS = {
     "n_fgsm": partial(attacks.n_fgsm, linear, KEY, epsilon=0.1),
     "cw": partial(attacks.cw, linear, KEY, num_steps=2, num_searches=2),
     "deepfool": partial(attacks.deepfool, linear, KEY, num_steps=2),
+    "hopskipjump": partial(attacks.hopskipjump, linear, KEY, epsilon=0.1, num_steps=1, num_queries=300),
     "multi_targeted": partial(attacks.multi_targeted, linear, KEY, epsilon=0.1, step_size=0.05, num_steps=2),
     "optimized_pgd": partial(
         attacks.optimized_pgd, linear, KEY, epsilon=0.1, optimizer=optax.adam(0.1), num_steps=2

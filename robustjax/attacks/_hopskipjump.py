@@ -260,7 +260,7 @@ class _Search(NamedTuple):
         """The direction into the misclassified side, of any length."""
         points = state.points
         low, high = geometry.walls(self.given.bounds, points)
-        width = jnp.broadcast_to(jnp.mean(jnp.asarray(high - low, points.dtype)), state.distance.shape)
+        width = jnp.zeros_like(state.distance) + jnp.mean(jnp.asarray(high - low, points.dtype))
         least = LEAST_CHANGE * math.sqrt(self.size) * width
         near = jnp.maximum(jnp.where(jnp.isfinite(state.distance), state.distance, 0.0) / self.size, least)
         radius = geometry.per_example(jnp.where(at == 0, FIRST_RADIUS * width, near), points)
