@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import runpy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import table_cards
 from absl import flags
 from cells import AT_EVALUATION, PARTS, SCALES, Cell, Scale, packed
 
-from robustjax import cli, data, evaluation, runs
+from robustjax import build, cli, data, evaluation, runs
 from robustjax.evaluation.protocol import records
 from robustjax.types import InputError
 
@@ -163,14 +163,21 @@ def train(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:
     started = time.perf_counter()
     if not runs.train(config, workdir(name, cell)).complete:
         raise KeyboardInterrupt  # it has saved and goes on when it is started again; half a training is no record
-    lines = (Path(workdir(name, cell)) / "metrics.jsonl").read_text().splitlines()
-    validated = [line for line in map(json.loads, lines) if line["split"] == "validation"]
+    lines = [json.loads(line) for line in (Path(workdir(name, cell)) / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if line["split"] == "validation"]
     return {
+        "rate_factor": rate_factor(config, [line for line in lines if line["split"] == "train"][-1]),
         "epochs": config.train.num_epochs,
         "best_validation_pgd": max(line["pgd_accuracy"] for line in validated),
         "last_validation_pgd": validated[-1]["pgd_accuracy"],
         "trained_here": time.perf_counter() - started,
     }
+
+
+def rate_factor(config: Any, line: Mapping[str, Any]) -> float:
+    """What a run's learning rate was multiplied by, which has been halved wherever its loss was not finite."""
+    schedule = build.optimizer(config, steps_per_epoch=round(line["step"] / line["epoch"]))[1]
+    return round(line["learning_rate"] / float(schedule(line["step"] - 1)), 6)
 
 
 def protocol(name: str, scale: Scale, cell: Cell) -> dict[str, Any]:

@@ -54,24 +54,30 @@ def write_table(results: str | Path, *, published: Path) -> Path:
 
 
 EXPLAINED = """\
-Networks trained alike, alone and with a defense, evaluated by the papers' protocol, by AutoAttack and by adaptive
-attacks. Made by `launch/reproduce.sh` of the records in `table/`, which have one bit for each image and attack; beside
-each record lies a card of the network. A part that was not measured is shown as missing.
+Networks trained by one schedule, alone and with a defense (what had to differ is said above each table), evaluated by
+the papers' protocol, by AutoAttack and by adaptive attacks. A name is how a network was trained, `standard` (natural
+images), `at` (adversarial training, PGD), `trades` or `mart`, and a defense. Made by `launch/reproduce.sh` of the
+records in `table/`, which have one bit for each image and attack; beside each record lies a card of the network. A part
+that was not measured is shown as missing.
 
 Accuracy in per cent; of several seeds the mean, with the standard deviation over the seeds, and their number where it
 is smaller than that of the row. Two figures in the column n are the images of the attacks and those of the verdicts.
-AutoAttack is `fast` (`rand` for SAP). "Transfer" are images that APGD made for the network without the defense. "Judge"
-is `judge` on the network's program alone, "with hints" the same with what the defense declares; flags are those that
-failed in one of these two verdicts, of several seeds in how many. The worst case is over everything in the row, on the
-images of the verdicts, with Wilson's 95 % interval, as of one network on these images; of SAP, whose draws differ from
-attack to attack, it is the verdict with hints alone.
+FGSM, PGD, C&W and AutoAttack attack the network's own logits, as the defense's code computes them. AutoAttack is
+`fast`, which is APGD alone, on the cross-entropy and against four classes (`rand` for SAP). "Transfer" are images that
+APGD made for the network without the defense. "Judge" is [`judge`](../docs/judging.md) on the network's program alone,
+"with hints" the same with what the defense declares; [flags](../docs/flags.md), signs that attacks failed, are those
+that failed in one of these two verdicts, of several seeds in how many. The worst case is over everything in the row, on
+the images of the verdicts, with Wilson's 95 % interval, as of one network on these images; of SAP, whose draws differ
+from attack to attack, it is the verdict with hints alone.
 
 The last column compares the worst case with that of the network of the same seed without the defense, on the images and
-over the parts that both have (of SAP, over the verdicts with hints of both), image by image, with the 95 % interval of
-Agresti and Min (2005); of several seeds it is that of each image's mean over them. It says "gain" or "loss" where the
-interval excludes 0 and no seed has the other sign, and "undecided" elsewhere. All intervals are over images, of the
-networks that were trained, and not over seeds: of one seed nothing tells how another would come out, of several the
-differences by seed do, as far as so few can.
+over the parts that both have (of SAP, over the verdicts with hints of both; transfer images, which a baseline has not,
+count for the network with the defense), image by image, with the 95 % interval of Agresti and Min (2005); of several
+seeds it is that of each image's mean over them. It says "higher" or "lower" where the interval excludes 0 and no seed
+has the other sign, and "undecided" elsewhere. All intervals are over images, of the networks that were trained, and not
+over seeds: of one seed nothing tells how another would come out, of several the differences by seed do, as far as so
+few can. A network that was right on fewer than half as many images as its baseline without an attack has not learned
+its task, and is not compared; nor are two that are both at 0.
 
 The pictures show the columns clean, PGD-20, AutoAttack and worst case, which has its interval; of several seeds small
 dots are the worst case of each. Bars reach from PGD-20 to the worst case. The dashed line is the baseline's worst case,
@@ -79,7 +85,7 @@ drawn as far from the network's as the last column says: on the seeds, images an
 """
 TITLES = (
     "network", "seeds", "n", *ATTACKS.values(), "judge", "with hints", "worst case", "flags that failed",
-    "worst case beyond its baseline",
+    "worst case minus its baseline's",
 )  # fmt: skip
 MISSING = "missing"
 
@@ -110,8 +116,13 @@ def rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
             fields.append("")
         else:
             difference = beyond(pairs(results, name, of_seeds))
-            fewer = _fewer(len(difference.by_seed), len(found)) if difference else ""
-            fields.append(f"{difference.outcome}: {difference}{fewer}" if difference else MISSING)
+            if difference is None:
+                fields.append(MISSING)
+            elif reason := table_sentences.incomparable(results, name, of_seeds):
+                fields.append(f"not compared: {reason}")
+            else:
+                fewer = _fewer(len(difference.by_seed), len(found))
+                fields.append(f"{difference.outcome}: {difference}{fewer}")
         yield f"| {' | '.join(fields)} |"
     if at:
         yield f"\nMeasured at commit {', '.join(sorted(at))}."

@@ -26,6 +26,8 @@ def text(scale: Scale, cell: Cell, record: Mapping[str, Any]) -> str:
         accuracy = record["training"][f"{cell.checkpoint}_validation_pgd"]
         lines.append(f"- checkpoint: the {cell.checkpoint} of {record['training']['epochs']} epochs, "
                      f"{100 * accuracy:.1f} % of the validation images under PGD")  # fmt: skip
+        if (factor := record["training"].get("rate_factor", 1.0)) != 1.0:
+            lines.append(f"- learning rate: {factor:g} of the config's at the end, as training diverged")
     if conditions:
         versions = ", ".join(f"{name} {conditions['versions'][name]}" for name in ("robustjax", "jax", "flax"))
         lines.append(f"- measured with {versions}, commit {', '.join(sorted(commits(record)))}")

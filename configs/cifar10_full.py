@@ -5,7 +5,7 @@ python -m robustjax.train --config=configs/cifar10_full.py:at_cifs --workdir=run
 The name after the colon is an objective ("standard", "at", "trades", "mart") and, after an underscore, a defense that
 takes part in training ("cas", "cifs", "fsr", "sns", "kwta") or nothing. `launch/reproduce.sh --scale=full` trains and
 judges them. `configs/cifar10.py` has what the papers set each by itself; here learning rate, schedule and weight decay
-are the same for all, so that a difference is the defense's.
+are the same for all.
 
 Cost: "at" takes 1.25 PFLOP an epoch, 75 PFLOP in all; what the others add is in `cifar10.py`.
 """

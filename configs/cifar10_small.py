@@ -4,7 +4,7 @@ python -m robustjax.train --config=configs/cifar10_small.py:at_cifs --workdir=ru
 
 The name after the colon is an objective ("standard", "at", "trades", "mart") and, after an underscore, a defense that
 takes part in training ("cas", "cifs", "fsr", "sns", "kwta") or nothing. `launch/reproduce.sh --scale=cifar10` trains
-and judges them. Learning rate, schedule and weight decay are the same for all, so that a difference is the defense's.
+and judges them. Learning rate, schedule and weight decay are the same for all.
 
 Cost: PGD of two steps makes it seven forward passes an image; some 100 images/s a core, so that the five epochs of "at"
 fit into 25 minutes of two cores, and those with a defense take longer by what it adds. `results/TABLE.md` has the pilot

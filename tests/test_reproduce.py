@@ -70,10 +70,10 @@ def test_the_table_is_what_the_records_say(cells, table, tmp_path):
     digits, _ = written(cells, table, tmp_path, at=at, at_cas=cas, at_sns=record(cells, ~first), at_fsr=fsr)
     lines = {line.split("`")[1]: line for line in digits.splitlines() if line.startswith("| `")}
     assert "| 1 of 3 | 200 | 100.0 |" in lines["at"] and "| 50.0 (43.1 to 56.9) | none |  |" in lines["at"]
-    assert "shattered_gradients | gain: +25.0 (+18.7 to +30.8) |" in lines["at_cas"]
+    assert "shattered_gradients | higher: +25.0 (+18.7 to +30.8) |" in lines["at_cas"]
     assert "undecided: +0.0 (-13.8 to +13.8)" in lines["at_sns"]
     # A part that is missing is missing, and counts for neither side of a comparison; what is there is shown.
-    assert "| missing | 100.0 | 100.0 (98.1 to 100.0) | none | gain: +50.0 (+" in lines["at_fsr"]
+    assert "| missing | 100.0 | 100.0 (98.1 to 100.0) | none | higher: +50.0 (+" in lines["at_fsr"]
     assert "mart_fsr" not in lines and "\nMissing: `at_cifs`, `at_sap`, " in digits and "`standard_kwta`.\n" in digits
     assert len({line.count("|") for line in lines.values()}) == 1
 
@@ -84,12 +84,12 @@ def test_sentences_follow_from_the_intervals(cells, table, tmp_path):
     reversed_, same = record(cells, half[::-1] & more, pgd20=more), record(cells, half, pgd20=more)
     digits, _ = written(cells, table, tmp_path, at=at, at_cas=reversed_, at_cifs=record(cells, more), at_sns=same)
     cas, cifs, sns = (line for line in digits.splitlines() if line.startswith("- `at_"))
-    assert "CAS (Bai et al. 2021), against `at`, points: +25.0 (+18.7 to +30.8) under PGD-20 (n = 200), -25.0" in cas
-    assert cas.endswith("What is gained under PGD-20 becomes a loss against stronger attacks.")
-    assert cifs.endswith(", of 1 seed. A gain under PGD-20, and a gain against all attacks together.")
+    assert "CAS (Bai et al. 2021), against `at`, points: +25.0 (+18.7 to +30.8) under PGD-20 (n = 200), +0.0" in cas
+    assert cas.endswith("More robust under PGD-20, less robust in the worst case.")
+    assert cifs.endswith(", of 1 seed. More robust under PGD-20 and in the worst case.")
     # The interval ends far below what was gained under PGD-20, and nothing is added.
     assert "+0.0 (-1.0 to +1.0) in the worst case" in sns
-    assert sns.endswith("What is gained under PGD-20 is not seen against stronger attacks.")
+    assert sns.endswith("What is gained under PGD-20 is not seen in the worst case.")
 
 
 def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(cells, table, tmp_path):
@@ -103,10 +103,8 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
     (cas,) = (line for line in told.splitlines() if line.startswith("- "))  # of CIFS no cell is complete
     assert "CAS (Bai et al. 2021) says that suppressing redundant channels makes" in cas and "mart" not in cas
     assert "without an attack no significant difference on digits (`at_cas` +0.0, `trades_cas` +0.0); " in cas
-    assert "; under PGD-20 a gain on digits (`at_cas` +25.0), no significant difference on digits (`trades_cas`" in cas
-    assert cas.endswith(
-        "; against all attacks together a gain on digits (`trades_cas` +25.0), a loss on digits (`at_cas` -25.0)."
-    )
+    assert "; under PGD-20 higher on digits (`at_cas` +25.0), no significant difference on digits (`trades_cas`" in cas
+    assert cas.endswith("; in the worst case higher on digits (`trades_cas` +25.0), lower on digits (`at_cas` -25.0).")
     assert set(importlib.import_module("table_sentences").ABSTRACTS) == {"sap", "cas", "cifs", "fsr", "sns"}
     untrained = record(cells, more)
     untrained["protocol"]["robust"]["clean"] = cells.packed(np.arange(N) < 99)
@@ -115,6 +113,48 @@ def test_one_sentence_on_each_abstract_has_every_complete_cell_by_its_outcome(ce
     assert "- FSR" not in told and "\nLeft out: `at_fsr` on digits.\n" in told
     (fsr,) = (line for line in digits.splitlines() if line.startswith("- `at_fsr`"))
     assert fsr.endswith("it is right on 49.5 % of the images, its baseline on 100.0 %. This compares no defenses.")
+
+
+def test_networks_that_are_both_at_0_are_not_compared(cells, table, tmp_path):
+    none = record(cells, np.zeros(N, bool), pgd20=np.zeros(N, bool))
+    digits, text = written(cells, table, tmp_path, standard=none, standard_sap=none, at=none, at_cas=none)
+    rows = [line for line in digits.splitlines() if line.startswith(("| `standard_sap`", "| `at_cas`"))]
+    assert len(rows) == 2 and all(row.endswith("| not compared: both at 0 |") for row in rows)
+    told = [line for line in digits.splitlines() if line.startswith("- `")]
+    floor = "of 1 seed. Both are right on fewer than 1 % in the worst case, where nothing can be compared."
+    assert len(told) == 2 and all(line.endswith(floor) for line in told)
+    assert "\nLeft out: `at_cas` on digits, `standard_sap` on digits.\n" in text
+    one = record(cells, np.arange(N) < 2)
+    assert "undecided" in written(cells, table, tmp_path, at_cas=one)[0]  # 1 % is a figure
+
+
+def test_what_seeds_alone_make_is_counted_and_said_of_each_difference_of_one_seed(cells, table, tmp_path):
+    """Two of `at`, 20 points apart in the worst case; `at_cas` of one seed, 10 above its baseline; and 30."""
+    first, second, third, fourth = (record(cells, np.arange(N) < count) for count in (100, 140, 120, 160))
+    for cell, values in {("at", 0): first, ("at", 1): second, ("at_cas", 0): third, ("at_cifs", 0): fourth}.items():
+        cells.write(tmp_path, "digits", cells.Cell(cell[0], "", cell[1]), values)
+    cells.write(tmp_path, "digits", cells.Cell("at", "sap", 0), third)  # the same network, with SAP switched on
+    digits, _ = written(cells, table, tmp_path)
+    cas, cifs, sap = (line for line in digits.splitlines() if line.startswith("- `at_"))
+    assert cas.endswith(" PGD-20 does not show. Two seeds of one baseline differ as much in the worst case.")
+    assert "seeds of one baseline" not in cifs + sap
+    assert (
+        "are higher or lower than each other in 1 of 3 comparisons without an attack, under PGD-20 and in the worst "
+        "case, there by up to 20.0 points." in digits
+    )
+
+
+def test_a_network_that_diverged_is_said_to_have_another_learning_rate(cells, table, cards, tmp_path):
+    half = np.arange(N) < 100
+    slower = record(cells, half)
+    slower["training"]["rate_factor"] = 0.25
+    digits, _ = written(cells, table, tmp_path, at=record(cells, half), at_fsr=slower)
+    assert (
+        "of 1 seed. It diverged, and was trained at 0.25 of its baseline's learning rate from there. No diff" in digits
+    )
+    card = cards.text(cells.SCALES["digits"], cells.Cell("at_fsr", "", 0), slower)
+    assert "- learning rate: 0.25 of the config's at the end, as training diverged\n" in card
+    assert "learning rate" not in cards.text(cells.SCALES["digits"], cells.Cell("at", "", 0), record(cells, half))
 
 
 def test_of_several_seeds_each_figure_says_of_how_many_and_each_difference_has_all(cells, table, tmp_path):
@@ -138,10 +178,10 @@ def test_of_several_seeds_each_figure_says_of_how_many_and_each_difference_has_a
     (told,) = (line for line in digits.splitlines() if line.startswith("- `at_cas`"))
     assert "+15.0 (+11.6 to +18.1; by seed +30.0, +0.0) under PGD-20" in told
     assert told.endswith(
-        ", of 2 seeds. What is gained under PGD-20 is not seen against stronger attacks. A gain as large is inside the "
-        "interval. Seeds differ in sign in the worst case."
+        ", of 2 seeds. What is gained under PGD-20 is not seen in the worst case. A difference as large as under "
+        "PGD-20 is inside the interval of the worst case. Seeds differ in sign in the worst case."
     )
-    assert "; under PGD-20 a gain on digits (`at_cas` +15.0 of 2 seeds); against" in text
+    assert "; under PGD-20 higher on digits (`at_cas` +15.0 of 2 seeds); under AutoAttack" in text
     # A third seed without the protocol is in no figure, and one without verdicts in no difference.
     cells.write(tmp_path, "digits", cells.Cell("at_cas", "", 2), {"judge": first["judge"]})
     assert cas in written(cells, table, tmp_path)[0]
@@ -158,24 +198,30 @@ def test_a_difference_has_the_decimals_that_show_its_sign(cells):
     assert made(-0.02, -0.03, -0.01, -0.04, 0.0) == "-2.0 (-3.0 to -1.0; by seed -4.0, +0.0)"
 
 
-def test_gains_and_losses_that_attacks_which_failed_may_have_made_are_marked(cells, table, tmp_path):
+def test_differences_that_attacks_which_failed_may_have_made_are_marked(cells, table, tmp_path):
     half, more = np.arange(N) < 100, np.arange(N) < 150
     failed = ["more_restarts_help"]
     for own, base, doubtful, mark in (
         (
             record(cells, more, failed),
             record(cells, half),
-            "`at_cas`: better attacks may leave less of this gain.",
+            "`at_cas`: better attacks may leave less of this difference.",
             "+25.0\\*",
         ),
         (
             record(cells, half),
             record(cells, more, failed),
-            "`at`: better attacks may leave less of this loss.",
+            "`at`: better attacks may leave less of this difference.",
             "-25.0\\*",
         ),
         (record(cells, more), record(cells, half, failed), "", "+25.0"),
         (record(cells, half, failed), record(cells, more), "", "-25.0"),
+        (
+            record(cells, half, failed),
+            record(cells, more, failed),
+            "Flags failed on both: better attacks may leave less or more of this difference.",
+            "-25.0\\*",
+        ),
     ):
         digits, text = written(cells, table, tmp_path, at=base, at_cas=own)
         (told,) = (line for line in digits.splitlines() if line.startswith("- `at_cas`"))
@@ -347,7 +393,7 @@ def test_what_papers_report_has_setting_and_source(cells, table):
 def test_where_one_network_has_fewer_images_the_first_ones_are_compared(cells):
     own, base = np.arange(50) < 40, np.arange(N) < 20
     found = cells.beyond([(own, base), (None, base)])
-    assert found.n == 50 and found.value == pytest.approx(0.4) and found.outcome == "gain"
+    assert found.n == 50 and found.value == pytest.approx(0.4) and found.outcome == "higher"
     assert cells.beyond([(None, base)]) is None
 
 
