@@ -213,6 +213,7 @@ def autoattack(
     if not isinstance(sharding, jax.sharding.NamedSharding | None):
         wanted = "a jax.sharding.NamedSharding or None"
         raise InputError(f"sharding must be {wanted}, got {sharding!r}; leave it out for one device")
+    mesh = None
     if sharding is not None:  # jax.make_mesh makes axes explicit, which a network of the user's need not know
         mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
         sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
@@ -233,7 +234,7 @@ def autoattack(
     heavy = sizes_lib.is_heavy(network, images[:1], keys)
     if quicken:
         network = transforms.quicken(network)
-    with threads.set_mesh(sharding):
+    with threads.set_mesh(mesh):
         if sharding is not None:
             everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
             network, coarse, key, keys = jax.device_put((network, coarse, key, keys), everywhere)

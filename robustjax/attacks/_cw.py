@@ -107,9 +107,8 @@ def cw(
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     start = jnp.arctanh((images - middle) / half * (1.0 - INSIDE))
     optimizer = optax.adam(learning_rate)
-    moments = optimizer.init(
-        start
-    )  # not in the loop, where zeros like an array on explicit axes are not sharded as it is
+    # Not in the loop, where zeros like an array from outside, on explicit axes, would not be sharded as it is.
+    moments = optimizer.init(start)
     sign = -1.0 if targeted else 1.0
     key = network_key(key)
     distance = geometry.get("l2").norm

@@ -34,14 +34,14 @@ def _is_set_in_this_thread_alone() -> bool:
     return settings or not jax.sharding.get_abstract_mesh().empty
 
 
-def set_mesh(sharding: jax.sharding.NamedSharding | None) -> contextlib.AbstractContextManager:
-    """The sharding's own mesh, inside a ``jax.set_mesh`` of the caller: JAX refuses arrays on another than is set.
+def set_mesh(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    """The batches' mesh, inside a ``jax.set_mesh`` of the caller: JAX refuses arrays on another than is set.
 
     It holds in this thread alone, which suffices: where a mesh is set there is but one lane. Elsewhere none is set.
     """
-    if sharding is None or jax.sharding.get_abstract_mesh().empty:
+    if mesh is None or jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
-    return jax.set_mesh(sharding.mesh)
+    return jax.set_mesh(mesh)
 
 
 def cores() -> int:
