@@ -169,7 +169,9 @@ def is_explicit(values: Array) -> bool:
 
 
 def rowwise(function: Callable[..., Array], *rows: Array) -> Array:
-    """``vmap(function)(*rows)``, also where some are sharded over explicit axes, and others or none within are.
+    """``vmap(function)(*rows)``, also where the rows of some are sharded over explicit axes, and those of others not.
+
+    All rows are then sharded as those are, so each device computes its own; what is within a row is not sharded.
 
     Args:
         function: of one row of each; closes over no arrays.
@@ -183,13 +185,17 @@ def rowwise(function: Callable[..., Array], *rows: Array) -> Array:
     explicit = [jax.typeof(each).sharding for each in rows if is_explicit(each)]
     if not explicit:
         return jax.vmap(function)(*rows)
-    mesh, spec = explicit[0].mesh, PartitionSpec(explicit[0].spec[0])
+    # Not the first one's: keys, of which every device has all, would have each device compute all rows.
+    mesh = explicit[0].mesh
+    spec = PartitionSpec(next((each.spec[0] for each in explicit if each.spec[0] is not None), None))
     rows = tuple(jax.sharding.reshard(each, NamedSharding(mesh, spec)) for each in rows)
     return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)(*rows)
 
 
 def lookup(table: Any, indices: Array) -> Array:
-    """``table[indices]``, also where the indices are sharded over explicit axes, which leave JAX without an answer.
+    """``table[indices]``, also where the indices, of any axis, are sharded over explicit axes, and the table is not.
+
+    JAX alone leaves to the caller how the result is sharded: here as the indices are.
 
     Example:
         >>> import jax.numpy as jnp

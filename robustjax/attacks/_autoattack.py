@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +47,9 @@ NUM_CANDIDATES = 3
 DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE_ON_CPU = 512, 64
 
 
-class _Images(NamedTuple):
-    images: np.ndarray
-    robust: np.ndarray
-    by_attack: dict[str, np.ndarray]
-
-
-class AutoAttackResult(_Images):
+@partial(jax.tree_util.register_dataclass, data_fields=["images", "robust", "by_attack", "acceptance"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class AutoAttackResult:
     """The result of AutoAttack, which unpacks into ``images, robust, by_attack``.
 
     Attributes:
@@ -68,23 +66,26 @@ class AutoAttackResult(_Images):
         array([ True])
     """
 
-    acceptance: Mapping[str, Acceptance]
+    images: np.ndarray
+    robust: np.ndarray
+    by_attack: dict[str, np.ndarray]
+    acceptance: Mapping[str, Acceptance] = dataclasses.field(default_factory=dict)
 
-    def __new__(
-        cls,
-        images: np.ndarray,
-        robust: np.ndarray,
-        by_attack: dict[str, np.ndarray],
-        acceptance: Mapping[str, Acceptance] | None = None,
-    ) -> AutoAttackResult:
-        result = super().__new__(cls, images, robust, by_attack)
-        result.acceptance = dict(acceptance or {})
-        return result
+    def _three(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        return self.images, self.robust, self.by_attack
 
-    def _replace(self, **fields: Any) -> AutoAttackResult:
-        """As of any named tuple, which by itself knows nothing of ``acceptance``."""
-        acceptance = fields.pop("acceptance", self.acceptance)
-        return AutoAttackResult(*super()._replace(**fields), acceptance)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._three())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._three()[index]
+
+    def __len__(self) -> int:
+        return len(self._three())
+
+    def _replace(self, **fields: Any) -> Self:
+        """With other values in these fields, as of a named tuple."""
+        return dataclasses.replace(self, **fields)
 
     def __str__(self) -> str:
         """What is left after each attack, in a line."""
@@ -167,7 +168,8 @@ def autoattack(
         num_draws: for stochastic networks: fresh draws that decide in the end. A network that is right in 60 % of draws
             is right by majority of 200 draws on 997 of 1000 images, of 20 draws on 755.
         sharding: how the leading axis of a batch is split between devices, which divide batch_size; by default one
-            device does it all. Weights in a ``Partial`` are copied to each.
+            device does it all. Weights in a ``Partial`` are copied to each. The network is called on Auto axes,
+            whatever those of its mesh, or of a mesh that ``jax.set_mesh`` sets, are.
         quicken: run the network by :func:`robustjax.transforms.quicken`: the same outputs and gradients to rounding, in
             less time on a CPU if it is not of this library.
         progress: show a bar with the images left, the accuracy so far and the time to go; or a function that is called
@@ -211,7 +213,8 @@ def autoattack(
     if not isinstance(sharding, jax.sharding.NamedSharding | None):
         wanted = "a jax.sharding.NamedSharding or None"
         raise InputError(f"sharding must be {wanted}, got {sharding!r}; leave it out for one device")
-    if sharding is not None:  # jax.make_mesh makes axes explicit, where lookups by sharded indices are not defined
+    mesh = None
+    if sharding is not None:  # jax.make_mesh makes axes explicit, which a network of the user's need not know
         mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
         sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
     num_devices = 1 if sharding is None else sharding.num_devices
@@ -231,85 +234,85 @@ def autoattack(
     heavy = sizes_lib.is_heavy(network, images[:1], keys)
     if quicken:
         network = transforms.quicken(network)
-    if sharding is not None:
-        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        network, coarse = jax.device_put((network, coarse), everywhere)
-    attacked_fn = network
-    if coarse is not None:
-        attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
-        jax.eval_shape(attacked_fn, images[:1], *keys)  # which checks its outputs
-    num_lanes = threads.most_lanes(batch_size, sharding, least=sizes_lib.SMALLEST_BATCH)
-    sizes = sizes_lib.sizes_of(batch_size // num_lanes, num_devices, heavy=heavy)
-    num_draws = num_draws if eot_samples else 0
-    driver = lanes.Driver(
-        network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
-        attacked_fn,
-    )  # fmt: skip
-    with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
-        as_given = driver.decide(images)
-    num_classes = as_given.logits.shape[1]
-    inputs.labels_in_range(labels, num_classes)
-    for warning in driver.output_warnings(as_given.logits):
-        warnings.warn(warning, stacklevel=2)
-    correct = ~as_given.misclassified
-    targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
-    stages = {name: _stage(name, norm, version, bounds, eot_samples, num_classes - 1) for name in names}
-    candidates = Candidates(images, NUM_CANDIDATES if eot_samples else 1)
-    attacked, nonfinite = correct.copy(), np.zeros(len(images), bool)
-    costs = [stage.passes for stage in stages.values()]
-    most = sum(costs) * int(attacked.sum())
+    with threads.set_mesh(mesh):
+        if sharding is not None:
+            everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+            network, coarse, key, keys = jax.device_put((network, coarse, key, keys), everywhere)
+        attacked_fn = network
+        if coarse is not None:
+            attacked_fn = jax.tree_util.Partial(with_gradients_of, coarse, network)
+            jax.eval_shape(attacked_fn, images[:1], *keys)  # which checks its outputs
+        num_lanes = threads.most_lanes(batch_size, sharding, least=sizes_lib.SMALLEST_BATCH)
+        sizes = sizes_lib.sizes_of(batch_size // num_lanes, num_devices, heavy=heavy)
+        num_draws = num_draws if eot_samples else 0
+        driver = lanes.Driver(
+            network, key, images, labels, epsilon, norm, bounds, eot_samples, num_draws, sizes, num_lanes, sharding,
+            attacked_fn,
+        )  # fmt: skip
+        with inputs.blaming("logits_fn", logits_fn, images[:2], *keys):
+            as_given = driver.decide(images)
+        num_classes = as_given.logits.shape[1]
+        inputs.labels_in_range(labels, num_classes)
+        for warning in driver.output_warnings(as_given.logits):
+            warnings.warn(warning, stacklevel=2)
+        correct = ~as_given.misclassified
+        targets = np.asarray(likeliest_wrong(jnp.asarray(as_given.logits), jnp.asarray(labels), num_classes - 1))
+        stages = {name: _stage(name, norm, version, bounds, eot_samples, num_classes - 1) for name in names}
+        candidates = Candidates(images, NUM_CANDIDATES if eot_samples else 1)
+        attacked, nonfinite = correct.copy(), np.zeros(len(images), bool)
+        costs = [stage.passes for stage in stages.values()]
+        most = sum(costs) * int(attacked.sum())
 
-    def left(count: int) -> str:
-        return f"{count} images left, accuracy {count / len(images):.2%}"
+        def left(count: int) -> str:
+            return f"{count} images left, accuracy {count / len(images):.2%}"
 
-    with (
-        inputs.blaming("logits_fn", logits_fn, images[:2], *keys),
-        threads.Background() as background,
-        Progress("autoattack", total=most, counted=False, shown=progress is True) as bar,
-    ):
-        bar.update(0, left(int(attacked.sum())))
-        for i, (name, stage) in enumerate(stages.items()):
-            later = sum(costs[i + 1 :])
-            # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
-            if i == 1 and num_lanes > 1 and attacked.any() and not sizes.any_size:
-                for coming in list(stages.values())[2:]:
-                    background.begin(driver.compile, coming, targets, int(attacked.sum()))
-            rows = np.flatnonzero(attacked)
-            steps_left = len(rows) * stage.num_runs * stage.search.num_steps
-            attack = driver.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, rows)
-            with closing(attack):
-                for report in attack:
-                    background.check()
-                    candidates.add(name, report.indices, report.points, report.share, report.loss)
-                    attacked[report.indices[report.share >= 1.0]] = False
-                    nonfinite[report.indices] |= report.nonfinite
-                    steps_left -= report.steps
-                    count = int(attacked.sum())
-                    work = steps_left * stage.cost + later * count
-                    bar.update(most - work, left(count), title=name)
-                    if callable(progress):
-                        progress(name, 1.0 - work / most, count)
-        if eot_samples:
-            candidates.choose(lambda points: driver.decide(points, "choose").share)
-        # From the last attack to the first: what is robust after all attacks was robust before.
-        robust, by_attack, worst = np.zeros(len(images), bool), {}, as_given.share
-        strongest = candidates.strongest()
-        for i, name in reversed(list(enumerate(stages))):
-            found = candidates.strongest(list(stages)[: i + 1])
-            share = driver.decide(found.points).share if eot_samples else found.share
-            worst = share if not by_attack else worst
-            robust = robust | (correct & ~is_misclassified(share))
-            by_attack[name] = robust
-        by_attack = dict(reversed(by_attack.items()))
-        robust = by_attack[names[-1]]
-        bar.say(f"autoattack: {left(int(robust.sum()))}")
-    if nonfinite.any():
-        warnings.warn(not_finite(int(nonfinite.sum()), len(images), "adversarial images"), stacklevel=2)
-    adversarial = np.where((correct & ~robust)[:, None, None, None], strongest.points, images)
-    acceptance = {"clean": as_given.share, "worst_case": worst} if eot_samples else {}
-    return AutoAttackResult(
-        adversarial, robust, by_attack, {name: Acceptance.of(share, num_draws) for name, share in acceptance.items()}
-    )
+        with (
+            inputs.blaming("logits_fn", logits_fn, images[:2], *keys),
+            threads.Background() as background,
+            Progress("autoattack", total=most, counted=False, shown=progress is True) as bar,
+        ):
+            bar.update(0, left(int(attacked.sum())))
+            for i, (name, stage) in enumerate(stages.items()):
+                later = sum(costs[i + 1 :])
+                # Most of what the first attack leaves stays to the end, so now the size of later batches is known.
+                if i == 1 and num_lanes > 1 and attacked.any() and not sizes.any_size:
+                    for coming in list(stages.values())[2:]:
+                        background.begin(driver.compile, coming, targets, int(attacked.sum()))
+                rows = np.flatnonzero(attacked)
+                steps_left = len(rows) * stage.num_runs * stage.search.num_steps
+                attack = driver.attack(stage, jax.random.fold_in(key, ATTACKS.index(name)), targets, rows)
+                with closing(attack):
+                    for report in attack:
+                        background.check()
+                        candidates.add(name, report.indices, report.points, report.share, report.loss)
+                        attacked[report.indices[report.share >= 1.0]] = False
+                        nonfinite[report.indices] |= report.nonfinite
+                        steps_left -= report.steps
+                        count = int(attacked.sum())
+                        work = steps_left * stage.cost + later * count
+                        bar.update(most - work, left(count), title=name)
+                        if callable(progress):
+                            progress(name, 1.0 - work / most, count)
+            if eot_samples:
+                candidates.choose(lambda points: driver.decide(points, "choose").share)
+            # From the last attack to the first: what is robust after all attacks was robust before.
+            robust, by_attack, worst = np.zeros(len(images), bool), {}, as_given.share
+            strongest = candidates.strongest()
+            for i, name in reversed(list(enumerate(stages))):
+                found = candidates.strongest(list(stages)[: i + 1])
+                share = driver.decide(found.points).share if eot_samples else found.share
+                worst = share if not by_attack else worst
+                robust = robust | (correct & ~is_misclassified(share))
+                by_attack[name] = robust
+            by_attack = dict(reversed(by_attack.items()))
+            robust = by_attack[names[-1]]
+            bar.say(f"autoattack: {left(int(robust.sum()))}")
+        if nonfinite.any():
+            warnings.warn(not_finite(int(nonfinite.sum()), len(images), "adversarial images"), stacklevel=2)
+        adversarial = np.where((correct & ~robust)[:, None, None, None], strongest.points, images)
+        shares = {"clean": as_given.share, "worst_case": worst} if eot_samples else {}
+        acceptance = {name: Acceptance.of(share, num_draws) for name, share in shares.items()}
+        return AutoAttackResult(adversarial, robust, by_attack, acceptance)
 
 
 def default_batch_size() -> int:

@@ -107,6 +107,8 @@ def cw(
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     start = jnp.arctanh((images - middle) / half * (1.0 - INSIDE))
     optimizer = optax.adam(learning_rate)
+    # Not in the loop, where zeros like an array from outside, on explicit axes, would not be sharded as it is.
+    moments = optimizer.init(start)
     sign = -1.0 if targeted else 1.0
     key = network_key(key)
     distance = geometry.get("l2").norm
@@ -149,7 +151,6 @@ def cw(
             return w, state, best, succeeded | success
 
         nothing = weights.value < 0
-        moments = jax.jit(optimizer.init)(start)  # compiled, zeros like w are sharded as it is, on explicit axes too
         *_, best, succeeded = jax.lax.fori_loop(0, num_steps, step, (start, moments, best, nothing))
         return weights.after(succeeded), best
 

@@ -132,6 +132,5 @@ def optimized_pgd(
             updated, state = in_dtypes_of((points, state), (optax.apply_updates(points, updates), moved))
         return norm_ball.project(images, updated, epsilon, bounds), state, best
 
-    # Compiled, zeros like the points are sharded as they are, on explicit axes too.
-    start = (points, jax.jit(optimizer.init)(points), Best.none(images))
+    start = (points, optimizer.init(points), Best.none(images))
     return given.returned(jax.lax.fori_loop(0, num_steps + 1, step, start)[2].images)

@@ -177,11 +177,21 @@ def test_in_a_prompt_a_result_is_a_line():
 def test_a_result_unpacks_into_three_and_keeps_its_draws_beside_them():
     acceptance = {"clean": Acceptance(20, 0.7, (0.2, 0.9), 0.75, 0.5, (0.3, 0.95), (0.1, 0.85))}
     found = AutoAttackResult(np.zeros((1, 2, 2, 1)), np.array([True]), {"square": np.array([False])}, acceptance)
-    for same in (found, pickle.loads(pickle.dumps(found)), copy.deepcopy(found), found._replace(robust=found.robust)):
+    copies = [found, pickle.loads(pickle.dumps(found)), copy.copy(found), copy.deepcopy(found)]
+    copies += [found._replace(robust=found.robust), jax.device_get(found), jax.tree.map(np.copy, found)]
+    if hasattr(copy, "replace"):  # Python 3.13
+        copies.append(copy.replace(found, robust=found.robust))
+    for same in copies:
         images, robust, by_attack = same
+        assert len(same) == 3 and same[2] is by_attack and same[-2] is robust
         assert (images.shape, robust.tolist(), list(by_attack)) == ((1, 2, 2, 1), [True], ["square"])
         assert same.acceptance == acceptance
     assert found._replace(acceptance={}).acceptance == {}
+
+    class Named(AutoAttackResult):
+        pass
+
+    assert type(Named(*found, acceptance)._replace(robust=found.robust)) is Named
 
 
 def test_misclassified_images_are_not_attacked(key):
@@ -243,6 +253,29 @@ def test_devices_share_the_batches_and_change_nothing(key):
         attack(batch_size=6, sharding=split)
     with pytest.raises(InputError, match=r"sharding must be a jax\.sharding\.NamedSharding or None, got 'batch'"):
         attack(batch_size=4, sharding="batch")
+
+
+def test_a_mesh_that_is_set_around_the_call_changes_nothing(key):
+    """Its Explicit axes are not those on which the batches are, and neither key nor weights stay on them."""
+    smooth = lambda hidden, images: jnp.tanh(images.reshape(len(images), -1) @ hidden) @ toys.READOUT  # noqa: E731
+    labels = np.argmax(toys.smooth(toys.IMAGES), axis=1)
+
+    def attack(**options):
+        return autoattack(
+            jax.tree_util.Partial(smooth, toys.HIDDEN + 0.0), jax.random.fold_in(key, 0), toys.IMAGES, labels,
+            epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=16, **options,
+        )  # fmt: skip
+
+    mesh = jax.make_mesh((4,), ("data",))
+    outside = attack()
+    with jax.set_mesh(mesh):
+        for sharding in (None, NamedSharding(mesh, PartitionSpec("data"))):
+            inside = attack(sharding=sharding)
+            np.testing.assert_allclose(inside.images, outside.images, atol=1e-5)
+        coarse = jax.tree_util.Partial(smooth, toys.HIDDEN + 0.0)
+        np.testing.assert_array_equal(attack(sharding=sharding, bfloat16_fn=coarse).robust, outside.robust)
+        assert jax.sharding.get_abstract_mesh().axis_types == (AxisType.Explicit,)
+    assert 0 < outside.robust.sum() < 16
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from robustjax.types import Array
 
@@ -27,7 +30,7 @@ class Best(NamedTuple):
     @classmethod
     def none(cls, images: Array) -> Best:
         """A start value that any image is stronger than."""
-        per_example = jnp.zeros_like(images[(slice(None),) + (0,) * (images.ndim - 1)], dtype=jnp.float32)
+        per_example = zeros(images, jnp.float32)
         return cls(images, jnp.full_like(per_example, -1.0), jnp.full_like(per_example, -jnp.inf))
 
     def or_better(self, images: Array, share: Array, loss: Array) -> Best:
@@ -39,3 +42,17 @@ class Best(NamedTuple):
             jnp.where(better, share, self.share),
             jnp.where(better, loss, self.loss),
         )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def zeros(images: Array, dtype: DTypeLike) -> Array:
+    """A zero for each example [B], which varies over the axes that the images vary over under ``shard_map``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zeros(jnp.ones((2, 3, 3, 1)), jnp.int32)
+        Array([0, 0], dtype=int32)
+    """
+    # A sum, which XLA folds: JAX takes no slice of an image whose height or width is sharded over explicit axes.
+    # Compiled: in a loop, zeros like an array from outside would not be sharded as it is.
+    return jnp.sum(jnp.zeros_like(images, dtype=dtype), axis=tuple(range(1, images.ndim)), dtype=dtype)

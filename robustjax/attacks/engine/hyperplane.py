@@ -155,7 +155,8 @@ def dual_norm(normals: Array, *, norm: str) -> Array:
 def _plane(values: Array, pullback: Callable, labels: Array, targets: Array) -> tuple[Array, Array]:
     num_classes = values.shape[-1]
     target, label = (jax.nn.one_hot(classes, num_classes, dtype=values.dtype) for classes in (targets, labels))
-    (normals,) = pullback(target - label)
+    # Zeros of the values' own: on explicit axes a cotangent is sharded as these are, whether or not the labels are.
+    (normals,) = pullback(jnp.zeros_like(values) + (target - label))
     lead = _gain(values, labels, targets)
     finite = jnp.isfinite(lead)
     usable = jnp.isfinite(normals) & finite.reshape(finite.shape + (1,) * (normals.ndim - 1))

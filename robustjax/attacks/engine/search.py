@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from robustjax.attacks.engine.best import Best
+from robustjax.attacks.engine.best import Best, zeros
+from robustjax.ops import is_explicit, rowwise
 from robustjax.types import Array, Key, LogitsFn
 
 
@@ -63,17 +65,14 @@ def problem(
     key: Key, images: Array, labels: Array, targets: Array, epsilon: Array | float, restart: Array | int = 0
 ) -> Problem:
     """A problem from what attacks are given: key, epsilon and restart are one for all, or one for each example."""
-    first = images[(slice(None),) + (0,) * (images.ndim - 1)]
     epsilon = jnp.asarray(epsilon).astype(images.dtype)
-    # Adding zeros of the images' own keeps the axes that they vary over under shard_map.
-    zeros = jnp.zeros_like(first)
     return Problem(
         example_keys(key, images),
         images,
         labels,
         targets,
-        zeros + epsilon,
-        zeros.astype(jnp.int32) + jnp.asarray(restart).astype(jnp.int32),
+        zeros(images, images.dtype) + epsilon,
+        zeros(images, jnp.int32) + jnp.asarray(restart).astype(jnp.int32),
     )
 
 
@@ -86,7 +85,16 @@ def example_keys(key: Key, images: Array) -> Key:
 
 def network_key(key: Key) -> Key:
     """The one key for a network's own randomness, which is drawn for a batch as a whole."""
-    return jax.random.fold_in(key if key.ndim == 0 else key[0], 0x6E6574)
+    return jax.random.fold_in(first_key(key), 0x6E6574)
+
+
+def first_key(key: Key) -> Key:
+    """The given key; the first one of a key for each example."""
+    if key.ndim == 0:
+        return key
+    if is_explicit(key):  # JAX takes no row of what is sharded over explicit axes
+        key = jax.sharding.reshard(key, NamedSharding(jax.typeof(key).sharding.mesh, PartitionSpec()))
+    return key[0]
 
 
 def advance(search: Search, logits_fn: LogitsFn, key: Key, problem: Problem, state: Any, num_steps: int | Array) -> Any:
@@ -148,7 +156,7 @@ def solve(
 
 def run_keys(keys: Key, run: Array) -> Key:
     """The keys of a run: of examples [B], for a run's number or one per example."""
-    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(run, keys.shape))
+    return rowwise(jax.random.fold_in, keys, jnp.broadcast_to(run, keys.shape))
 
 
 @functools.partial(jax.jit, static_argnums=2)

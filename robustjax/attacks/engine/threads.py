@@ -7,6 +7,7 @@ which alone decides on the number of lanes, returns 1. With one lane no thread i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -31,6 +32,16 @@ def _is_set_in_this_thread_alone() -> bool:
     """Whether jax is set by ``with``, as to a precision or a mesh: other threads would compute something else."""
     settings = any(getattr(jax.config, name, value) != value for name, value in jax.config.values.items())
     return settings or not jax.sharding.get_abstract_mesh().empty
+
+
+def set_mesh(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    """The batches' mesh, inside a ``jax.set_mesh`` of the caller: JAX refuses arrays on another than is set.
+
+    It holds in this thread alone, which suffices: where a mesh is set there is but one lane. Elsewhere none is set.
+    """
+    if mesh is None or jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
 
 
 def cores() -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from robustjax.attacks import geometry, losses
+from robustjax.attacks.engine.search import first_key
 from robustjax.transforms._torch import is_torch_module
 from robustjax.types import AnyArray, Array, InputError, Key, LogitsFn, LossFn
 
@@ -296,7 +297,7 @@ def check_outputs(
         outputs = logits_fn(points, *keys)
         return outputs, (logits_of(outputs, num_examples) if library_loss else loss(outputs, labels))
 
-    draw = (key if key.ndim == 0 else key[0],) if eot_samples else ()
+    draw = (first_key(key),) if eot_samples else ()
     check_network(logits_fn, images, draw, eot_samples)
     outputs, value = jax.eval_shape(evaluate, images, *draw)
     if not library_loss and getattr(value, "shape", None) != (num_examples,):
