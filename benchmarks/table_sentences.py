@@ -49,7 +49,7 @@ FLOOR = 0.01
 
 def of_rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
     """What each row with a defense supports, of those that are complete."""
-    lines = []
+    lines, between_seeds = [], _between_seeds(results, name, scale)
     for cell_name, of_seeds in by_name(scale).items():
         whole = _attacked_in_full(results, name, of_seeds)
         differences = {attack: beyond(pairs(results, name, whole, attack)) for attack in COMPARED}
@@ -61,16 +61,22 @@ def of_rows(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
         told = [f"{each} {COMPARED[attack]} (n = {each.n:,})" for attack, each in shown.items()]
         lines.append(
             f"- `{cell_name}`, {PAPERS[cell.defense]}, against `{cell.base.name}`, points: {', '.join(told)}, of "
-            f"{seeds(len(whole))}. " + " ".join(_supported(results, name, scale, whole, shown["pgd20"], shown[None]))
+            f"{seeds(len(whole))}. "
+            + " ".join(_supported(results, name, whole, shown["pgd20"], shown[None], between_seeds))
         )
     if lines:
         yield "What each row supports, of these networks:\n"
         yield from lines
-        yield from _of_seeds_alone(results, name, scale)
+        yield from _of_seeds_alone(between_seeds)
 
 
 def _supported(
-    results: str | Path, name: str, scale: Scale, whole: Sequence[Cell], usual: Difference, worst: Difference
+    results: str | Path,
+    name: str,
+    whole: Sequence[Cell],
+    usual: Difference,
+    worst: Difference,
+    between_seeds: Mapping[str | None, Sequence[Difference]],
 ) -> Iterator[str]:
     """The sentences that follow from a row's two differences, and what makes them less certain."""
     own, base = _accuracies(pairs(results, name, whole, "clean"))
@@ -85,7 +91,7 @@ def _supported(
         return
     slower = sorted({_rate(read(results, name, cell)) for cell in whole} - {1.0})
     if slower:
-        yield f"It diverged, and was trained at {slower[0]:g} of its baseline's learning rate from there."
+        yield f"It diverged, and was trained at {slower[0]:g} of the config's learning rate from there."
     yield SUPPORTED[usual.outcome, worst.outcome]
     if worst.outcome == "undecided" != usual.outcome and worst.low <= usual.value <= worst.high:
         yield "A difference as large as under PGD-20 is inside the interval of the worst case."
@@ -93,11 +99,10 @@ def _supported(
     if where:
         yield f"Seeds differ in sign {' and '.join(where)}."
     if len(whole) == 1 and not whole[0].switched_on:
-        widest = {attack: _widest(found) for attack, found in _between_seeds(results, name, scale).items()}
         within = [
             COMPARED[attack]
             for attack, each in (("pgd20", usual), (None, worst))
-            if each.outcome != "undecided" and abs(each.value) <= widest.get(attack, 0.0)
+            if each.outcome != "undecided" and abs(each.value) <= _widest(between_seeds.get(attack, ()))
         ]
         if within:
             yield f"Two seeds of one baseline differ as much {' and '.join(within)}."
@@ -131,9 +136,8 @@ def _widest(differences: Sequence[Difference]) -> float:
     return max((abs(each.value) for each in differences), default=0.0)
 
 
-def _of_seeds_alone(results: str | Path, name: str, scale: Scale) -> Iterator[str]:
+def _of_seeds_alone(found: Mapping[str | None, Sequence[Difference]]) -> Iterator[str]:
     """How often networks that differ in seed alone come out as higher or lower, which is what one seed is worth."""
-    found = _between_seeds(results, name, scale)
     every = [each for differences in found.values() for each in differences]
     if every:
         apart = sum(each.outcome != "undecided" for each in every)

@@ -149,9 +149,7 @@ def test_a_network_that_diverged_is_said_to_have_another_learning_rate(cells, ta
     slower = record(cells, half)
     slower["training"]["rate_factor"] = 0.25
     digits, _ = written(cells, table, tmp_path, at=record(cells, half), at_fsr=slower)
-    assert (
-        "of 1 seed. It diverged, and was trained at 0.25 of its baseline's learning rate from there. No diff" in digits
-    )
+    assert "of 1 seed. It diverged, and was trained at 0.25 of the config's learning rate from there. No diff" in digits
     card = cards.text(cells.SCALES["digits"], cells.Cell("at_fsr", "", 0), slower)
     assert "- learning rate: 0.25 of the config's at the end, as training diverged\n" in card
     assert "learning rate" not in cards.text(cells.SCALES["digits"], cells.Cell("at", "", 0), record(cells, half))
