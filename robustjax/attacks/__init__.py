@@ -7,7 +7,8 @@ for :func:`optimized_pgd`.
 
 from robustjax.attacks import eot, geometry, losses
 from robustjax.attacks._apgd import apgd
-from robustjax.attacks._autoattack import AutoAttackResult, autoattack
+from robustjax.attacks._autoattack import autoattack
+from robustjax.attacks._autoattack_result import AutoAttackResult
 from robustjax.attacks._cw import cw
 from robustjax.attacks._deepfool import deepfool
 from robustjax.attacks._fab import fab
